@@ -200,13 +200,55 @@ _KNOWN: WeakKeyDictionary[nn.Module, tuple[str | None, tuple[Structure, ...], Ke
 
 @dataclass(eq=False)
 class _Layers:
-    """What the layers gave so far."""
+    """What the layers of one call of an encoder gave so far; ``m`` is a method.
 
-    local: dict[str, list[Tensor]] = field(default_factory=dict)
-    rollout: dict[str, list[Tensor]] = field(default_factory=dict)
-    rows: dict[str, list[Tensor]] = field(default_factory=dict)
-    exponents: dict[str, list[Tensor]] = field(default_factory=dict)
-    previous: dict[str, Tensor] = field(default_factory=dict)
+    Attributes:
+        settings: what is computed.
+        readout: which row is read.
+        depth: how many layers there are.
+        keep_maps: whether every layer's maps and rollouts are kept.
+        local: method -> (b, l, q, k), filled layer by layer.
+        rollout: method -> (b, l, q, k), filled layer by layer.
+        rows: (b, m, k) for each layer.
+        exponents: (m, b) for each layer.
+        previous: (m, b, q, k) the last layer's rollouts.
+    """
+
+    settings: Settings
+    readout: str
+    depth: int
+    keep_maps: bool
+    local: dict[str, Tensor] = field(default_factory=dict)
+    rollout: dict[str, Tensor] = field(default_factory=dict)
+    rows: list[Tensor] = field(default_factory=list)
+    exponents: list[Tensor] = field(default_factory=list)
+    previous: Tensor | None = None
+    _maps: Tensor | None = None
+
+    def add(self, done: LayerDone, kernel: Callable[..., Tensor]) -> None:
+        """Take one layer more: its maps, one step of the rollout, the row that is read."""
+        inputs = layer_inputs(done.layer, done.activations, done.weights)
+        methods, (b, s) = self.settings.methods, done.mask.shape
+        if self._maps is None:
+            # The same memory for every layer: fresh pages would cost more than what is computed in them.
+            self._maps = inputs.attention.new_empty(len(methods), b, s, s)
+        local_maps(*inputs, done.mask, methods, kernel, out=self._maps)
+        step = normalize_rows(self._maps) if self.settings.normalize else self._maps
+        below = None if self.previous is None else self.previous.flatten(0, 1)
+        rolled, exponent = rollout_step(step.flatten(0, 1), below)
+        self.previous = rolled.view_as(step)
+        self.exponents.append(exponent.view(len(methods), b))
+        self.rows.append(readout_row(self.previous.transpose(0, 1), done.mask, self.readout))
+        if self.keep_maps:
+            self._keep(self.local, self._maps, done.place)
+            self._keep(self.rollout, self.previous, done.place)
+
+    def _keep(self, kept: dict[str, Tensor], maps: Tensor, place: int) -> None:
+        _, b, s, _ = maps.shape
+        for method, one in zip(self.settings.methods, maps, strict=True):
+            if method not in kept:
+                kept[method] = one.new_empty(b, self.depth, s, s)
+            kept[method][:, place] = one
 
 
 def attribute(
@@ -342,17 +384,19 @@ def _record(
                 "special_tokens_mask in the inputs (tokenizer(..., return_special_tokens_mask=True))."
             )
         counted = mask & ~special.bool().to(mask.device)
-    rows = {method: torch.stack(parts, 1) for method, parts in layers.rows.items()}
+    methods = settings.methods
+    rows = torch.stack(layers.rows, 2)
+    correlation = spearman(rows, saliency[:, None, None], counted[:, None, None])
+    if layers.previous is None:
+        raise AssertionError("an encoder without layers is refused when its structure is found")
     return Attributions(
-        local={method: torch.stack(parts, 1) for method, parts in layers.local.items()},
-        rollout={method: torch.stack(parts, 1) for method, parts in layers.rollout.items()},
-        log_scale={method: log_scale(torch.stack(parts, 1)) for method, parts in layers.exponents.items()},
-        rows=rows,
-        last=layers.previous,
+        local=layers.local,
+        rollout=layers.rollout,
+        log_scale=dict(zip(methods, log_scale(torch.stack(layers.exponents, 2)), strict=True)),
+        rows={method: row.contiguous() for method, row in zip(methods, rows.unbind(1), strict=True)},
+        last={method: last.clone() for method, last in zip(methods, layers.previous, strict=True)},
         saliency=saliency,
-        correlation={
-            method: spearman(row, saliency.unsqueeze(1), counted.unsqueeze(1)) for method, row in rows.items()
-        },
+        correlation=dict(zip(methods, correlation.unbind(1), strict=True)),
         attention_mask=mask,
         predicted=logits.argmax(1) if logits.dim() == 2 else logits.flatten(1).argmax(1),
         logits=logits,
@@ -390,22 +434,13 @@ def _forward_and_backward(reader: Reader, batch: Mapping[str, Any], settings: Se
     if way is None:
         raise ModelCallError(f"{type(reader.model).__name__} gives no logits for the probe.\n{ADVICE}")
     _refuse_unused_mask(way, batch)
-    collected = [_Layers() for _ in reader.structures]
-    readouts = [effective_readout(structure, settings.readout) for structure in reader.structures]
+    collected = [
+        _Layers(settings, effective_readout(structure, settings.readout), len(structure.layers), keep_maps)
+        for structure in reader.structures
+    ]
 
     def on_layer(done: LayerDone) -> None:
-        layers = collected[done.call]
-        inputs = layer_inputs(done.layer, done.activations, done.weights)
-        kernel = partial(reader.kernels.kernel, (done.call, done.place))
-        for method, local in local_maps(*inputs, done.mask, settings.methods, kernel).items():
-            step = normalize_rows(local) if settings.normalize else local
-            rolled, exponent = rollout_step(step, layers.previous.get(method))
-            layers.previous[method] = rolled
-            layers.exponents.setdefault(method, []).append(exponent)
-            layers.rows.setdefault(method, []).append(readout_row(rolled, done.mask, readouts[done.call]))
-            if keep_maps:
-                layers.local.setdefault(method, []).append(local)
-                layers.rollout.setdefault(method, []).append(rolled)
+        collected[done.call].add(done, partial(reader.kernels.kernel, (done.call, done.place)))
 
     with undisturbed(reader.model, parameters_require_grad=False) as handles:
         result = read(reader.model, reader.structures, way.call, batch, on_layer, handles)

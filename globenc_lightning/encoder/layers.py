@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from globenc_lightning.encoder.norms import Norm, tolerance, working
@@ -85,6 +86,7 @@ class LayerActivations:
         stream: the residual stream after the feed-forward network: what enters LayerNorm 2 (post-LN), the next layer or
             the final norm (pre-LN).
         output: what leaves LayerNorm 2 (post-LN) or the final norm (the last pre-LN layer).
+        frozen: the layer's norms at what entered them, once :func:`frozen_norms` has been asked for them.
     """
 
     attention: AttentionCall
@@ -94,6 +96,7 @@ class LayerActivations:
     added: Tensor | None = None
     stream: Tensor | None = None
     output: Tensor | None = None
+    frozen: tuple[FrozenNorm, ...] | None = None
 
 
 class LayerWeights(NamedTuple):
@@ -173,7 +176,7 @@ def layer_inputs(layer: Layer, activations: LayerActivations, weights: LayerWeig
     """What the maths takes of a layer: working precision, frozen norms, the sum of what is mixed."""
     attended = working(_seen(activations.attended))
     mixed = attended if weights.bias is None else attended - weights.bias
-    frozen = _frozen(layer, activations)
+    frozen = frozen_norms(layer, activations)
     if layer.rule == POST_LN:
         norms = {"N-ResLN": frozen[:1], "N-Enc": frozen}
     else:
@@ -188,10 +191,15 @@ def layer_inputs(layer: Layer, activations: LayerActivations, weights: LayerWeig
     )
 
 
-def _frozen(layer: Layer, activations: LayerActivations) -> tuple[FrozenNorm, ...]:
-    entering = [activations.attended] if layer.rule == POST_LN else []
-    entering += [activations.stream] if layer.norms else []
-    return tuple(norm.frozen(working(_seen(tensor))) for norm, tensor in zip(layer.norms, entering, strict=True))
+def frozen_norms(layer: Layer, activations: LayerActivations) -> tuple[FrozenNorm, ...]:
+    """The norms of a layer with their statistics frozen at what entered them; found once, and kept with it."""
+    if activations.frozen is None:
+        entering = [activations.attended] if layer.rule == POST_LN else []
+        entering += [activations.stream] if layer.norms else []
+        activations.frozen = tuple(
+            norm.frozen(working(_seen(tensor))) for norm, tensor in zip(layer.norms, entering, strict=True)
+        )
+    return activations.frozen
 
 
 def _seen(tensor: Tensor | None) -> Tensor:
@@ -221,7 +229,7 @@ def reconstruction_error(
         activations: its activations.
         weights: its effective weights.
         mask: (b, s) true for real tokens.
-        directions: (d, n) directions in which the identity is tested; a wrong formula differs in a random direction
+        directions: (n, d) directions in which the identity is tested; a wrong formula differs in a random direction
             with probability one. All directions when None, which costs what the projection costs.
 
     Returns:
@@ -232,49 +240,53 @@ def reconstruction_error(
     attended, stream = working(_seen(activations.attended)), working(_seen(activations.stream))
     if directions is None:
         directions = torch.eye(attended.shape[-1], dtype=attended.dtype, device=attended.device)
-    frozen = _frozen(layer, activations)
+    frozen = frozen_norms(layer, activations)
     biases = [norm.parameter(norm.bias) for norm in layer.norms]
     residual = working(activations.residual)
     if layer.rule == POST_LN:
         through2 = _transposed(directions, frozen[1])
         through1 = _transposed(through2, frozen[0])
-        total = _added_by_attention(activations, weights, through1) + residual @ through1
+        total = _added_by_attention(activations, weights, through1) + F.linear(residual, through1)
         rest = stream - working(_seen(activations.normed))
-        total = total / frozen[0].scale.unsqueeze(-1) + (rest if biases[0] is None else rest + biases[0]) @ through2
+        rest = F.linear(rest, through2, None if biases[0] is None else through2 @ biases[0])
+        total = total / frozen[0].scale.unsqueeze(-1) + rest
         total = total / frozen[1].scale.unsqueeze(-1)
-        total = total if biases[1] is None else total + biases[1] @ directions
-        expected = working(_seen(activations.output)) @ directions
+        total = total if biases[1] is None else total + directions @ biases[1]
+        expected = F.linear(working(_seen(activations.output)), directions)
         return _relative((total - expected)[mask], expected[mask])
 
     attention = _added_by_attention(activations, weights, directions)
-    along = attended @ directions
+    along = F.linear(attended, directions)
     dtype = activations.residual.dtype
-    errors = [_relative((attention + residual @ directions - along)[mask], attention[mask], along[mask], dtype)]
+    distance = attention + F.linear(residual, directions) - along
+    errors = [_relative(distance[mask], attention[mask], along[mask], dtype)]
     added = working(_seen(activations.added))
-    added = (added if layer.gains[1] is None else added * layer.gains[1].value()) @ directions
-    after = stream @ directions
+    added = F.linear(added if layer.gains[1] is None else added * layer.gains[1].value(), directions)
+    after = F.linear(stream, directions)
     errors.append(_relative((along + added - after)[mask], added[mask], after[mask], dtype))
     if layer.norms:
-        total = stream @ _transposed(directions, frozen[0]) / frozen[0].scale.unsqueeze(-1)
-        total = total if biases[0] is None else total + biases[0] @ directions
-        expected = working(_seen(activations.output)) @ directions
+        total = F.linear(stream, _transposed(directions, frozen[0])) / frozen[0].scale.unsqueeze(-1)
+        total = total if biases[0] is None else total + directions @ biases[0]
+        expected = F.linear(working(_seen(activations.output)), directions)
         errors.append(_relative((total - expected)[mask], expected[mask]))
     return max(errors)
 
 
 def _transposed(directions: Tensor, norm: FrozenNorm) -> Tensor:
     """The directions that a frozen norm's output is tested in, taken to its input (its scale left out)."""
-    directions = directions if norm.weight is None else directions * norm.weight.unsqueeze(-1)
-    return directions - directions.mean(0, keepdim=True) if norm.centered else directions
+    directions = directions if norm.weight is None else directions * norm.weight
+    return directions - directions.mean(-1, keepdim=True) if norm.centered else directions
 
 
 def _added_by_attention(activations: LayerActivations, weights: LayerWeights, directions: Tensor) -> Tensor:
     """The attention's output along the directions, bias included, (b, q, n)."""
     values = working(activations.attention.repeated_values())
     h, v = values.shape[1], values.shape[3]
-    seen = torch.matmul(values, (weights.projection.T @ directions).view(h, v, -1))
+    through = (directions @ weights.projection).view(-1, h, v).transpose(0, 1)
+    # Tokens come last in memory: a product with a few columns side by side would take four times as long.
+    seen = torch.matmul(through, values.transpose(2, 3)).transpose(2, 3)
     total = torch.matmul(working(activations.attention.probabilities), seen).sum(1)
-    return total if weights.bias is None else total + weights.bias @ directions
+    return total if weights.bias is None else total + directions @ weights.bias
 
 
 def _relative(
@@ -291,6 +303,6 @@ def _relative(
 
 
 def random_directions(width: int, like: Tensor, count: int = 2) -> Tensor:
-    """Fixed random directions for :func:`reconstruction_error`, (d, n), drawn without touching the global state."""
+    """Fixed random directions for :func:`reconstruction_error`, (n, d), drawn without touching the global state."""
     generator = torch.Generator().manual_seed(width)
-    return torch.randn(width, count, generator=generator, dtype=torch.float64).to(like)
+    return torch.randn(count, width, generator=generator, dtype=torch.float64).to(like)

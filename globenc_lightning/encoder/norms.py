@@ -54,7 +54,8 @@ class Norm:
 
     def frozen(self, entering: Tensor) -> FrozenNorm:
         """The norm with its statistics frozen at what really enters it, (b, q, d)."""
-        power = entering.var(-1, unbiased=False) if self.centered else entering.square().mean(-1)
+        deviation = entering - entering.mean(-1, keepdim=True) if self.centered else entering
+        power = torch.linalg.vector_norm(deviation, dim=-1).square() / entering.shape[-1]
         return FrozenNorm(self.parameter(self.weight), (power + self.epsilon).sqrt(), self.centered)
 
 

@@ -301,6 +301,7 @@ class _Reading:
         self._current: LayerActivations | None = None
         self._layer = 0
         self._stream: Tensor | None = None
+        self._directions: Tensor | None = None
 
     def another_way(self) -> UnsupportedEncoderError:
         return UnsupportedEncoderError(
@@ -385,8 +386,9 @@ class _Reading:
         with torch.no_grad():
             width = activations.attention.probabilities.shape[1] * activations.attention.values.shape[-1]
             weights = layer_weights(layer, width, activations.residual)
-            directions = random_directions(activations.residual.shape[-1], weights.projection)
-            error = reconstruction_error(layer, activations, weights, self.mask, directions)
+            if self._directions is None:
+                self._directions = random_directions(activations.residual.shape[-1], weights.projection)
+            error = reconstruction_error(layer, activations, weights, self.mask, self._directions)
             allowed = layer.tolerance(activations.residual.dtype)
             if not error <= allowed:
                 raise _wrong(self._layer, layer, activations, error, allowed, self.mask)

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from globenc_lightning.functional.attribution import chunks
+
 _SOFTMAX = (F.softmax, torch.softmax, torch.Tensor.softmax)
 _PRODUCT = (torch.matmul, torch.bmm, torch.Tensor.matmul, torch.Tensor.bmm, torch.Tensor.__matmul__)
 # What eager attention code may do to the probabilities, in eval mode, before it multiplies them with the values.
@@ -68,16 +70,23 @@ def attention_probabilities(
         groups = query.shape[1] // key.shape[1]
         if groups > 1:
             key = key.repeat_interleave(groups, 1)
-        factor = query.shape[-1] ** -0.5 if scale is None else scale
-        scores = torch.matmul(query * factor, key.transpose(-2, -1))
-        if is_causal:
-            seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-            scores = scores.masked_fill(~seen, float("-inf"))
-        if attn_mask is not None:
-            scores = (
-                scores.masked_fill(~attn_mask, float("-inf")) if attn_mask.dtype == torch.bool else scores + attn_mask
-            )
-        return scores.softmax(-1)
+        query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+        key = key.transpose(-2, -1)
+        b, h, q, k = *query.shape[:3], key.shape[-1]
+        seen = torch.ones(q, k, dtype=torch.bool, device=query.device).tril() if is_causal else None
+        mask = None if attn_mask is None else attn_mask.broadcast_to(b, h, q, k)
+        probabilities = query.new_empty(b, h, q, k)
+        # A few examples at a time, so that the scores stay in the cache until they are probabilities.
+        for part, _ in chunks(b, 1, h * q * k):
+            scores = torch.matmul(query[part], key[part])
+            if seen is not None:
+                scores.masked_fill_(~seen, float("-inf"))
+            if mask is not None and mask.dtype == torch.bool:
+                scores.masked_fill_(~mask[part], float("-inf"))
+            elif mask is not None:
+                scores += mask[part]
+            torch.softmax(scores, -1, out=probabilities[part])
+        return probabilities
 
 
 class AttentionTrace(TorchFunctionMode):

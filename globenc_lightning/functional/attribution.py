@@ -10,7 +10,7 @@ section 3 (N) and EMNLP 2021, sections 3-4 (N-Res, N-ResLN, the mixing ratio); A
 (W-FixedRes).
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,13 +46,27 @@ def linearized(vectors: Tensor, norms: Sequence[FrozenNorm]) -> Tensor:
     Returns:
         (b, q, d).
     """
+    scale = _scale(norms)
+    vectors = _unscaled(vectors, norms)
+    return vectors if scale is None else vectors / scale.unsqueeze(-1)
+
+
+def _unscaled(vectors: Tensor, norms: Sequence[FrozenNorm]) -> Tensor:
+    """:func:`linearized` without the division by the scales, (b, q, d)."""
     for norm in norms:
         if norm.centered:
             vectors = vectors - vectors.mean(-1, keepdim=True)
         if norm.weight is not None:
             vectors = vectors * norm.weight
-        vectors = vectors / norm.scale.unsqueeze(-1)
     return vectors
+
+
+def _scale(norms: Sequence[FrozenNorm]) -> Tensor | None:
+    """What the vectors are divided by on their way through the norms, (b, q), or None for no norm at all."""
+    scale = None
+    for norm in norms:
+        scale = norm.scale if scale is None else scale * norm.scale
+    return scale
 
 
 def gram_kernel(projection: Tensor, norms: Sequence[FrozenNorm] = ()) -> Tensor:
@@ -73,6 +87,7 @@ def gram_kernel(projection: Tensor, norms: Sequence[FrozenNorm] = ()) -> Tensor:
     return projection.T @ projection
 
 
+@torch.no_grad()
 def source_gram(values: Tensor, kernel: Tensor) -> Tensor:
     """Gram matrices of the heads' transformed values, one per attended token.
 
@@ -86,22 +101,59 @@ def source_gram(values: Tensor, kernel: Tensor) -> Tensor:
     b, h, k, v = values.shape
     flat = values.transpose(1, 2).reshape(b * k, h * v)
     gram = flat.new_empty(b * k, h, h)
+    room = flat.new_empty(flat.numel())
     for head in range(h):
-        start = head * v
+        start, others = head * v, h - head
         # One GEMM per head over the heads not yet paired with it: nothing larger than (b k, h v) ever exists.
-        product = flat[:, start : start + v] @ kernel[start : start + v, start:]
-        row = (product * flat[:, start:]).view(b * k, h - head, v).sum(-1)
+        product = room[: b * k * others * v].view(b * k, others * v)
+        torch.mm(flat[:, start : start + v], kernel[start : start + v, start:], out=product)
+        row = product.mul_(flat[:, start:]).view(b * k, others, v).sum(-1)
         gram[:, head, head:] = row
         gram[:, head:, head] = row
     return gram.view(b, k, h, h)
 
 
-def _lengths(probabilities: Tensor, values: Tensor, kernel: Tensor) -> Tensor:
-    """Lengths of ``M a_qk``: probabilities (b, k, q, h) contiguous, values (b, h, k, v) -> (b, q, k)."""
-    gram = source_gram(values, kernel)
-    squared = (torch.matmul(probabilities, gram) * probabilities).sum(-1)
-    # Rounding can push the square of a vector that nearly vanishes below zero.
-    return squared.clamp_(min=0).sqrt_().transpose(1, 2)
+CHUNK = 1 << 18
+"""How many entries of a (b, h, q, k) tensor are worked on at once: few enough to stay in a processor's cache."""
+
+
+def chunks(b: int, k: int, entries: int) -> Iterator[tuple[slice, slice]]:
+    """Cut examples and attended tokens into parts of at most ``CHUNK`` entries, or of one token.
+
+    Args:
+        b: number of examples.
+        k: number of attended tokens.
+        entries: how many entries there are per example and attended token.
+
+    Yields:
+        The examples and the tokens of each part.
+    """
+    tokens = max(1, min(k, CHUNK // max(1, entries)))
+    examples = max(1, CHUNK // max(1, entries * k)) if tokens == k else 1
+    for example in range(0, b, examples):
+        for token in range(0, k, tokens):
+            yield slice(example, example + examples), slice(token, token + tokens)
+
+
+def _lengths(attention: Tensor, grams: Sequence[Tensor]) -> list[Tensor]:
+    """Lengths of ``M a_qk`` for several ``M``.
+
+    Args:
+        attention: (b, h, q, k).
+        grams: (b, k, h, h) each, as :func:`source_gram` gives them.
+
+    Returns:
+        (b, q, k) for each of them.
+    """
+    b, h, q, k = attention.shape
+    lengths = [attention.new_empty(b, q, k) for _ in grams]
+    for examples, tokens in chunks(b, k, h * q):
+        part = attention[examples, :, :, tokens].permute(0, 3, 2, 1).contiguous()
+        for gram, length in zip(grams, lengths, strict=True):
+            squared = torch.matmul(part, gram[examples, tokens]).mul_(part).sum(-1)
+            # Rounding can push the square of a vector that nearly vanishes below zero.
+            length[examples, :, tokens] = squared.clamp_(min=0).sqrt_().transpose(1, 2)
+    return lengths
 
 
 def _row_share(matrix: Tensor) -> Tensor:
@@ -110,12 +162,34 @@ def _row_share(matrix: Tensor) -> Tensor:
     return matrix / torch.where(total == 0, torch.ones_like(total), total)
 
 
+def _without_padding(matrix: Tensor, padding: Tensor | None) -> Tensor:
+    """Zero what ``padding`` (b, q, k) marks, in place, whatever it holds: rows of padding may hold NaN."""
+    return matrix if padding is None else matrix.masked_fill_(padding, 0.0)
+
+
+def _half_fixed(out: Tensor, matrix: Tensor, real: Tensor) -> None:
+    """Half of a matrix (b, q, k) and half of the identity, on the real tokens (b, s)."""
+    torch.mul(matrix, 0.5, out=out)
+    torch.diagonal(out, dim1=1, dim2=2).add_(real, alpha=0.5)
+
+
+def _norm(vectors: Tensor) -> Tensor:
+    """(b, q, d) -> (b, q)."""
+    return torch.linalg.vector_norm(vectors, dim=-1)
+
+
+def _identity(chain: Sequence[FrozenNorm]) -> tuple[int, ...]:
+    """Tells chains of norms apart: two methods that pass the same norms share their Gram matrices."""
+    return tuple(id(norm) for norm in chain)
+
+
 def _check_methods(methods: Collection[str]) -> None:
     unknown = [method for method in methods if method not in METHODS]
     if unknown:
         raise ValueError(f"unknown method {unknown[0]!r}: choose from {', '.join(METHODS)}")
 
 
+@torch.no_grad()
 def local_maps(
     attention: Tensor,
     values: Tensor,
@@ -126,8 +200,9 @@ def local_maps(
     mask: Tensor,
     methods: Collection[str] = METHODS,
     kernel: Callable[[Tensor, Sequence[FrozenNorm]], Tensor] = gram_kernel,
+    out: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The local maps of one layer: how much token ``k`` contributes to token ``q``.
+    """The local maps of one layer: how much token ``k`` contributes to token ``q``; outside the autograd graph.
 
     ========== =======================================================================================
     W          mean over the heads of the attention probabilities
@@ -152,54 +227,64 @@ def local_maps(
         mask: (b, s) true for real tokens, with s = q = k.
         methods: any of :data:`METHODS`.
         kernel: gives :func:`gram_kernel`'s result, where the caller keeps it while the weights stand still.
+        out: (m, b, q, k) to write the maps of the m methods into; allocated when None.
 
     Returns:
-        For each method (b, q, k), zero wherever ``q`` or ``k`` is padding.
+        For each method (b, q, k), a view of ``out``; zero wherever ``q`` or ``k`` is padding.
 
     Raises:
         ValueError: a method that does not exist.
     """
     _check_methods(methods)
-    real = mask.bool().unsqueeze(1) & mask.bool().unsqueeze(2)
-    identity = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device) & real
-    zero = attention.new_zeros(())
-    maps: dict[str, Tensor] = {}
+    b, s = mask.shape
+    maps = torch.empty(len(methods), b, s, s, dtype=attention.dtype, device=attention.device) if out is None else out
+    found = dict(zip(methods, maps.unbind(0), strict=True))
+    real = mask.bool()
+    padding = None if bool(real.all()) else ~(real.unsqueeze(1) & real.unsqueeze(2))
 
     if any(method in methods for method in ("W", "W-FixedRes", "W-Res")):
-        maps["W"] = torch.where(real, attention.mean(1), zero)
-        maps["W-FixedRes"] = 0.5 * maps["W"] + 0.5 * identity
+        weights = _without_padding(attention.mean(1), padding)
+        if "W" in found:
+            found["W"].copy_(weights)
+        if "W-FixedRes" in found:
+            _half_fixed(found["W-FixedRes"], weights, real)
 
-    norm_based = [method for method in ("N-Res", "N-ResLN", "N-Enc") if method in methods]
-    if norm_based or "W-Res" in methods:
+    chains = {method: tuple(norms.get(method, ())) for method in ("N-Res", "N-ResLN", "N-Enc")}
+    norm_based = {method: chain for method, chain in chains.items() if method in found}
+    if norm_based or "W-Res" in found:
         itself = torch.diagonal(attention, dim1=2, dim2=3).unsqueeze(-1) * values
-        own = itself.transpose(1, 2).flatten(2) @ projection.T + residual
+        own = (itself.transpose(1, 2).flatten(2) @ projection.T).add_(residual)
 
-    if norm_based or "N" in methods or "N-FixedRes" in methods:
-        probabilities = attention.permute(0, 3, 2, 1).contiguous()
-        lengths: dict[tuple[int, ...], Tensor] = {}
-        for method in ["N", *norm_based] if "N" in methods or "N-FixedRes" in methods else norm_based:
-            through = tuple(norms.get(method, ()))
-            key = tuple(id(norm) for norm in through)
-            if key not in lengths:
-                lengths[key] = _lengths(probabilities, values, kernel(projection, through))
-                for norm in through:
-                    lengths[key] = lengths[key] / norm.scale.unsqueeze(-1)
-            length = lengths[key]
-            if method != "N":
-                diagonal = torch.linalg.vector_norm(linearized(own, through), dim=-1)
-                length = torch.where(identity, diagonal.unsqueeze(-1), length)
-            maps[method] = torch.where(real, length, zero)
-    if "N-FixedRes" in methods:
-        maps["N-FixedRes"] = 0.5 * _row_share(maps["N"]) + 0.5 * identity
+    plain = [method for method in ("N", "N-FixedRes") if method in found]
+    wanted = {**({"N": ()} if plain else {}), **norm_based}
+    distinct = {_identity(chain): chain for chain in wanted.values()}
+    lengths = dict(
+        zip(distinct, _lengths(attention, [source_gram(values, kernel(projection, one)) for one in distinct.values()]))
+    )
+    for method, chain in norm_based.items():
+        length, diagonal, scale = lengths[_identity(chain)], _norm(_unscaled(own, chain)), _scale(chain)
+        if scale is None:
+            found[method].copy_(length)
+        else:
+            torch.div(length, scale.unsqueeze(-1), out=found[method])
+            diagonal /= scale
+        torch.diagonal(found[method], dim1=1, dim2=2).copy_(diagonal)
+        _without_padding(found[method], padding)
+    if plain:
+        length = _without_padding(lengths[()], padding)
+        if "N" in found:
+            found["N"].copy_(length)
+        if "N-FixedRes" in found:
+            _half_fixed(found["N-FixedRes"], _row_share(length), real)
 
-    if "W-Res" in methods:
-        preserved = linearized(own, norms.get("N-Enc", ()))
-        preserving = torch.linalg.vector_norm(preserved, dim=-1)
-        mixing = torch.linalg.vector_norm(linearized(mixed, norms.get("N-Enc", ())) - preserved, dim=-1)
-        others = torch.where(identity, zero, maps["W"])
+    if "W-Res" in found:
+        chain = chains["N-Enc"]
+        preserving, mixing = _norm(_unscaled(own, chain)), _norm(_unscaled(mixed - own, chain))
+        torch.diagonal(weights, dim1=1, dim2=2).zero_()
         # A token that attends to nothing but itself mixes nothing, whatever rounding leaves of the difference.
-        mixing = torch.where(others.sum(-1) > 0, mixing, zero)
-        ratio = (mixing / (mixing + preserving)).unsqueeze(-1)
-        maps["W-Res"] = torch.where(real, torch.where(identity, 1 - ratio, _row_share(others) * ratio), zero)
-
-    return {method: maps[method] for method in methods}
+        mixing = mixing.masked_fill(weights.sum(-1) <= 0, 0.0)
+        ratio = mixing / (mixing + preserving)
+        torch.mul(_row_share(weights), ratio.unsqueeze(-1), out=found["W-Res"])
+        torch.diagonal(found["W-Res"], dim1=1, dim2=2).copy_(1 - ratio)
+        _without_padding(found["W-Res"], padding)
+    return found

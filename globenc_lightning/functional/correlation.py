@@ -33,21 +33,12 @@ def masked_ranks(values: Tensor, mask: Tensor) -> Tensor:
         (..., k) float64; zero where the mask is false.
     """
     mask = mask.bool().expand(values.shape)
-    # Two stable sorts order by (padding, value): padding ends up last whatever it holds, infinities included.
-    by_value = values.argsort(dim=-1, stable=True)
-    by_mask = mask.gather(-1, by_value).logical_not().int().argsort(dim=-1, stable=True)
-    order = by_value.gather(-1, by_mask)
-    ordered = values.gather(-1, order)
-
-    position = torch.arange(values.shape[-1], device=values.device).expand(values.shape)
-    same = ordered[..., 1:] == ordered[..., :-1]
-    both_real = mask.gather(-1, order)
-    same = same & both_real[..., 1:] & both_real[..., :-1]
-    edge = same.new_zeros((*values.shape[:-1], 1))
-    first = position.masked_fill(torch.cat([edge, same], -1), 0).cummax(-1).values
-    after = position.masked_fill(torch.cat([same, edge], -1), values.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
-    ranks = (first + after).double() / 2 + 1
-    return torch.zeros_like(ranks).scatter(-1, order, ranks).masked_fill(~mask, 0.0)
+    # Padding goes last, whatever it holds; infinities of real tokens rank below it only by the count of real tokens.
+    values = (values if values.is_floating_point() else values.double()).masked_fill(~mask, float("inf")).contiguous()
+    ordered = values.sort(dim=-1).values
+    below = torch.searchsorted(ordered, values)
+    up_to = torch.searchsorted(ordered, values, right=True).minimum(mask.sum(-1, keepdim=True))
+    return ((below + up_to + 1).double() / 2).masked_fill_(~mask, 0.0)
 
 
 def spearman(left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
@@ -65,18 +56,20 @@ def spearman(left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
         shape = torch.broadcast_shapes(left.shape, right.shape, mask.shape)[:-1]
         return torch.full(shape, float("nan"), dtype=torch.float64, device=left.device)
     mask = mask.bool()
-    ranks = []
-    for values in (left, right):
-        shape = torch.broadcast_shapes(values.shape, mask.shape)
-        ranks.append(masked_ranks(values.expand(shape), mask))
     middle = (mask.sum(-1, keepdim=True).double() + 1) / 2
-    x, y = ((rank - middle).masked_fill(~mask, 0.0) for rank in ranks)
-    covariance = (x * y).sum(-1)
-    variances = x.square().sum(-1) * y.square().sum(-1)
-    defined = variances > 0
+    deviations, variances, unknown = [], [], []
     for values in (left, right):
-        defined = defined & ~(values.isnan() & mask).any(-1)
-    rho = covariance / torch.where(defined, variances, torch.ones_like(variances)).sqrt()
+        # Each is ranked in its own shape: one vector that is compared with many is ranked once.
+        shape = torch.broadcast_shapes(values.shape, mask.shape)
+        ranks = masked_ranks(values.expand(shape), mask)
+        deviation = (ranks - middle).masked_fill_(~mask, 0.0)
+        deviations.append(deviation)
+        variances.append(deviation.square().sum(-1))
+        unknown.append((values.isnan() & mask).any(-1))
+    product = variances[0] * variances[1]
+    defined = (product > 0) & ~(unknown[0] | unknown[1])
+    covariance = torch.linalg.vecdot(*deviations)
+    rho = covariance / torch.where(defined, product, torch.ones_like(product)).sqrt()
     return torch.where(defined, rho.clamp(-1.0, 1.0), float("nan"))
 
 

@@ -42,7 +42,8 @@ def rollout_step(local: Tensor, previous: Tensor | None = None) -> tuple[Tensor,
     product = local if previous is None else torch.matmul(local, previous)
     peak = product.flatten(1).amax(1) if product.shape[-1] else product.new_zeros(len(product))
     exponent = torch.frexp(torch.where(torch.isfinite(peak), peak, torch.zeros_like(peak))).exponent
-    return torch.ldexp(product, -exponent.view(-1, 1, 1)), exponent
+    factor = torch.ldexp(torch.ones_like(peak), -exponent).view(-1, 1, 1)
+    return local * factor if previous is None else product.mul_(factor), exponent
 
 
 def rollout(local: Tensor, *, normalize: bool = False) -> tuple[Tensor, Tensor]:
@@ -71,12 +72,12 @@ def log_scale(exponents: Tensor) -> Tensor:
     """Natural logarithm of the scale of each layer's rollout.
 
     Args:
-        exponents: (b, l) those of :func:`rollout_step`, layer by layer.
+        exponents: (..., l) those of :func:`rollout_step`, layer by layer.
 
     Returns:
-        (b, l) float64.
+        (..., l) float64.
     """
-    return exponents.double().cumsum(1) * math.log(2.0)
+    return exponents.double().cumsum(-1) * math.log(2.0)
 
 
 def readout_row(matrix: Tensor, mask: Tensor, readout: str = "cls") -> Tensor:
