@@ -2,7 +2,7 @@
 
     python -m benchmarks.correlation
 
-Ours takes all examples and layers of a method at once, as an analysis does. Two cases: sentences of full length, and
+Ours takes all examples, layers and methods at once, as an analysis does. Two cases: sentences of full length, and
 sentences of several lengths in which every third value is a tie. Ends with an error if the two differ by more than
 1e-12.
 """
@@ -53,8 +53,7 @@ def sample(options: argparse.Namespace, *, mixed: bool, seed: int = 0) -> Sample
 
 def ours(given: Sample) -> Tensor:
     """Rho (m, b, l) by the package."""
-    saliency, mask = given.saliency.unsqueeze(1), given.mask.unsqueeze(1)
-    return torch.stack([spearman(rows, saliency, mask) for rows in given.rows])
+    return spearman(given.rows, given.saliency.unsqueeze(1), given.mask.unsqueeze(1))
 
 
 def theirs(given: Sample) -> Tensor:

@@ -428,9 +428,12 @@ class _Found(NamedTuple):
 
 def _forward_and_backward(reader: Reader, batch: Mapping[str, Any], settings: Settings, keep_maps: bool) -> _Found:
     failures: list[str] = []
-    ways = {way.name: way for way in _ways(reader, batch, failures)}
     # Another batch may offer other entries; then the best way that they offer is the one to try.
-    way = ways.get(reader.way or "") or next(iter(ways.values()), None)
+    way: Way | None = None
+    for offered in _ways(reader, batch, failures):
+        way = offered if way is None or offered.name == reader.way else way
+        if way.name == reader.way:
+            break
     if way is None:
         raise ModelCallError(f"{type(reader.model).__name__} gives no logits for the probe.\n{ADVICE}")
     _refuse_unused_mask(way, batch)

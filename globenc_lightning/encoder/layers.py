@@ -253,22 +253,22 @@ def reconstruction_error(
         total = total / frozen[1].scale.unsqueeze(-1)
         total = total if biases[1] is None else total + directions @ biases[1]
         expected = F.linear(working(_seen(activations.output)), directions)
-        return _relative((total - expected)[mask], expected[mask])
+        return _relative(total - expected, expected, mask)
 
     attention = _added_by_attention(activations, weights, directions)
     along = F.linear(attended, directions)
     dtype = activations.residual.dtype
     distance = attention + F.linear(residual, directions) - along
-    errors = [_relative(distance[mask], attention[mask], along[mask], dtype)]
+    errors = [_relative(distance, attention, mask, along, dtype)]
     added = working(_seen(activations.added))
     added = F.linear(added if layer.gains[1] is None else added * layer.gains[1].value(), directions)
     after = F.linear(stream, directions)
-    errors.append(_relative((along + added - after)[mask], added[mask], after[mask], dtype))
+    errors.append(_relative(along + added - after, added, mask, after, dtype))
     if layer.norms:
         total = F.linear(stream, _transposed(directions, frozen[0])) / frozen[0].scale.unsqueeze(-1)
         total = total if biases[0] is None else total + directions @ biases[0]
         expected = F.linear(working(_seen(activations.output)), directions)
-        errors.append(_relative((total - expected)[mask], expected[mask]))
+        errors.append(_relative(total - expected, expected, mask))
     return max(errors)
 
 
@@ -290,16 +290,28 @@ def _added_by_attention(activations: LayerActivations, weights: LayerWeights, di
 
 
 def _relative(
-    distance: Tensor, size: Tensor, stream: Tensor | None = None, dtype: torch.dtype = torch.float32
+    distance: Tensor,
+    size: Tensor,
+    mask: Tensor,
+    stream: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> float:
-    """The largest distance relative to a size; a stream that is much larger than what is added to it rounds it off."""
-    if distance.numel() == 0:
+    """The largest distance relative to a size; a stream that is much larger than what is added to it rounds it off.
+
+    Of the real tokens alone: (b, q, n) each, with the mask (b, q). Infinite where there is none, or nothing to compare.
+    """
+    if not distance.numel() or not bool(mask.any()):
         return float("inf")
-    scale = size.abs().max()
+    scale = _largest(size, mask)
     if stream is not None:
-        scale = scale + 8 * torch.finfo(dtype).eps / tolerance(dtype) * stream.abs().max()
-    error = distance.abs().max() / scale.clamp(min=torch.finfo(scale.dtype).tiny)
+        scale = scale + 8 * torch.finfo(dtype).eps / tolerance(dtype) * _largest(stream, mask)
+    error = _largest(distance, mask) / scale.clamp(min=torch.finfo(scale.dtype).tiny)
     return float(error) if torch.isfinite(error) else float("inf")
+
+
+def _largest(tensor: Tensor, mask: Tensor) -> Tensor:
+    """The largest entry of the real tokens, NaN if one of them holds NaN: (b, q, n), (b, q) -> ()."""
+    return tensor.abs().amax(-1).masked_fill_(~mask, 0.0).max()
 
 
 def random_directions(width: int, like: Tensor, count: int = 2) -> Tensor:

@@ -69,6 +69,7 @@ def _scale(norms: Sequence[FrozenNorm]) -> Tensor | None:
     return scale
 
 
+@torch.no_grad()
 def gram_kernel(projection: Tensor, norms: Sequence[FrozenNorm] = ()) -> Tensor:
     """The input-independent part of every Gram matrix: ``K = (M W_O)^T (M W_O)``.
 
@@ -84,7 +85,19 @@ def gram_kernel(projection: Tensor, norms: Sequence[FrozenNorm] = ()) -> Tensor:
             projection = projection - projection.mean(0, keepdim=True)
         if norm.weight is not None:
             projection = projection * norm.weight.unsqueeze(-1)
-    return projection.T @ projection
+    width = projection.shape[1]
+    kernel = projection.new_empty(width, width)
+    panel = max(PANEL, -(-width // 4))
+    for start in range(0, width, panel):
+        # What lies left of the diagonal has been computed already, on the other side of it.
+        stop = start + panel
+        kernel[start:stop, start:] = projection[:, start:stop].T @ projection[:, start:]
+        kernel[start:stop, :start] = kernel[:start, start:stop].T
+    return kernel
+
+
+PANEL = 128
+"""How many rows of a symmetric product are worth a matrix product of their own."""
 
 
 @torch.no_grad()

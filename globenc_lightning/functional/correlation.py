@@ -33,12 +33,20 @@ def masked_ranks(values: Tensor, mask: Tensor) -> Tensor:
         (..., k) float64; zero where the mask is false.
     """
     mask = mask.bool().expand(values.shape)
-    # Padding goes last, whatever it holds; infinities of real tokens rank below it only by the count of real tokens.
-    values = (values if values.is_floating_point() else values.double()).masked_fill(~mask, float("inf")).contiguous()
-    ordered = values.sort(dim=-1).values
-    below = torch.searchsorted(ordered, values)
-    up_to = torch.searchsorted(ordered, values, right=True).minimum(mask.sum(-1, keepdim=True))
-    return ((below + up_to + 1).double() / 2).masked_fill_(~mask, 0.0)
+    # Padding goes last, whatever it holds, beside infinities of real tokens: hence the count of real tokens below.
+    values = (values if values.is_floating_point() else values.double()).masked_fill(~mask, float("inf"))
+    ordered, order = values.sort(dim=-1)
+    place = torch.arange(values.shape[-1], device=values.device)
+    real = mask.sum(-1, keepdim=True)
+    same = ordered[..., 1:] == ordered[..., :-1]
+    ranks = (place + 1).double().expand(values.shape)
+    if bool((same & (place[1:] <= real)).any()):
+        edge = same.new_zeros((*values.shape[:-1], 1))
+        places = place.expand(values.shape)
+        first = places.masked_fill(torch.cat([edge, same], -1), 0).cummax(-1).values
+        after = places.masked_fill(torch.cat([same, edge], -1), values.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
+        ranks = (first + after.minimum(real - 1)).double() / 2 + 1
+    return torch.zeros_like(ranks).scatter_(-1, order, ranks).masked_fill_(~mask, 0.0)
 
 
 def spearman(left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
