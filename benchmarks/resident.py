@@ -17,8 +17,9 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.common import METHOD_SETS, Dimensions, Floor, build_model, random_inputs, run_fresh
-from globenc_lightning import METHODS, attribute
-from globenc_lightning.analysis import Reader, Settings, analyze
+from globenc_lightning import METHODS, ProbeSet, attribute
+from globenc_lightning.analysis import Reader, Settings
+from globenc_lightning.measurement import measure as measure_probe
 
 ROWS_ONLY = "all eight, rows only"
 """As the callback does it: the readout rows and the last rollout are kept, the maps of the layers are not."""
@@ -77,9 +78,9 @@ def measure(job: str, dimensions: Dimensions, batch: int, length: int) -> Reside
             for _ in range(CALLS):
                 floor.run()
     elif job == ROWS_ONLY:
-        reader, settings = Reader(model), Settings(METHODS)
+        reader, probe = Reader(model), ProbeSet.from_batch(inputs)
         for _ in range(CALLS):
-            analyze(reader, inputs, settings, keep_maps=False)
+            measure_probe(reader, probe, Settings(METHODS))
     else:
         for _ in range(CALLS):
             attribute(model, inputs, methods=METHOD_SETS[job])

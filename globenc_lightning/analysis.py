@@ -339,15 +339,16 @@ def _analyze(
     if longest == 0:
         raise ProbeError("the inputs hold no real token: attention_mask is zero everywhere.")
 
-    known = reader.structure is not None and (reader.structure.length > 1 or longest == 1)
-    if not known:
-        _find(reader, batch, lengths)
+    whole = False
+    if reader.structure is None or (reader.structure.length == 1 and longest > 1):
+        whole = _find_shortest(reader, batch, lengths)
     try:
         found = _forward_and_backward(reader, batch, settings, keep_maps)
     except UnsupportedEncoderError:
-        if not known:
+        if whole:
             raise
-        # The module has changed since its structure was found: adapters were added, say.
+        # The module has changed since its structure was found (adapters were added, say), or goes another way for the
+        # whole text than for its beginning.
         _find(reader, batch, lengths)
         found = _forward_and_backward(reader, batch, settings, keep_maps)
     records = [
@@ -394,7 +395,7 @@ def _record(
         rollout=layers.rollout,
         log_scale=dict(zip(methods, log_scale(torch.stack(layers.exponents, 2)), strict=True)),
         rows={method: row.contiguous() for method, row in zip(methods, rows.unbind(1), strict=True)},
-        last={method: last.clone() for method, last in zip(methods, layers.previous, strict=True)},
+        last=dict(zip(methods, layers.previous, strict=True)),
         saliency=saliency,
         correlation=dict(zip(methods, correlation.unbind(1), strict=True)),
         attention_mask=mask,
@@ -549,6 +550,45 @@ def _length(value: Any) -> int | None:
 
 def _rows(value: Any, chosen: list[int]) -> Any:
     return value[chosen] if isinstance(value, Tensor) else [value[index] for index in chosen]
+
+
+def _find_shortest(reader: Reader, batch: dict[str, Any], lengths: Tensor | None) -> bool:
+    """:func:`_find` with the beginning of the texts, which takes a fraction of the memory; else with the whole.
+
+    Returns:
+        Whether the whole texts were used.
+    """
+    begun = _beginning(batch, FIND_TOKENS)
+    if begun is not None:
+        try:
+            _find(reader, begun, lengths)
+        except GlobEncError:
+            # Some models want whole texts (an end-of-sequence token in each, say): theirs is the error to tell.
+            pass
+        else:
+            return False
+    _find(reader, batch, lengths)
+    return True
+
+
+FIND_TOKENS = 64
+"""How many tokens the structure pass looks at: it holds the attention and the graph of all layers at once."""
+
+
+def _beginning(batch: Mapping[str, Any], tokens: int) -> dict[str, Any] | None:
+    """The first tokens of a batch of texts, from the first real one on; None where nothing would be cut off."""
+    cut = dict(batch)
+    for key, ids in batch.items():
+        if not key.endswith("input_ids") or not isinstance(ids, Tensor) or ids.dim() != 2 or ids.shape[1] <= tokens:
+            continue
+        prefix = key.removesuffix("input_ids")
+        mask = batch.get(f"{prefix}attention_mask")
+        mask = torch.ones_like(ids) if mask is None else mask
+        start = int(mask.bool().any(0).int().argmax())
+        for name, value in batch.items():
+            if name.startswith(prefix) and is_by_token(name, value, mask.bool()):
+                cut[name] = value[:, start : start + tokens]
+    return cut if any(cut[key] is not value for key, value in batch.items()) else None
 
 
 def _find(reader: Reader, batch: dict[str, Any], lengths: Tensor | None, examples: int = 2) -> None:

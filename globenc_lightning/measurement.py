@@ -181,7 +181,9 @@ def _measure(
     error = torch.zeros(0, dtype=torch.float64)
     names: list[tuple[str, ...]] = [()] * size
     reads: list[str] = []
-    for indices, batch in probe.batches(reader.max_tokens, chosen):
+    batches = list(probe.batches(reader.max_tokens, chosen))
+    reader.kernels.keep = len(batches) > 1
+    for indices, batch in batches:
         found = analyze(reader, batch, settings, keep_maps=False, special_tokens=probe.special_tokens(indices))
         for method, rho in found.correlation.items():
             correlation.setdefault(method, rho.new_full((size, rho.shape[1]), float("nan"), device="cpu"))

@@ -523,11 +523,11 @@ def test_no_more_than_one_layers_attention_is_held(name: str, monkeypatch: pytes
             if issubclass(type(tensor), Tensor) and tensor.numel() == size and tensor.dim() == 4
         }
 
-    def watched(attention: Tensor, *args: Any) -> dict[str, Tensor]:
+    def watched(attention: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         alive.append(sum(ref() is not None for ref in refs))
         refs.append(weakref.ref(attention))
         held.append(len(storages()))
-        return right(attention, *args)
+        return right(attention, *args, **kwargs)
 
     gc.collect()
     assert not storages()

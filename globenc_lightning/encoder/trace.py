@@ -76,8 +76,8 @@ def attention_probabilities(
         seen = torch.ones(q, k, dtype=torch.bool, device=query.device).tril() if is_causal else None
         mask = None if attn_mask is None else attn_mask.broadcast_to(b, h, q, k)
         probabilities = query.new_empty(b, h, q, k)
-        # A few examples at a time, so that the scores stay in the cache until they are probabilities.
-        for part, _ in chunks(b, 1, h * q * k):
+        # A few heads at a time, so that the scores stay in the cache until they are probabilities.
+        for part in chunks(b, h, q * k):
             scores = torch.matmul(query[part], key[part])
             if seen is not None:
                 scores.masked_fill_(~seen, float("-inf"))

@@ -130,22 +130,22 @@ CHUNK = 1 << 18
 """How many entries of a (b, h, q, k) tensor are worked on at once: few enough to stay in a processor's cache."""
 
 
-def chunks(b: int, k: int, entries: int) -> Iterator[tuple[slice, slice]]:
-    """Cut examples and attended tokens into parts of at most ``CHUNK`` entries, or of one token.
+def chunks(outer: int, inner: int, entries: int) -> Iterator[tuple[slice, slice]]:
+    """Cut the first two axes of a tensor into parts of at most ``CHUNK`` entries, or of one row.
 
     Args:
-        b: number of examples.
-        k: number of attended tokens.
-        entries: how many entries there are per example and attended token.
+        outer: the size of the first axis.
+        inner: the size of the second axis.
+        entries: how many entries there are in all further axes.
 
     Yields:
-        The examples and the tokens of each part.
+        What to index the two axes with.
     """
-    tokens = max(1, min(k, CHUNK // max(1, entries)))
-    examples = max(1, CHUNK // max(1, entries * k)) if tokens == k else 1
-    for example in range(0, b, examples):
-        for token in range(0, k, tokens):
-            yield slice(example, example + examples), slice(token, token + tokens)
+    rows = max(1, CHUNK // max(1, entries))
+    outer_step, inner_step = max(1, rows // max(1, inner)), min(rows, max(1, inner))
+    for first in range(0, outer, outer_step):
+        for second in range(0, inner, inner_step):
+            yield slice(first, first + outer_step), slice(second, second + inner_step)
 
 
 def _lengths(attention: Tensor, grams: Sequence[Tensor]) -> list[Tensor]:
@@ -160,6 +160,7 @@ def _lengths(attention: Tensor, grams: Sequence[Tensor]) -> list[Tensor]:
     """
     b, h, q, k = attention.shape
     lengths = [attention.new_empty(b, q, k) for _ in grams]
+    # Examples and attended tokens.
     for examples, tokens in chunks(b, k, h * q):
         part = attention[examples, :, :, tokens].permute(0, 3, 2, 1).contiguous()
         for gram, length in zip(grams, lengths, strict=True):
@@ -271,9 +272,8 @@ def local_maps(
     plain = [method for method in ("N", "N-FixedRes") if method in found]
     wanted = {**({"N": ()} if plain else {}), **norm_based}
     distinct = {_identity(chain): chain for chain in wanted.values()}
-    lengths = dict(
-        zip(distinct, _lengths(attention, [source_gram(values, kernel(projection, one)) for one in distinct.values()]))
-    )
+    grams = [source_gram(values, kernel(projection, chain)) for chain in distinct.values()]
+    lengths = dict(zip(distinct, _lengths(attention, grams), strict=True))
     for method, chain in norm_based.items():
         length, diagonal, scale = lengths[_identity(chain)], _norm(_unscaled(own, chain)), _scale(chain)
         if scale is None:

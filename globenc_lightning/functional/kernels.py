@@ -16,8 +16,12 @@ class KernelCache:
     A kernel takes one product of the size of the projection to build. It is used again only if the weights give, to the
     last digit, what they gave when it was built: a product with a fixed vector for the projection, the weights
     themselves for the norms. Version counters would not do, since ``parameter.data`` passes them by.
+
+    Attributes:
+        keep: whether kernels are kept at all; where each is used once, that would be memory for nothing.
     """
 
+    keep: bool = True
     _kept: dict[Hashable, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _vectors: dict[Hashable, Tensor] = field(default_factory=dict)
 
@@ -32,6 +36,8 @@ class KernelCache:
         Returns:
             (h * v, h * v).
         """
+        if not self.keep:
+            return gram_kernel(projection, norms)
         key = (layer, tuple((norm.centered, norm.weight is None) for norm in norms))
         mark = torch.cat([projection @ self._vector(projection), *[n.weight for n in norms if n.weight is not None]])
         kept = self._kept.get(key)
