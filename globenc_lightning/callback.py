@@ -62,16 +62,24 @@ class GlobEncCallback(Callback):
     A validation whose analysis failed has no figures, rather than zeros: its filmstrip row is hatched, its curves have
     a gap, and nothing is passed to ``self.log``. A callback that monitors a figure then sees the last one again, since
     Lightning keeps it; write ``EarlyStopping(..., strict=False)`` for a training in which even the first may be
-    missing. The same holds where rho is undefined for every example.
+    missing (``ModelCheckpoint`` has no such switch and stops it). The same holds where rho is undefined for every
+    example. Nothing is written within the last 16 MB of a disk: they are left to the training's own logs.
 
-    The probe and the history travel in checkpoints, and a resumed training goes on with both. A callback that is used
-    in several trainings keeps its probe: make a new one for other data (the next fold, say). Of several callbacks in
-    one Trainer, the second logs below ``globenc_2/``, the third below ``globenc_3/``; they have to differ in their
-    probe, methods, target, readout, ``normalize`` or ``exclude_special_tokens``.
+    The probe and the history travel in checkpoints, and a resumed training goes on with both. A validation that was due
+    when the checkpoint was written is left out by Lightning on resume: its figures are made up for, with averaged
+    weights where Lightning's ``WeightAveraging`` would have put them, and written, but not seen by those who monitor.
+    Where the module or a callback that is not Lightning's acts as a validation starts, they are missing.
+
+    A callback that is used in several trainings keeps its probe: make a new one for other data (the next fold, say). Of
+    several callbacks in one Trainer, the second logs below ``globenc_2/``, the third below ``globenc_3/``; they have to
+    differ in their probe, methods, target, readout, ``normalize`` or ``exclude_special_tokens``.
 
     Several processes (DDP) share the work: each analyses some of the examples, all of them remember the whole, and the
-    first one logs it. The probe is what the first process was given or was shown. A model whose parameters are spread
-    over the processes (FSDP, tensor parallelism) is not analysed.
+    first one logs it. The probe is what the first process was given or was shown. An error in one of them that is to
+    stop the training is raised there as it is, and in the others by its text. With ``strategy="ddp_spawn"``, logs and
+    checkpoints hold everything, but this object's ``history`` stays empty: Lightning brings back the weights and the
+    monitored figures alone. A model whose parameters are spread over the processes (FSDP, tensor parallelism) is not
+    analysed.
 
     Args:
         probe: the examples: None takes the first ``num_examples`` rows of the validation loop (its sanity check
