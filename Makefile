@@ -9,27 +9,34 @@ PYTHON ?= python3
 DEMO_ARGS ?=
 TEST_ARGS ?=
 VERSIONS_ARGS ?=
+LIGHTNING_ARGS ?=
 
 DEMO_ENV := .venv-demo
 TEST_ENV := .venv-test
+LIGHTNING_ENV := .venv-lightning
 DEMO_READY := $(DEMO_ENV)/.ready
 TEST_READY := $(TEST_ENV)/.ready
+LIGHTNING_READY := $(LIGHTNING_ENV)/.ready
 
 # torch is named once more on the command line: the pin then also decides between builds of one version.
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
+LIGHTNING := $(shell sed -n 's/^pytorch-lightning==/lightning==/p' constraints.txt)
 INSTALL := -m pip install --quiet --constraint constraints.txt $(TORCH) --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test versions lint format types ci clean
+.PHONY: help demo test lightning versions lint format types ci clean
 
 help: ## show these commands
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: $(DEMO_READY) ## fine-tune a real encoder with the callback (a few minutes)
 	$(DEMO_ENV)/bin/python examples/finetune_sentiment.py $(DEMO_ARGS)
 
 test: $(TEST_READY) ## run the whole test suite
 	$(TEST_ENV)/bin/python -m pytest $(TEST_ARGS)
+
+lightning: $(LIGHTNING_READY) ## run the callback's tests with lightning and without pytorch_lightning
+	$(LIGHTNING_ENV)/bin/python tests/lightning_package.py $(LIGHTNING_ARGS)
 
 versions: ## run the tests with every version of transformers that is supported; before a release
 	$(PYTHON) tests/versions.py $(VERSIONS_ARGS)
@@ -49,7 +56,7 @@ ci: ## everything that a change has to pass
 	bash .ci/run
 
 clean: ## remove the environments and the tools' caches
-	rm -rf $(DEMO_ENV) $(TEST_ENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(DEMO_ENV) $(TEST_ENV) $(LIGHTNING_ENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(DEMO_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEMO_ENV)
@@ -59,4 +66,12 @@ $(DEMO_READY): pyproject.toml constraints.txt
 $(TEST_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(TEST_ENV)
 	$(TEST_ENV)/bin/python $(INSTALL) ".[dev]"
+	@touch $@
+
+# pip's lightning asks for pytorch-lightning; of the two, this environment has the one alone.
+$(LIGHTNING_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(LIGHTNING_ENV)
+	$(LIGHTNING_ENV)/bin/python $(INSTALL) ".[test]"
+	$(LIGHTNING_ENV)/bin/python -m pip uninstall --quiet --yes pytorch-lightning
+	$(LIGHTNING_ENV)/bin/python -m pip install --quiet --no-deps $(LIGHTNING)
 	@touch $@

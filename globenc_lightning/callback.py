@@ -5,7 +5,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
@@ -35,6 +35,9 @@ else:
 TAG = "globenc"
 # Lightning gives every callback the module's own methods of these names.
 LENT_BY_TRAINER = ("log", "log_dict")
+# Hooks in which the weights may be exchanged for those that a validation is to see, and whose own of them are known.
+BEFORE_VALIDATION = ("on_validation_model_eval", "on_validation_start", "on_validation_epoch_start")
+KNOWN_SOURCES = ("pytorch_lightning.", "lightning.pytorch.", "globenc_lightning.")
 
 
 class GlobEncCallback(Callback):
@@ -59,16 +62,24 @@ class GlobEncCallback(Callback):
     A validation whose analysis failed has no figures, rather than zeros: its filmstrip row is hatched, its curves have
     a gap, and nothing is passed to ``self.log``. A callback that monitors a figure then sees the last one again, since
     Lightning keeps it; write ``EarlyStopping(..., strict=False)`` for a training in which even the first may be
-    missing. The same holds where rho is undefined for every example.
+    missing (``ModelCheckpoint`` has no such switch and stops it). The same holds where rho is undefined for every
+    example. Nothing is written within the last 16 MB of a disk: they are left to the training's own logs.
 
-    The probe and the history travel in checkpoints, and a resumed training goes on with both. A callback that is used
-    in several trainings keeps its probe: make a new one for other data (the next fold, say). Of several callbacks in
-    one Trainer, the second logs below ``globenc_2/``, the third below ``globenc_3/``; they have to differ in their
-    probe, methods, target, readout, ``normalize`` or ``exclude_special_tokens``.
+    The probe and the history travel in checkpoints, and a resumed training goes on with both. A validation that was due
+    when the checkpoint was written is left out by Lightning on resume: its figures are made up for, with averaged
+    weights where Lightning's ``WeightAveraging`` would have put them, and written, but not seen by those who monitor.
+    Where the module or a callback that is not Lightning's acts as a validation starts, they are missing.
+
+    A callback that is used in several trainings keeps its probe: make a new one for other data (the next fold, say). Of
+    several callbacks in one Trainer, the second logs below ``globenc_2/``, the third below ``globenc_3/``; they have to
+    differ in their probe, methods, target, readout, ``normalize`` or ``exclude_special_tokens``.
 
     Several processes (DDP) share the work: each analyses some of the examples, all of them remember the whole, and the
-    first one logs it. The probe is what the first process was given or was shown. A model whose parameters are spread
-    over the processes (FSDP, tensor parallelism) is not analysed.
+    first one logs it. The probe is what the first process was given or was shown. An error in one of them that is to
+    stop the training is raised there as it is, and in the others by its text. With ``strategy="ddp_spawn"``, logs and
+    checkpoints hold everything, but this object's ``history`` stays empty: Lightning brings back the weights and the
+    monitored figures alone. A model whose parameters are spread over the processes (FSDP, tensor parallelism) is not
+    analysed.
 
     Args:
         probe: the examples: None takes the first ``num_examples`` rows of the validation loop (its sanity check
@@ -253,9 +264,10 @@ class GlobEncCallback(Callback):
             measurement, self._pending = self._pending, None
             step = self._step(trainer)
             # Lightning writes what it logs at its own step, and a validation on its own, or one that a resumed training
-            # repeats, would go back or double a point.
+            # repeats, would go back or double a point. In a training we write: a logger that fails at a figure of ours
+            # would end it from within Lightning. A validate() on its own prints what Lightning logs.
             new = not self._is_repeated(trainer)
-            usual = new and step == _logged_step(trainer)
+            usual = new and step == _logged_step(trainer) and trainer.state.fn != "fit"
             self._guarded(lambda: self._log_monitored(trainer, pl_module, measurement, usual))
             if new:
                 monitored = None if usual else self._monitored(measurement)
@@ -452,8 +464,7 @@ class GlobEncCallback(Callback):
         """Analyse this validation, if it is its turn."""
         self._analyzed = True
         repeated = self._is_repeated(trainer)
-        self._validations += not repeated
-        if self._refused or not self._has_probe(trainer) or (self._validations - 1) % self._every_n_validations:
+        if not self._is_its_turn(trainer, repeated):
             return
 
         def run() -> None:
@@ -461,6 +472,12 @@ class GlobEncCallback(Callback):
 
         if not self._guarded(run) and not repeated:
             self._missing_steps.append(self._step(trainer))
+
+    def _is_its_turn(self, trainer: "pl.Trainer", repeated: bool) -> bool:
+        """Count this validation; whether it is analysed."""
+        self._validations += not repeated
+        ready = not self._refused and self._has_probe(trainer)
+        return ready and (self._validations - 1) % self._every_n_validations == 0
 
     def _is_repeated(self, trainer: "pl.Trainer") -> bool:
         """Whether a resumed training runs a validation again that is already in its history."""
@@ -511,9 +528,24 @@ class GlobEncCallback(Callback):
         self._publish(trainer, measurement, 0, self._monitored(measurement))
 
     def _make_up(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", epoch: int) -> None:
-        """Analyse the validation that Lightning leaves out on resume: the weights are still those it was due for."""
+        """Analyse the validation that Lightning leaves out on resume: the weights are still those it was due for.
+
+        It is written and remembered. It cannot be monitored: to those who monitor, there was no validation.
+        """
         self._due_epoch, self._resumed = None, False
-        self._validate(trainer, pl_module)
+        strangers = _act_as_a_validation_starts(trainer, pl_module)
+        if strangers:
+            # They may exchange the weights, and what else they do is not ours to call.
+            if self._is_its_turn(trainer, repeated=False):
+                self._missing_steps.append(self._step(trainer))
+                self._say(
+                    "GlobEncCallback: the checkpoint is from between a training step and the validation after it, "
+                    "which Lightning leaves out on resume. It is missing here, too: which weights it would have been "
+                    f"made with is up to what {', '.join(strangers)} does as a validation starts."
+                )
+        else:
+            with _weights_of_a_validation(trainer, pl_module):
+                self._validate(trainer, pl_module)
         if self._pending is not None:
             measurement, self._pending = self._pending, None
             monitored = self._monitored(measurement)
@@ -661,6 +693,31 @@ def _without_logging(pl_module: "pl.LightningModule") -> Iterator[None]:
         for name in LENT_BY_TRAINER:
             vars(pl_module).pop(name, None)
         vars(pl_module).update(own)
+
+
+def _act_as_a_validation_starts(trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> list[str]:
+    """The callbacks, but for Lightning's and ours, and the module, if they do something before its first batch."""
+    return [
+        type(one).__name__
+        for one in [*getattr(trainer, "callbacks", []), pl_module]
+        if not all(_source(one, hook).startswith(KNOWN_SOURCES) for hook in BEFORE_VALIDATION if hasattr(one, hook))
+    ]
+
+
+@contextmanager
+def _weights_of_a_validation(trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> Iterator[None]:
+    """Averaged weights where Lightning's averaging would put them for a validation, and the trained ones back."""
+    with ExitStack() as stack:
+        for one in getattr(trainer, "callbacks", []):
+            if _source(one, "on_validation_epoch_start").endswith(".weight_averaging"):
+                one.on_validation_epoch_start(trainer, pl_module)
+                stack.callback(one.on_validation_epoch_end, trainer, pl_module)
+        yield
+
+
+def _source(one: Any, hook: str) -> str:
+    """The module that a hook is written in."""
+    return f"{getattr(getattr(one, hook), '__module__', '')}"
 
 
 def _is_alone(trainer: "pl.Trainer") -> bool:

@@ -181,6 +181,7 @@ def _measure(
     error = torch.zeros(0, dtype=torch.float64)
     names: list[tuple[str, ...]] = [()] * size
     reads: list[str] = []
+    readouts: list[str] = []
     batches = list(probe.batches(reader.max_tokens, chosen))
     reader.kernels.keep = len(batches) > 1
     for indices, batch in batches:
@@ -192,6 +193,7 @@ def _measure(
         if found.logits.dim() == 2 and found.logits.shape[1] > 1:
             probability[indices] = found.logits.float().softmax(1).amax(1).cpu()
         reads.append(found.head_reads)
+        readouts.append(found.readout)
         error = torch.maximum(error, found.reconstruction_error) if len(error) else found.reconstruction_error
         for place, index in enumerate(indices):
             length = int(found.attention_mask[place].nonzero()[-1]) + 1
@@ -209,7 +211,7 @@ def _measure(
         predicted,
         probability,
         error,
-        found.readout,
+        _readout_of(readouts),
         found.rule,
         1 + len(found.others),
         found.encoder,
@@ -252,9 +254,15 @@ def put_together(shares: Sequence[tuple[Sequence[int], Measurement]]) -> Measure
         predicted=predicted,
         probability=probability,
         reconstruction_error=error,
+        readout=_readout_of([share.readout for _, share in shares]),
         head_reads=min((share.head_reads for _, share in shares), key=HEAD_READS.index),
         names=names,
     )
+
+
+def _readout_of(readouts: Collection[str]) -> str:
+    """Which row was read in all parts: single tokens, whose first is their last, do not tell that a model is causal."""
+    return "last" if "last" in readouts else next(iter(readouts))
 
 
 def history_entry(measurement: Measurement, step: int, epoch: int) -> HistoryEntry:

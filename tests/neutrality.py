@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,24 @@ class Compiled(Noisy):
     def __init__(self) -> None:
         super().__init__()
         self.model = torch.compile(self.model, backend="eager")
+
+
+class MachineCode(Noisy):
+    """Its encoder is compiled by torch's own default, small enough that this takes seconds."""
+
+    def __init__(self) -> None:
+        super().__init__(classifier(num_hidden_layers=1))
+        self.model = torch.compile(self.model)
+
+
+@cache
+def no_machine_code() -> str:
+    """Why nothing can be compiled here; nothing if it can."""
+    try:
+        torch.compile(torch.sin)(torch.ones(2))
+    except Exception as error:
+        return f"torch.compile does not work here: {type(error).__name__}"
+    return ""
 
 
 class EveryStep(WeightAveraging):
@@ -126,6 +145,7 @@ class Setting:
         before: makes the callbacks that come before ours.
         after: makes those that come after it.
         options: of the Trainer.
+        impossible: says why this machine cannot do it; nothing if it can.
     """
 
     make: Callable[[], Steps] = Noisy
@@ -133,6 +153,7 @@ class Setting:
     before: Callable[[], list[pl.Callback]] = list
     after: Callable[[], list[pl.Callback]] = list
     options: Mapping[str, Any] = field(default_factory=dict)
+    impossible: Callable[[], str] = str
 
 
 SETTINGS: dict[str, Setting] = {
@@ -169,6 +190,12 @@ SETTINGS: dict[str, Setting] = {
     "precision=bf16-mixed": Setting(options={"precision": "bf16-mixed"}),
     "precision=bf16-true": Setting(options={"precision": "bf16-true"}),
     "torch.compile": Setting(make=Compiled, options={"val_check_interval": 0.5}),
+    "torch.compile, to machine code": Setting(
+        make=MachineCode,
+        data=lambda: {"train": loader(Sentences(32, seed=1), shuffle=True), "val": loader(Sentences(16))},
+        options={"val_check_interval": 0.5},
+        impossible=no_machine_code,
+    ),
     "eager attention": Setting(make=eager_attention),
     "frozen layers, parts in eval": Setting(make=partly_frozen),
     "no sanity check": Setting(options={"num_sanity_val_steps": 0}),
@@ -241,6 +268,9 @@ def main() -> int:
     print(f"{'setting':{width}}  {'  '.join(COLUMNS)}  analysed")
     sound = True
     for name, setting in SETTINGS.items():
+        if setting.impossible():
+            print(f"{name:{width}}  skipped: {setting.impossible()}", flush=True)
+            continue
         same, analysed = compare(setting)
         cells = "  ".join(f"{'equal' if same[column] else 'DIFFERS':{len(column)}}" for column in COLUMNS)
         print(f"{name:{width}}  {cells}  {analysed}", flush=True)

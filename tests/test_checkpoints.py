@@ -1,5 +1,6 @@
 import copy
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,16 +8,17 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, LambdaCallback, ModelCheckpoint, Timer
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import Subset
 
 from globenc_lightning import GlobEncCallback, ProbeSet
-from tests.neutrality import equal
+from tests.neutrality import EveryStep, equal
 from tests.test_callback import MONITORED, assert_same, given_batch, probed_ids
 from tests.training import (
     Album,
+    Memory,
     Sentences,
     Snapshots,
     SpoilsOne,
@@ -40,14 +42,18 @@ def same_batches() -> Any:
 
 
 def train(
-    callbacks: list[pl.Callback], logger: Any, ckpt_path: Path | None = None, **options: Any
+    callbacks: list[pl.Callback],
+    logger: Any,
+    ckpt_path: Path | None = None,
+    make: Callable[[Any], Steps] = Steps,
+    **options: Any,
 ) -> tuple[pl.Trainer, Steps]:
     """Three epochs of four batches, without dropout; resumed from a checkpoint if there is one."""
     pl.seed_everything(3, verbose=False)
     saves = any(isinstance(one, ModelCheckpoint) for one in callbacks)
     options = {"max_epochs": 3, "log_every_n_steps": 1, "logger": logger, "enable_checkpointing": saves, **options}
     trainer = build_trainer(callbacks, **options)
-    module = Steps(classifier(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    module = make(classifier(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
     with warnings.catch_warnings():
         # Lightning's advice on workers, resuming and short loggers.
         warnings.filterwarnings("ignore", module="pytorch_lightning")
@@ -155,6 +161,67 @@ def test_resumed_curves_and_filmstrips_have_no_gap_no_double_point_and_no_step_b
         assert [value for _, value in rest.series(MONITORED)] == pytest.approx(values[len(kept) :], rel=0, abs=1e-6)
         if len(kept) < len(steps):
             assert np.array_equal(rest.pictures(FILMSTRIP)[-1], logger.pictures(FILMSTRIP)[-1])
+
+
+AVERAGING: dict[str, Callable[[pl.Callback], list[pl.Callback]]] = {
+    "averaging before ours": lambda ours: [EveryStep(), ours],
+    "averaging after ours": lambda ours: [ours, EveryStep()],
+    "EMA": lambda ours: [EMAWeightAveraging(decay=0.5), Timer(), ours],
+}
+
+
+@pytest.mark.parametrize("kind", AVERAGING)
+def test_a_validation_that_is_made_up_sees_averaged_weights_where_others_do(kind: str, tmp_path: Path) -> None:
+    settings = {"heatmap_examples": 0, "methods": ["N-Enc"]}
+    whole = GlobEncCallback(**settings)
+    train([*AVERAGING[kind](whole), keeps_all(tmp_path, every_n_train_steps=4)], False)
+    assert [entry.step for entry in whole.history] == [0, 3, 7, 11]
+    for path in tmp_path.glob("*.ckpt"):
+        assert stored_state(path)["due_epoch"] is not None
+        resumed, logger = GlobEncCallback(**settings), Memory()
+        with said() as messages:
+            trainer, module = train(AVERAGING[kind](resumed), logger, path)
+        assert [message for message in messages if "no images" not in message] == []
+        assert_same_history(resumed, whole)
+        alone, other = train(AVERAGING[kind](pl.Callback()), Memory(), path)
+        assert equal(module.state_dict(), other.state_dict())
+        assert equal(trainer.optimizers[0].state_dict(), alone.optimizers[0].state_dict())
+
+
+class AveragesItself(Steps):
+    """Puts other weights in as a validation starts."""
+
+    def on_validation_start(self) -> None:
+        with torch.no_grad():
+            next(self.parameters()).mul_(0.5)
+
+    def on_validation_end(self) -> None:
+        with torch.no_grad():
+            next(self.parameters()).mul_(2)
+
+
+def exchanges() -> list[pl.Callback]:
+    return [LambdaCallback(on_validation_start=lambda trainer, module: None)]
+
+
+@pytest.mark.parametrize(("who", "others"), [("AveragesItself", list), ("LambdaCallback", exchanges)])
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_validation_that_cannot_be_made_up_is_missing(
+    who: str, others: Callable[[], list[pl.Callback]], every: int, tmp_path: Path
+) -> None:
+    settings = {"heatmap_examples": 1, "methods": ["N-Enc"], "every_n_validations": every}
+    make = AveragesItself if who == "AveragesItself" else Steps
+    whole = GlobEncCallback(**settings)
+    train([whole, keeps_all(tmp_path, every_n_train_steps=4), *others()], False, make=make)
+    steps = [entry.step for entry in whole.history]
+    for path in tmp_path.glob("*.ckpt"):
+        (due,) = {torch.load(path, weights_only=True)["global_step"] - 1}
+        resumed = GlobEncCallback(**settings)
+        with said() as messages:
+            train([resumed, *others()], False, path, make=make)
+        assert [entry.step for entry in resumed.history] == [step for step in steps if step != due]
+        assert resumed._missing_steps == [due] * (due in steps)
+        assert [who in message and "missing here" in message for message in messages] == [True] * (due in steps)
 
 
 def test_resumed_into_the_same_tensorboard_folder(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """Something breaks at every stage of an analysis: the training must not notice, and the validation is missing."""
 
 import errno
+import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from globenc_lightning.errors import OutOfMemoryError, is_out_of_memory
 from globenc_lightning.report import images, publish
 from tests.neutrality import COLUMNS, SETTINGS, equal, train
 from tests.test_callback import MONITORED
-from tests.training import Album, Sentences, Steps, fit, said
+from tests.training import Album, Memory, Sentences, Steps, fit, said
 
 SETTING = SETTINGS["EMA after ours"]
 FILMSTRIP = "globenc/filmstrip/example_00"
@@ -273,6 +276,59 @@ def test_a_full_disk_costs_the_pictures_and_not_the_training(tmp_path: Path, mon
     (message,) = messages
     assert "No space left on device" in message
     assert trainer.global_step == 4
+    assert [entry.step for entry in callback.history] == [0, 1, 3]
+    assert MONITORED in trainer.callback_metrics
+
+
+def full_disk(tmp_path: Path, **options: int) -> dict[str, Any]:
+    """How a training ends on a disk of so many bytes, or where no file gets longer, without us and with us."""
+    (tmp_path / "disk").mkdir()
+    limits = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "tests.full_disk", str(tmp_path / "disk"), str(tmp_path / "result"), *limits]
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result: dict[str, Any] = json.loads((tmp_path / "result").read_text())
+    if "impossible" in result:
+        pytest.skip(result["impossible"])
+    return result
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits a process as Linux does")
+@pytest.mark.parametrize("options", [{"disk": 100_000}, {"longest": 60_000}], ids=["disk", "longest file"])
+def test_a_disk_with_room_for_the_training_s_own_log_alone_gets_that_alone(
+    options: dict[str, int], tmp_path: Path
+) -> None:
+    found = full_disk(tmp_path, **options)
+    assert found["error"] == ["", ""]
+    assert found["steps"] == [16, 16]
+    assert found["same"]
+    assert found["bytes"][0] == found["bytes"][1] < 10_000
+    assert found["history"] == [0, 3, 7, 11, 15]
+    (message,) = found["messages"]
+    assert "left to other logs" in message
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits a process as Linux does")
+def test_a_disk_without_room_for_the_training_s_own_log_ends_it_as_it_would_without_us(tmp_path: Path) -> None:
+    found = full_disk(tmp_path, longest=700)
+    assert found["error"][0] == found["error"][1] != ""
+    # TensorBoard tells of it one write later, or two.
+    assert abs(found["steps"][0] - found["steps"][1]) <= 2
+    assert found["same"] or found["steps"][0] != found["steps"][1]
+    assert found["bytes"] == [700, 700]
+
+
+def test_a_logger_that_raises_at_our_figures_alone_does_not_end_the_training() -> None:
+    callback, logger = GlobEncCallback(heatmap_examples=0), Memory(refuses=lambda tag: tag.startswith("globenc"))
+    with said() as messages:
+        trainer = fit(Steps(), callback, logger=logger, max_epochs=2)
+    assert sum("disk full" in message for message in messages) == 1
+    assert trainer.global_step == 4
+    assert logger.steps("val_loss") == [1, 3]
     assert [entry.step for entry in callback.history] == [0, 1, 3]
     assert MONITORED in trainer.callback_metrics
 

@@ -3,12 +3,13 @@ from dataclasses import FrozenInstanceError, fields
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from globenc_lightning import METHODS, ProbeSet, attribute
 from globenc_lightning.analysis import Reader, Settings
 from globenc_lightning.errors import NonFiniteError
-from globenc_lightning.measurement import HistoryEntry, Measurement, history_entry, measure
-from tests.training import Sentences, classifier, redrawn
+from globenc_lightning.measurement import HistoryEntry, Measurement, history_entry, measure, put_together
+from tests.training import CLASSES, VOCABULARY, Sentences, classifier, redrawn
 
 EVERYTHING = Settings(METHODS)
 
@@ -30,6 +31,42 @@ def without_masks() -> ProbeSet:
         probe = one if probe is None else probe.joined(one)
     assert probe is not None
     return probe
+
+
+@pytest.mark.parametrize("readout", ["cls", "mean"])
+@pytest.mark.parametrize("singles", [(0, 2, 4), (1, 3, 5)], ids=["first process", "second process"])
+def test_a_share_of_single_tokens_does_not_know_that_a_model_is_causal(readout: str, singles: tuple[int, ...]) -> None:
+    sizes = {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40, "pad_token_id": 0}
+    model = redrawn(GPT2ForSequenceClassification(GPT2Config(**sizes, num_labels=CLASSES))).eval()
+    rows = [
+        Sentences(1, shortest=length, longest=length, seed=index).first(1)
+        for index in range(6)
+        for length in [1 if index in singles else 4 + index]
+    ]
+    probe = ProbeSet.from_batch({key: torch.cat([row[key] for row in rows]) for key in rows[0]})
+    settings = Settings(METHODS, readout=readout)
+    whole = measure(Reader(model), probe, settings, range(2))
+    halves = [range(0, 6, 2), range(1, 6, 2)]
+    shares = [(half, measure(Reader(model), probe, settings, range(2), half)) for half in halves]
+    found = put_together(shares)
+    assert found.readout == whole.readout == {"cls": "last", "mean": "mean"}[readout]
+    assert (found.rule, found.calls, found.encoder, found.head_reads) == (
+        whole.rule,
+        whole.calls,
+        whole.encoder,
+        whole.head_reads,
+    )
+    for method in METHODS:
+        assert_close(found.correlation[method], whole.correlation[method])
+        for index in range(6):
+            assert_close(found.rows[index][method], whole.rows[index][method])
+    # Examples of one token that are analysed one by one tell no more.
+    reader = Reader(model, max_tokens=1)
+    assert measure(reader, probe, settings).readout == whole.readout
+
+
+def assert_close(left: torch.Tensor, right: torch.Tensor) -> None:
+    torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 @pytest.mark.parametrize("settings", [EVERYTHING, Settings(("N", "W"), readout="mean", normalize=True)], ids=str)

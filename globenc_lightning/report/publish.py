@@ -7,6 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from globenc_lightning.report.canvas import Picture
+from globenc_lightning.report.room import require_room
+
+SCALAR_BYTES = 256
+"""More than a scalar and its tag take in any log."""
+SMALLEST_RATIO = 8
+"""So much smaller at least are our pictures in a PNG; 26 times and more were measured."""
 
 
 class PublishError(RuntimeError):
@@ -66,6 +72,7 @@ def log_scalars(loggers: Iterable[Any], scalars: Mapping[str, Any], step: int) -
     failures: list[tuple[str, Exception]] = []
     for logger in loggers if finite else ():
         try:
+            require_room(logger, SCALAR_BYTES * len(finite))
             logger.log_metrics(dict(finite), step)
         except Exception as error:
             failures.append((type(logger).__name__, error))
@@ -99,6 +106,7 @@ def log_images(loggers: Iterable[Any], images: Mapping[str, Picture], step: int)
             if add_image is None:
                 unable.append(name)
                 continue
+            require_room(logger, sum(picture.nbytes for picture in images.values()) // SMALLEST_RATIO)
             for tag, picture in images.items():
                 add_image(tag, picture, step, dataformats="HWC")
         except Exception as error:
