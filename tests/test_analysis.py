@@ -682,7 +682,8 @@ def test_a_row_of_padding_has_no_figures_and_disturbs_nobody(attn: str) -> None:
         assert not one.local[method][2].any()
         assert not one.rollout[method][2].any()
         assert torch.equal(one.local[method][:2], alone.local[method])
-        assert torch.equal(one.rollout[method][:2], alone.rollout[method])
+        # All examples and methods are multiplied at once, and the last bit depends on where a matrix lies in memory.
+        torch.testing.assert_close(one.rollout[method][:2], alone.rollout[method], rtol=1e-6, atol=0)
         assert torch.equal(one.correlation[method][:2], alone.correlation[method])
     assert torch.equal(one.saliency[:2], alone.saliency)
 
