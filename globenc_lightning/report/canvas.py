@@ -83,11 +83,26 @@ def readable(text: str, limit: int | None = None) -> str:
     """
     if not text:
         return "(empty)"
-    return _readable(text if limit is None else text[: limit + 1], limit)
+    return _rewritten(text if limit is None else text[: limit + 1], limit, True)
+
+
+def visible(text: str, limit: int | None = None) -> str:
+    """Rewrite `text` as `readable` does, for those who bring fonts of their own: CJK and emoji stay as they are.
+
+    Args:
+        text: Any string, a token or a title.
+        limit: Largest number of characters in the result; the last one is then an ellipsis. None: no limit.
+
+    Returns:
+        The text to show.
+    """
+    if not text:
+        return "(empty)"
+    return _rewritten(text if limit is None else text[: limit + 1], limit, False)
 
 
 @lru_cache(maxsize=8192)
-def _readable(text: str, limit: int | None) -> str:
+def _rewritten(text: str, limit: int | None, drawn: bool) -> str:
     inner = text.strip(" ")
     start = len(text) - len(text.lstrip(" "))
     runs: list[tuple[bool, str]] = []
@@ -95,7 +110,7 @@ def _readable(text: str, limit: int | None) -> str:
         category = unicodedata.category(character)
         if category == "Cc":
             piece, coded = character.encode("unicode_escape").decode("ascii"), False
-        elif character != " " and (category[0] in "CZ" or ord(character) not in _drawable()):
+        elif character != " " and (category[0] in "CZ" or (drawn and ord(character) not in _drawable())):
             piece, coded = f"+{ord(character):04X}", True
         else:
             piece, coded = character, False
