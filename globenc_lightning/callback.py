@@ -608,7 +608,9 @@ class GlobEncCallback(Callback):
         if self.history.about is None:
             return
         text, tables = page.markdown(self.history.about), page.tables(self.history.about)
-        wanting = [one for one in trainer.callbacks if isinstance(one, GlobEncCallback) and one._custom_scalars]
+        wanting = [
+            one for one in getattr(trainer, "callbacks", []) if isinstance(one, GlobEncCallback) and one._custom_scalars
+        ]
         # A run has one layout, so each of us writes that of all.
         layout = page.layout({one._tag: one._settings.methods for one in wanting}) if self in wanting else {}
         described = fingerprint([text, repr(layout)])

@@ -247,7 +247,7 @@ class History(list[HistoryEntry]):
         """
         from globenc_lightning.report import stills
 
-        return stills.save(stills.sentence(self, example, method, title), path, dpi)
+        return stills.save_sentence(self, path, example, method, title, dpi)
 
     def save_correlation(
         self,
@@ -280,7 +280,7 @@ class History(list[HistoryEntry]):
         """
         from globenc_lightning.report import stills
 
-        return stills.save(stills.correlation(self, by, step, methods, title), path, dpi)
+        return stills.save_correlation(self, path, by, step, methods, title, dpi)
 
 
 def measure(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from globenc_lightning.analysis import TARGETS, Settings
+from globenc_lightning.analysis import TARGETS, Attributions, Settings
 from globenc_lightning.measurement import About, HistoryEntry, Measurement, class_of
 from globenc_lightning.probe import ProbeSet
 from globenc_lightning.report.canvas import Picture
@@ -91,7 +91,7 @@ def drawn_method(chosen: Settings | About) -> str:
     return "N-Enc" if "N-Enc" in chosen.methods else chosen.methods[-1]
 
 
-def rollout_name(chosen: Settings | About) -> str:
+def rollout_name(chosen: Settings | About | Attributions) -> str:
     """How the maps were aggregated, in words."""
     return "row-normalised rollout" if chosen.normalize else "unnormalised rollout"
 
@@ -123,13 +123,13 @@ def timeline(
     Returns:
         The readout rows of the last layer, and the steps.
     """
-    moments = _moments(history, missing_steps)
-    rows = [None if entry is None else entry.rows[method][example].double().numpy() for _, entry in moments]
+    validations = moments(history, missing_steps)
+    rows = [None if entry is None else entry.rows[method][example].double().numpy() for _, entry in validations]
     nothing = np.full_like(history[-1].rows[method][example].double().numpy(), np.nan)
-    return np.stack([nothing if row is None else row for row in rows]), [step for step, _ in moments]
+    return np.stack([nothing if row is None else row for row in rows]), [step for step, _ in validations]
 
 
-def _moments(history: Sequence[HistoryEntry], missing_steps: Sequence[int]) -> list[tuple[int, HistoryEntry | None]]:
+def moments(history: Sequence[HistoryEntry], missing_steps: Sequence[int]) -> list[tuple[int, HistoryEntry | None]]:
     """All validations in their order; two may share a step (before the first one, and within an accumulation)."""
     failed: list[tuple[int, HistoryEntry | None]] = [(step, None) for step in missing_steps]
     return sorted([*((entry.step, entry) for entry in history), *failed], key=lambda moment: moment[0])
@@ -139,13 +139,13 @@ def over_training(
     history: Sequence[HistoryEntry], missing_steps: Sequence[int]
 ) -> tuple[list[int], Mapping[str, NDArray[np.float64]], Mapping[str, NDArray[np.float64]]]:
     """The steps, and by method the last layer's mean rho and half its confidence interval; NaN where one failed."""
-    moments = _moments(history, missing_steps)
+    validations = moments(history, missing_steps)
     means, spread = {}, {}
     for method in history[-1].correlation:
         found = [
             None if entry is None else mean_and_interval(entry.by_example[method][:, -1:].numpy())
-            for _, entry in moments
+            for _, entry in validations
         ]
         means[method] = np.array([np.nan if one is None else one[0][0] for one in found])
         spread[method] = np.array([np.nan if one is None else one[1][0] for one in found])
-    return [step for step, _ in moments], means, spread
+    return [step for step, _ in validations], means, spread
