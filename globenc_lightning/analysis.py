@@ -121,9 +121,9 @@ class Attributions:
 
     def to_html(self, tokens: Any = None, **options: Any) -> str:
         """The last layer beside the saliency in coloured tokens; ``tokens`` is a tokenizer, or one list per example."""
-        from globenc_lightning.report import html
+        from globenc_lightning.report import notebook
 
-        return html.sentences(self, tokens, **options)
+        return notebook.sentences(self, tokens, **options)
 
     def _repr_html_(self) -> str:
         return self.to_html()
