@@ -27,7 +27,7 @@ MAX_EXAMPLES = 8
 MAX_TOKENS = 128
 TOKEN_LIMIT = 40
 
-_TOKEN = "display:inline-block;margin:1px;padding:0 4px;border-radius:3px;white-space:pre"
+_TOKEN = "display:inline-block;margin:1px;padding:0 4px;border-radius:3px;white-space:pre;box-shadow:0 0 0 1px #8888"
 _ROW = "margin:2px 0;line-height:1.7"
 _NAME = "display:inline-block;min-width:5.5em;opacity:.7"
 _NOTE = "margin:4px 0;opacity:.7"
