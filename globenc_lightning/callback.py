@@ -277,7 +277,7 @@ class GlobEncCallback(Callback):
         return {
             "probe": None if self.probe is None else self.probe.state_dict(),
             "num_examples": self._num_examples,
-            "history": self.history.state_dict(),
+            **self.history.state_dict(),
             "described": dict(self._described),
             "validations": self._validations,
         }
@@ -340,7 +340,7 @@ class GlobEncCallback(Callback):
         return self.probe.fingerprint() if self.probe is not None else ""
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        history = History.from_state_dict(state["history"])
+        history = History.from_state_dict(state)
         if state["probe"] is not None:
             stored = ProbeSet.from_state_dict(state["probe"])
             if self._probe_name == "validation" and state["num_examples"] != self._num_examples:

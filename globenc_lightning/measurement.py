@@ -194,19 +194,19 @@ class History(list[HistoryEntry]):
     def from_state_dict(cls, state: Mapping[str, Any]) -> "History":
         """The history that :meth:`state_dict` was called on."""
         return cls(
-            [HistoryEntry.from_state_dict(entry) for entry in state["entries"]],
+            [HistoryEntry.from_state_dict(entry) for entry in state["history"]],
             None if state["about"] is None else About.from_state_dict(state["about"]),
             state["missing_steps"],
-            state["start"],
+            state["drawn_from"],
         )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything in tensors and primitives, for a checkpoint."""
         return {
-            "entries": [entry.state_dict() for entry in self],
+            "history": [entry.state_dict() for entry in self],
             "about": None if self.about is None else self.about.state_dict(),
             "missing_steps": list(self.missing_steps),
-            "start": self.start,
+            "drawn_from": self.start,
         }
 
     def begin(self) -> None:
