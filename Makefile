@@ -12,15 +12,17 @@ VERSIONS_ARGS ?=
 
 DEMO_ENV := .venv-demo
 TEST_ENV := .venv-test
+LOGGERS_ENV := .venv-loggers
 DEMO_READY := $(DEMO_ENV)/.ready
 TEST_READY := $(TEST_ENV)/.ready
+LOGGERS_READY := $(LOGGERS_ENV)/.ready
 
 # torch is named once more on the command line: the pin then also decides between builds of one version.
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 INSTALL := -m pip install --quiet --constraint constraints.txt $(TORCH) --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test versions lint format types ci clean
+.PHONY: help demo test loggers versions lint format types ci clean
 
 help: ## show these commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -30,6 +32,9 @@ demo: $(DEMO_READY) ## fine-tune a real encoder with the callback (a few minutes
 
 test: $(TEST_READY) ## run the whole test suite
 	$(TEST_ENV)/bin/python -m pytest $(TEST_ARGS)
+
+loggers: $(LOGGERS_READY) ## run the tests that need the packages behind other loggers (MLflow, W&B), offline
+	GLOBENC_LOGGERS=required $(LOGGERS_ENV)/bin/python -m pytest tests/report/test_loggers.py
 
 versions: ## run the tests with every version of transformers that is supported; before a release
 	$(PYTHON) tests/versions.py $(VERSIONS_ARGS)
@@ -49,7 +54,7 @@ ci: ## everything that a change has to pass
 	bash .ci/run
 
 clean: ## remove the environments and the tools' caches
-	rm -rf $(DEMO_ENV) $(TEST_ENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(DEMO_ENV) $(TEST_ENV) $(LOGGERS_ENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(DEMO_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEMO_ENV)
@@ -59,4 +64,9 @@ $(DEMO_READY): pyproject.toml constraints.txt
 $(TEST_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(TEST_ENV)
 	$(TEST_ENV)/bin/python $(INSTALL) ".[dev]"
+	@touch $@
+
+$(LOGGERS_READY): pyproject.toml constraints.txt constraints-loggers.txt
+	$(PYTHON) -m venv $(LOGGERS_ENV)
+	$(LOGGERS_ENV)/bin/python $(INSTALL) ".[test,loggers]" --constraint constraints-loggers.txt
 	@touch $@
