@@ -1,8 +1,11 @@
 """What a training writes about itself: the page of its choices, the layout of its charts."""
 
+import random
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -10,8 +13,22 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from globenc_lightning import METHODS, GlobEncCallback
 from globenc_lightning.report import page, publish
+from tests.neutrality import equal
 from tests.report.test_page import custom_scalars, rendered
-from tests.training import Album, Sentences, SpoilsOne, Steps, build_trainer, events, fit, loader, said, tokenizer
+from tests.training import (
+    Album,
+    Memory,
+    Sentences,
+    SpoilsOne,
+    Steps,
+    build_trainer,
+    events,
+    final_state,
+    fit,
+    loader,
+    said,
+    tokenizer,
+)
 
 ABOUT = "globenc/about/text_summary"
 FEW: dict[str, Any] = {"methods": ("W", "N-Enc"), "num_examples": 4, "heatmap_examples": 0}
@@ -117,6 +134,40 @@ def test_a_logger_that_refuses_the_page_keeps_it_from_nobody_else(tmp_path: Path
     assert "disk full" in messages[0]
     assert len(callback.history) == 3
     assert len(pages(tmp_path / "run")) == 1
+
+
+class Restless(Memory):
+    """Slow, draws random numbers, and fails every other time; takes pictures as Lightning's own loggers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def log_image(self, key: str, images: list[Any], step: int) -> None:
+        self._disturb()
+
+    def log_text(self, key: str, columns: Any, data: Any, step: int) -> None:
+        self._disturb()
+
+    def _disturb(self) -> None:
+        self.calls += 1
+        time.sleep(0.05)
+        random.random(), np.random.rand(), torch.rand(3)
+        if self.calls % 2:
+            raise OSError("no server")
+
+
+def test_a_slow_and_failing_logger_does_not_change_the_training() -> None:
+    torch.manual_seed(5)
+    logger = Restless()
+    with said() as messages:
+        trainer = fit(Steps(), GlobEncCallback(heatmap_examples=1, num_examples=4), logger=logger, max_epochs=2)
+    with_us = final_state(trainer)
+    torch.manual_seed(5)
+    without_us = final_state(fit(Steps(), logger=Memory(), max_epochs=2))
+    assert logger.calls > 3
+    assert all("no server" in message for message in messages)
+    assert {key: equal(with_us[key], without_us[key]) for key in without_us} == dict.fromkeys(without_us, True)
 
 
 def test_no_layout_unless_it_is_asked_for(tmp_path: Path) -> None:
