@@ -195,3 +195,26 @@ def test_the_page_is_text_that_a_notebook_shows(tmp_path: Path) -> None:
     html = found(1).to_html()
     assert html._repr_html_() == html == str(html)
     (tmp_path / "a.html").write_text(html, encoding="utf-8")
+
+
+def test_padding_at_the_left_is_left_out() -> None:
+    made = found(3)
+    lengths = made.attention_mask.sum(1)
+    number = int(lengths.argmin())
+    length, width = int(lengths[number]), made.attention_mask.shape[1]
+    assert length < width
+
+    def one(values: torch.Tensor, shift: int = 0) -> torch.Tensor:
+        return values[number : number + 1].roll(shift, -1)
+
+    def alone(shift: int) -> Attributions:
+        return replace(
+            made,
+            attention_mask=one(made.attention_mask, shift),
+            input_ids=one(made.input_ids, shift),
+            rows={method: one(rows, shift) for method, rows in made.rows.items()},
+            saliency=one(made.saliency, shift),
+        )
+
+    assert Page(alone(width - length).to_html()).rows == Page(alone(0).to_html()).rows
+    assert len(Page(alone(0).to_html()).rows[0]) == length
