@@ -14,9 +14,11 @@ LIGHTNING_ARGS ?=
 DEMO_ENV := .venv-demo
 TEST_ENV := .venv-test
 LIGHTNING_ENV := .venv-lightning
+LOGGERS_ENV := .venv-loggers
 DEMO_READY := $(DEMO_ENV)/.ready
 TEST_READY := $(TEST_ENV)/.ready
 LIGHTNING_READY := $(LIGHTNING_ENV)/.ready
+LOGGERS_READY := $(LOGGERS_ENV)/.ready
 
 # torch is named once more on the command line: the pin then also decides between builds of one version.
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
@@ -24,7 +26,7 @@ LIGHTNING := $(shell sed -n 's/^pytorch-lightning==/lightning==/p' constraints.t
 INSTALL := -m pip install --quiet --constraint constraints.txt $(TORCH) --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lightning versions lint format types ci clean
+.PHONY: help demo test lightning loggers versions lint format types ci clean
 
 help: ## show these commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -37,6 +39,9 @@ test: $(TEST_READY) ## run the whole test suite
 
 lightning: $(LIGHTNING_READY) ## run the callback's tests with lightning and without pytorch_lightning
 	$(LIGHTNING_ENV)/bin/python tests/lightning_package.py $(LIGHTNING_ARGS)
+
+loggers: $(LOGGERS_READY) ## run the tests that need the packages behind other loggers (MLflow, W&B), offline
+	GLOBENC_LOGGERS=required $(LOGGERS_ENV)/bin/python -m pytest tests/report/test_loggers.py
 
 versions: ## run the tests with every version of transformers that is supported; before a release
 	$(PYTHON) tests/versions.py $(VERSIONS_ARGS)
@@ -56,7 +61,7 @@ ci: ## everything that a change has to pass
 	bash .ci/run
 
 clean: ## remove the environments and the tools' caches
-	rm -rf $(DEMO_ENV) $(TEST_ENV) $(LIGHTNING_ENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(DEMO_ENV) $(TEST_ENV) $(LIGHTNING_ENV) $(LOGGERS_ENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(DEMO_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEMO_ENV)
@@ -74,4 +79,9 @@ $(LIGHTNING_READY): pyproject.toml constraints.txt
 	$(LIGHTNING_ENV)/bin/python $(INSTALL) ".[test]"
 	$(LIGHTNING_ENV)/bin/python -m pip uninstall --quiet --yes pytorch-lightning
 	$(LIGHTNING_ENV)/bin/python -m pip install --quiet --no-deps $(LIGHTNING)
+	@touch $@
+
+$(LOGGERS_READY): pyproject.toml constraints.txt constraints-loggers.txt
+	$(PYTHON) -m venv $(LOGGERS_ENV)
+	$(LOGGERS_ENV)/bin/python $(INSTALL) ".[test,loggers]" --constraint constraints-loggers.txt
 	@touch $@

@@ -119,6 +119,15 @@ class Attributions:
         """The methods in the order they were asked for."""
         return tuple(self.correlation)
 
+    def to_html(self, tokens: Any = None, **options: Any) -> str:
+        """The last layer beside the saliency in coloured tokens; ``tokens`` is a tokenizer, or one list per example."""
+        from globenc_lightning.report import notebook
+
+        return notebook.sentences(self, tokens, **options)
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
 
 @dataclass(frozen=True)
 class Settings:

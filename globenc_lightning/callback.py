@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
@@ -17,9 +18,9 @@ from globenc_lightning.encoder.reading import find_encoders
 from globenc_lightning.encoder.undisturbed import random_states_kept
 from globenc_lightning.errors import EmptyProbeError, GlobEncError, GlobEncWarning, ProbeError
 from globenc_lightning.functional import METHODS
-from globenc_lightning.measurement import HistoryEntry, Measurement, history_entry, measure, put_together
+from globenc_lightning.measurement import History, Measurement, about, history_entry, measure, put_together
 from globenc_lightning.probe import ProbeSet, fingerprint, main_input
-from globenc_lightning.report import images, publish
+from globenc_lightning.report import images, page, publish
 from globenc_lightning.tokenizers import as_tokenizer, find_tokenizer
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ class GlobEncCallback(Callback):
       rho at the last layer, mean over the probe set;
     - ``globenc/spearman_by_layer/<method>/layer_<NN>``: the same for every layer, from 01;
     - images ``globenc/heatmap/...``, ``globenc/filmstrip/...``, ``globenc/correlation/...`` where a logger can show
-      images (its ``experiment`` has ``add_image``).
+      images (TensorBoard, Weights & Biases, MLflow, Comet, Aim and others, see
+      :mod:`globenc_lightning.report.publish`);
+    - one text ``globenc/about``, where a logger takes texts: all choices, and the probe's sentences.
 
     The first point of every curve is the model before the first training step, if the sanity check has already shown
     enough examples or the probe was given.
@@ -99,10 +102,14 @@ class GlobEncCallback(Callback):
         forward: how the module is called on the probe when neither its own ``forward`` nor a Hugging Face model with
             a head in it gives logits: ``forward(module, batch)`` returns them.
         on_error: ``"warn"`` lets the training go on when an analysis fails, ``"raise"`` stops it.
+        custom_scalars: write a layout for TensorBoard's Custom Scalars tab: all methods in one chart, and all layers
+            of a method in another. A run has one layout, and nothing tells us whether you have written one of your own
+            (``add_custom_scalars``): whichever is written last is shown.
 
     Attributes:
         probe: the :class:`ProbeSet`, once it is fixed.
-        history: one :class:`~globenc_lightning.measurement.HistoryEntry` per analysed validation.
+        history: one :class:`~globenc_lightning.measurement.HistoryEntry` per analysed validation, in a list that can
+            save pictures of itself (:class:`~globenc_lightning.measurement.History`).
 
     Raises:
         ValueError: an argument that cannot be used, before any training starts.
@@ -128,6 +135,7 @@ class GlobEncCallback(Callback):
         tokenizer: Any | None = None,
         forward: Callable[..., Any] | None = None,
         on_error: str = "warn",
+        custom_scalars: bool = False,
     ) -> None:
         super().__init__()
         self._settings = Settings(methods, target, readout, normalize, exclude_special_tokens)
@@ -140,6 +148,8 @@ class GlobEncCallback(Callback):
                 raise ValueError(f"{name} must be a whole number of at least {least}; got {value!r}")
         if on_error not in ("warn", "raise"):
             raise ValueError(f"on_error must be 'warn' or 'raise'; got {on_error!r}")
+        if not isinstance(custom_scalars, bool):
+            raise ValueError(f"custom_scalars must be True or False; got {custom_scalars!r}")
         if forward is not None and not callable(forward):
             raise ValueError(f"forward must be callable, forward(module, batch); got {type(forward).__name__}")
         self._num_examples = num_examples
@@ -148,8 +158,9 @@ class GlobEncCallback(Callback):
         self._tokenizer = None if tokenizer is None else as_tokenizer(tokenizer)
         self._forward = forward
         self._on_error = on_error
+        self._custom_scalars = custom_scalars
 
-        self.history: list[HistoryEntry] = []
+        self.history = History()
         self.probe: ProbeSet | None = None
         self._texts: list[str] | None = None
         self._take_probe(probe)
@@ -163,8 +174,7 @@ class GlobEncCallback(Callback):
         self._gave_up_collecting = False
         self._looked_for_tokenizer = False
         self._reader: Reader | None = None
-        self._missing_steps: list[int] = []
-        self._drawn_from = 0
+        self._described: dict[str, str] = {}
         self._validations = 0
         self._pending: Measurement | None = None
         self._analyzed = False
@@ -202,7 +212,7 @@ class GlobEncCallback(Callback):
                 self._make_up(trainer, pl_module, self._due_epoch)
         elif trainer.global_step == 0:
             # Another training: its pictures start anew, while the history keeps everything.
-            self._drawn_from, self._missing_steps = len(self.history), []
+            self.history.begin()
             if trainer.enable_validation and not self._refused:
                 self._name_given_probe(trainer, pl_module)
                 if self._has_probe(trainer) and not self._guarded(lambda: self._baseline(trainer, pl_module)):
@@ -279,9 +289,8 @@ class GlobEncCallback(Callback):
         return {
             "probe": None if self.probe is None else self.probe.state_dict(),
             "num_examples": self._num_examples,
-            "history": [entry.state_dict() for entry in self.history],
-            "missing_steps": list(self._missing_steps),
-            "drawn_from": self._drawn_from,
+            **self.history.state_dict(),
+            "described": dict(self._described),
             "validations": self._validations,
         }
 
@@ -328,6 +337,10 @@ class GlobEncCallback(Callback):
         state = {name: value for name, value in self.__dict__.items() if name not in LENT_BY_TRAINER}
         return {**state, "_reader": None}
 
+    @property
+    def _missing_steps(self) -> list[int]:
+        return self.history.missing_steps
+
     def _let_go(self) -> None:
         self._reader = None
         for name in LENT_BY_TRAINER:
@@ -339,7 +352,7 @@ class GlobEncCallback(Callback):
         return self.probe.fingerprint() if self.probe is not None else ""
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        history = [HistoryEntry.from_state_dict(entry) for entry in state["history"]]
+        history = History.from_state_dict(state)
         if state["probe"] is not None:
             stored = ProbeSet.from_state_dict(state["probe"])
             if self._probe_name == "validation" and state["num_examples"] != self._num_examples:
@@ -349,8 +362,8 @@ class GlobEncCallback(Callback):
                 )
             self.probe, self._texts, self._collecting = stored, None, None
             self._looked_for_tokenizer = False
-        self.history, self._missing_steps = history, list(state["missing_steps"])
-        self._drawn_from, self._validations = state["drawn_from"], state["validations"]
+        self.history, self._described = history, dict(state["described"])
+        self._validations = state["validations"]
         self._due_epoch = state.get("due_epoch")
         self._resumed = True
 
@@ -488,7 +501,7 @@ class GlobEncCallback(Callback):
         """The step of this validation's figures. Another Trainer's ``validate()`` counts from 0; ours never go back."""
         step = _logged_step(trainer)
         if trainer.state.fn != "fit":
-            step = max([step, *(entry.step for entry in self.history[self._drawn_from :])])
+            step = max([step, *(entry.step for entry in self.history.latest)])
         return step
 
     def _measure(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> Measurement:
@@ -586,6 +599,8 @@ class GlobEncCallback(Callback):
     ) -> None:
         """Remember a measurement, and write what ``self.log`` does not."""
         self.history.append(history_entry(measurement, step, trainer.current_epoch if epoch is None else epoch))
+        if self.probe is not None:
+            self.history.about = about(measurement, self.probe, self._settings, self._origin(self.probe))
         self._say_what_is_special(measurement)
         failure: Exception | None = None
         if trainer.is_global_zero:
@@ -593,6 +608,7 @@ class GlobEncCallback(Callback):
             try:
                 self._guarded(lambda: publish.log_scalars(trainer.loggers, scalars, step))
                 self._guarded(lambda: self._draw(trainer, measurement, step))
+                self._describe(trainer, step)
             except Exception as error:
                 failure = error
         if self._on_error == "raise" and not _is_alone(trainer):
@@ -609,10 +625,38 @@ class GlobEncCallback(Callback):
         if unable and not getattr(trainer, "fast_dev_run", False):
             self._say(f"GlobEncCallback: {', '.join(unable)} can show no images; it gets the scalars alone.")
         if able and self.probe is not None:
-            history = self.history[self._drawn_from :]
+            history = self.history.latest
             pictures = images.pictures(measurement, self.probe, history, self._missing_steps, self._settings)
             tagged = {self._tag + tag.removeprefix(TAG): picture for tag, picture in pictures.items()}
             publish.log_images(able, tagged, step)
+
+    def _origin(self, probe: ProbeSet) -> str:
+        if self._probe_name == "validation":
+            return f"the first {len(probe)} examples that the validation showed"
+        return "texts that were given" if probe.texts else "a batch or a ProbeSet that was given"
+
+    def _describe(self, trainer: "pl.Trainer", step: int) -> None:
+        """Write what the figures are of: once to a run, and again when it is no longer what that run shows."""
+        if self.history.about is None:
+            return
+        text, tables = page.markdown(self.history.about), page.tables(self.history.about)
+        wanting = [
+            one for one in getattr(trainer, "callbacks", []) if isinstance(one, GlobEncCallback) and one._custom_scalars
+        ]
+        # A run has one layout, so each of us writes that of all.
+        layout = page.layout({one._tag: one._settings.methods for one in wanting}) if self in wanting else {}
+        described = fingerprint([text, repr(layout)])
+
+        def write(logger: Any) -> None:
+            run = fingerprint(publish.run_of(logger))
+            if self._described.get(run) != described:
+                publish.log_text(logger, f"{self._tag}/about", text, tables, step)
+                if layout:
+                    publish.log_layout(logger, layout)
+                self._described[run] = described
+
+        for logger in trainer.loggers:
+            self._guarded(partial(write, logger))
 
     def _say_what_is_special(self, measurement: Measurement) -> None:
         """What somebody who reads the figures has to know, each once."""

@@ -3,14 +3,17 @@
 Axes: ``b`` example, ``l`` layer, ``q`` token that receives, ``k`` token that is attended to.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from globenc_lightning.analysis import Reader, Settings, analyze
+from globenc_lightning.encoder.calling import LABELS
 from globenc_lightning.errors import OutOfMemoryError, is_out_of_memory
 from globenc_lightning.functional import CorrelationSummary, summarize
 from globenc_lightning.probe import ProbeSet
@@ -120,6 +123,164 @@ class HistoryEntry:
     def __getitem__(self, name: str) -> Any:
         """An attribute by its name, for those who treat an entry as a mapping."""
         return getattr(self, name)
+
+
+@dataclass(frozen=True)
+class About:
+    """What the figures of a training are of: all that a reader of them has to know, in primitives.
+
+    Attributes:
+        encoder: the path of the encoder in the model.
+        rule: ``"post-LN"``, the paper's, or ``"pre-LN"``, an extension of it.
+        methods: the methods in the order they were asked for.
+        normalize: whether rows were divided by their sum before the rollout.
+        target: which score the saliency is taken of, in words.
+        readout: which row was read.
+        exclude_special_tokens: whether special tokens are left out of the correlation.
+        probe: the fingerprint of the probe set.
+        origin: where the probe came from, in words.
+        tokens: one (k,) per example: what stands at its positions.
+        labels: one per example: its class, or None.
+    """
+
+    encoder: str
+    rule: str
+    methods: tuple[str, ...]
+    normalize: bool
+    target: str
+    readout: str
+    exclude_special_tokens: bool
+    probe: str
+    origin: str
+    tokens: tuple[tuple[str, ...], ...]
+    labels: tuple[int | None, ...]
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "About":
+        """What :meth:`state_dict` was called on."""
+        tokens = tuple(tuple(one) for one in state["tokens"])
+        return cls(**{**state, "methods": tuple(state["methods"]), "tokens": tokens, "labels": tuple(state["labels"])})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything in primitives."""
+        return {**asdict(self), "tokens": [list(one) for one in self.tokens]}
+
+
+class History(list[HistoryEntry]):
+    """The analysed validations, oldest first, and what it takes to draw them.
+
+    A list like any other. A callback that is used in several trainings keeps them all here; the pictures show the
+    latest one.
+
+    Attributes:
+        about: what the figures are of; None before the first of them.
+        missing_steps: steps of the latest training's validations whose analysis failed.
+        start: the place of the latest training's first entry.
+    """
+
+    def __init__(
+        self,
+        entries: Iterable[HistoryEntry] = (),
+        about: About | None = None,
+        missing_steps: Iterable[int] = (),
+        start: int = 0,
+    ) -> None:
+        super().__init__(entries)
+        self.about = about
+        self.missing_steps = list(missing_steps)
+        self.start = start
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "History":
+        """The history that :meth:`state_dict` was called on."""
+        return cls(
+            [HistoryEntry.from_state_dict(entry) for entry in state["history"]],
+            None if state["about"] is None else About.from_state_dict(state["about"]),
+            state["missing_steps"],
+            state["drawn_from"],
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything in tensors and primitives, for a checkpoint."""
+        return {
+            "history": [entry.state_dict() for entry in self],
+            "about": None if self.about is None else self.about.state_dict(),
+            "missing_steps": list(self.missing_steps),
+            "drawn_from": self.start,
+        }
+
+    def begin(self) -> None:
+        """Another training: its pictures start anew, while the list keeps everything."""
+        self.start, self.missing_steps = len(self), []
+
+    @property
+    def latest(self) -> list[HistoryEntry]:
+        """The entries of the latest training."""
+        return self[self.start :]
+
+    def save_sentence(
+        self,
+        path: str | os.PathLike[str],
+        example: int = 0,
+        *,
+        method: str | None = None,
+        title: str | None = None,
+        dpi: int = 200,
+    ) -> Path:
+        """Save a picture of one example over the training: a row of attributions per validation, tokens across.
+
+        Args:
+            path: where to, ending in ``.svg`` (lines and text stay lines and text) or ``.png``.
+            example: the number of the example in the probe set, from 0.
+            method: one of the methods that were computed; N-Enc, or the last of them, when None.
+            title: what stands above; ``""`` leaves the whole head out, for a figure with a caption of its own.
+            dpi: dots per inch of a PNG.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: nothing was analysed yet, or there is no such example, method or format.
+
+        Example:
+            >>> callback.history.save_sentence("sentence.svg", example=3)  # doctest: +SKIP
+        """
+        from globenc_lightning.report import stills
+
+        return stills.save_sentence(self, path, example, method, title, dpi)
+
+    def save_correlation(
+        self,
+        path: str | os.PathLike[str],
+        by: str = "layer",
+        *,
+        step: int | None = None,
+        methods: Sequence[str] | None = None,
+        title: str | None = None,
+        dpi: int = 200,
+    ) -> Path:
+        """Save the curves of the correlation with the saliency: mean over the probe set, 95 % confidence bands.
+
+        Args:
+            path: where to, ending in ``.svg`` (lines and text stay lines and text) or ``.png``.
+            by: ``"layer"``, every layer at one step; or ``"training"``, the last layer at every step.
+            step: which step, for ``by="layer"``; the last one when None.
+            methods: some of the methods that were computed; all of them when None.
+            title: what stands above; ``""`` leaves the whole head out, for a figure with a caption of its own.
+            dpi: dots per inch of a PNG.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: nothing was analysed yet, or there is no such kind, step, method or format.
+
+        Example:
+            >>> callback.history.save_correlation("curves.png", by="training")  # doctest: +SKIP
+        """
+        from globenc_lightning.report import stills
+
+        return stills.save_correlation(self, path, by, step, methods, title, dpi)
 
 
 def measure(
@@ -276,6 +437,41 @@ def history_entry(measurement: Measurement, step: int, epoch: int) -> HistoryEnt
         saliency=measurement.saliency,
         predicted=measurement.predicted,
     )
+
+
+def about(measurement: Measurement, probe: ProbeSet, settings: Settings, origin: str) -> About:
+    """What a measurement is of.
+
+    Args:
+        measurement: the figures.
+        probe: the examples.
+        settings: what was computed.
+        origin: where the probe came from, in words.
+
+    Returns:
+        All of it, in primitives.
+    """
+    return About(
+        encoder=measurement.encoder,
+        rule=measurement.rule,
+        methods=tuple(settings.methods),
+        normalize=settings.normalize,
+        target=settings.target_name,
+        readout=measurement.readout,
+        exclude_special_tokens=settings.exclude_special_tokens,
+        probe=probe.fingerprint(),
+        origin=origin,
+        tokens=tuple(tuple(str(token) for token in names) for names in measurement.names),
+        labels=tuple(class_of(row) for row in probe.rows),
+    )
+
+
+def class_of(row: Mapping[str, Any]) -> int | None:
+    """The class index among an example's entries, or None if it has none (a score, several labels)."""
+    label = next((row[name] for name in LABELS if name in row), None)
+    if not isinstance(label, Tensor) or label.dim() or label.is_floating_point():
+        return None
+    return int(label)
 
 
 def _summary(by_example: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

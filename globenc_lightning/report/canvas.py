@@ -83,11 +83,26 @@ def readable(text: str, limit: int | None = None) -> str:
     """
     if not text:
         return "(empty)"
-    return _readable(text if limit is None else text[: limit + 1], limit)
+    return _rewritten(text if limit is None else text[: limit + 1], limit, True)
+
+
+def visible(text: str, limit: int | None = None) -> str:
+    """Rewrite `text` as `readable` does, for those who bring fonts of their own: CJK and emoji stay as they are.
+
+    Args:
+        text: Any string, a token or a title.
+        limit: Largest number of characters in the result; the last one is then an ellipsis. None: no limit.
+
+    Returns:
+        The text to show.
+    """
+    if not text:
+        return "(empty)"
+    return _rewritten(text if limit is None else text[: limit + 1], limit, False)
 
 
 @lru_cache(maxsize=8192)
-def _readable(text: str, limit: int | None) -> str:
+def _rewritten(text: str, limit: int | None, drawn: bool) -> str:
     inner = text.strip(" ")
     start = len(text) - len(text.lstrip(" "))
     runs: list[tuple[bool, str]] = []
@@ -95,7 +110,7 @@ def _readable(text: str, limit: int | None) -> str:
         category = unicodedata.category(character)
         if category == "Cc":
             piece, coded = character.encode("unicode_escape").decode("ascii"), False
-        elif character != " " and (category[0] in "CZ" or ord(character) not in _drawable()):
+        elif character != " " and (category[0] in "CZ" or (drawn and ord(character) not in _drawable())):
             piece, coded = f"+{ord(character):04X}", True
         else:
             piece, coded = character, False
@@ -250,11 +265,39 @@ class Label(NamedTuple):
     y: int
 
 
-def column_labels(tokens: Sequence[str], cell: int, left: int, top: int) -> list[Label]:
-    """Place the tokens' labels under columns of `cell` pixels that start at x = `left`; `top` is the labels' upper end.
+class ColumnStyle(NamedTuple):
+    """How the labels under columns are set.
+
+    Attributes:
+        size: Font size in pixels.
+        slope: Angle in degrees: 0 lies flat, 45 slants, 90 stands upright.
+        texts: The label of every column.
+        shown: The columns whose label is shown.
+    """
+
+    size: int
+    slope: int
+    texts: list[str]
+    shown: list[int]
+
+
+def column_style(texts: Sequence[str], cell: int) -> ColumnStyle:
+    """Choose how `texts`, ready to draw, are set under columns of `cell` pixels.
 
     Labels lie flat where each fits into its column, slant where there is room for slanted lines, and else stand
     upright. Columns narrower than a line of text show every m-th label.
+    """
+    size = TEXT_SIZE if cell >= 24 else SMALL_SIZE if cell >= 17 else SMALL_SIZE - 1
+    shown = thinned(len(texts), cell, line_height(size) - 1)
+    if cell >= max(text_width(texts[column], size) for column in shown) + 6:
+        slope = 0
+    else:
+        slope = 45 if round(cell * math.sin(_SLANT)) >= line_height(size) else 90
+    return ColumnStyle(size, slope, list(texts), shown)
+
+
+def column_labels(tokens: Sequence[str], cell: int, left: int, top: int) -> list[Label]:
+    """Place the tokens' labels under columns of `cell` pixels that start at x = `left`; `top` is the labels' upper end.
 
     Args:
         tokens: Texts of the columns, (k,).
@@ -265,14 +308,12 @@ def column_labels(tokens: Sequence[str], cell: int, left: int, top: int) -> list
     Returns:
         One placed label per shown column. x is negative where `left` gives too little room to a slanted label.
     """
-    size = TEXT_SIZE if cell >= 24 else SMALL_SIZE if cell >= 17 else SMALL_SIZE - 1
-    texts = [readable(token, LABEL_LIMIT) for token in tokens]
-    shown = thinned(len(texts), cell, line_height(size) - 1)
+    size, slope, texts, shown = column_style([readable(token, LABEL_LIMIT) for token in tokens], cell)
     masks = [text_mask(texts[column], size) for column in shown]
     centres = [left + column * cell + (cell - 1) // 2 for column in shown]
-    if cell >= max(mask.shape[1] for mask in masks) + 6:
+    if slope == 0:
         return [Label(mask, x - mask.shape[1] // 2, top) for mask, x in zip(masks, centres, strict=True)]
-    if round(cell * math.sin(_SLANT)) >= line_height(size):
+    if slope == 45:
         slanted = [_slanted_mask(texts[column], size) for column in shown]
         lowest = min(end_y for _, _, end_y in slanted)
         return [

@@ -22,14 +22,71 @@ _MARGIN_LEFT = 64
 _MARGIN_RIGHT = 206
 _AXES_WIDTH = 660
 _AXES_HEIGHT = 400
-_WIDTH = _MARGIN_LEFT + _AXES_WIDTH + _MARGIN_RIGHT
-_ABOVE = 30
+WIDTH = _MARGIN_LEFT + _AXES_WIDTH + _MARGIN_RIGHT
+ABOVE = 30
 _BELOW = 58
+HEIGHT = ABOVE + _AXES_HEIGHT + _BELOW
 _Y_LIMIT = 1.04
-_DPI = 100
+DPI = 100
 _LABEL_PITCH = 20
 _SAMPLE_WIDTH = 26
 _LEADER_WIDTH = 26
+
+
+class Curves(NamedTuple):
+    """What a picture of curves shows.
+
+    Attributes:
+        x: (n,) places on the x-axis.
+        means: For each method (n,), NaN where there is a gap.
+        halves: For each method half the width of the confidence interval (n,), NaN where there is none.
+        ticks: The numbers on the x-axis.
+        x_name: Name of the x-axis.
+        caption: Sentences that stand below.
+    """
+
+    x: _Floats
+    means: Mapping[str, _Floats]
+    halves: Mapping[str, _Floats]
+    ticks: Sequence[int]
+    x_name: str
+    caption: list[str]
+
+
+class Word(NamedTuple):
+    """A text in a plot: `x` is its left, middle or right (`anchor`), `y` the middle of its line, in pixels."""
+
+    text: str
+    x: float
+    y: int
+    anchor: str
+    size: int
+    ink: tuple[int, int, int]
+    bold: bool = False
+
+
+class Plot(NamedTuple):
+    """Where everything in a plot lies, in pixels from its upper left corner.
+
+    Attributes:
+        curves: What is shown.
+        caption: Sentences that stand below.
+        drawn: The methods with a line, in the order of painting.
+        ends: For each of them the place of its last value.
+        heights: For each of them the height of its label at the right.
+        x_limits: The x-axis' ends.
+        tick_places: The marks on the x-axis.
+        words: All texts.
+    """
+
+    curves: Curves
+    caption: str
+    drawn: list[str]
+    ends: dict[str, int]
+    heights: dict[str, float]
+    x_limits: tuple[float, float]
+    tick_places: list[float]
+    words: list[Word]
 
 
 class Style(NamedTuple):
@@ -126,6 +183,11 @@ def correlation_by_layer(
     Raises:
         ValueError: If there is no method, an unknown one, or an array of another shape.
     """
+    return _picture(by_layer(correlations), title, subtitle)
+
+
+def by_layer(correlations: Mapping[str, ArrayLike]) -> Curves:
+    """Average over the examples, layer by layer; see `correlation_by_layer`."""
     arrays = {method: np.asarray(values, dtype=np.float64) for method, values in correlations.items()}
     _check({method: array.shape[1:] for method, array in arrays.items()}, "correlations", "(b, l)")
     statistics = {method: mean_and_interval(array) for method, array in arrays.items()}
@@ -143,14 +205,12 @@ def correlation_by_layer(
     caption.append(f"Undefined and left out: {undefined} of {total} ρ." if undefined else "No ρ is undefined.")
     stride = math.ceil(layers / 24)
     ticks = [1, *range(2 * stride, layers + 1, stride)]
-    return _picture(
+    return Curves(
         np.arange(1, layers + 1, dtype=np.float64),
         {method: mean for method, (mean, _, _, _) in statistics.items()},
         {method: half for method, (_, half, _, _) in statistics.items()},
         ticks=ticks,
         x_name="layer",
-        title=title,
-        subtitle=subtitle,
         caption=caption,
     )
 
@@ -179,6 +239,13 @@ def correlation_over_training(
     Raises:
         ValueError: If there is no method, an unknown one, no step, or an array that is not (n,).
     """
+    return _picture(over_training(steps, means, spread), title, subtitle)
+
+
+def over_training(
+    steps: Sequence[int], means: Mapping[str, ArrayLike], spread: Mapping[str, ArrayLike] | None = None
+) -> Curves:
+    """Put the means of a training in order; see `correlation_over_training`."""
     from matplotlib.ticker import MaxNLocator
 
     x = np.asarray(steps, dtype=np.float64)
@@ -195,9 +262,7 @@ def correlation_over_training(
     if len(ticks) > 8:
         low, high = ticks[0], ticks[-1]
         ticks = [int(tick) for tick in MaxNLocator(8, integer=True).tick_values(low, high) if low <= tick <= high]
-    return _picture(
-        x, arrays, halves, ticks=ticks, x_name="training step", title=title, subtitle=subtitle, caption=caption
-    )
+    return Curves(x, arrays, halves, ticks=ticks, x_name="training step", caption=caption)
 
 
 def _check(shapes: Mapping[str, tuple[int, ...]], name: str, wanted: str) -> None:
@@ -237,29 +302,20 @@ def label_heights(wanted: Sequence[float], pitch: float, low: float, high: float
     return [centre(*block) + (place - (block[1] - 1) / 2) * pitch for block in blocks for place in range(block[1])]
 
 
-def _picture(
-    x: _Floats,
-    means: Mapping[str, _Floats],
-    halves: Mapping[str, _Floats],
-    *,
-    ticks: Sequence[int],
-    x_name: str,
-    title: str,
-    subtitle: str,
-    caption: list[str],
-) -> canvas.Picture:
+def arranged(curves: Curves) -> Plot:
+    """Find a place for everything in a plot, and for the texts around it."""
+    x, means = curves.x, curves.means
     pad = 0.025 * float(x.max() - x.min()) or 0.5
     x_low, x_high = float(x.min()) - pad, float(x.max()) + pad
 
     def y_pixel(value: float) -> float:
-        return _ABOVE + (_Y_LIMIT - value) / (2 * _Y_LIMIT) * _AXES_HEIGHT
+        return ABOVE + (_Y_LIMIT - value) / (2 * _Y_LIMIT) * _AXES_HEIGHT
 
     # Fixed order of methods, whatever order the caller has; the prominent one is painted last.
     drawn = [method for method in STYLES if method in means and np.isfinite(means[method]).any()]
     drawn.sort(key=lambda method: STYLES[method].prominent)
     absent = [method for method in STYLES if method in means and method not in drawn]
-    if absent:
-        caption = [*caption, f"Without any defined ρ: {', '.join(absent)}."]
+    caption = [*curves.caption, *([f"Without any defined ρ: {', '.join(absent)}."] if absent else [])]
     ends = {method: int(np.flatnonzero(np.isfinite(means[method]))[-1]) for method in drawn}
     by_height = sorted(drawn, key=lambda method: -means[method][ends[method]])
     heights = dict(
@@ -268,54 +324,61 @@ def _picture(
             label_heights(
                 [y_pixel(float(means[method][ends[method]])) for method in by_height],
                 _LABEL_PITCH,
-                _ABOVE + _LABEL_PITCH / 2,
-                _ABOVE + _AXES_HEIGHT - _LABEL_PITCH / 2,
+                ABOVE + _LABEL_PITCH / 2,
+                ABOVE + _AXES_HEIGHT - _LABEL_PITCH / 2,
             ),
             strict=True,
         )
     )
-    tick_labels = _tick_labels(ticks, x_low, x_high)
-    tick_places = list(tick_labels)
-    plot = _lines(x, (x_low, x_high), drawn, means, halves, tick_places, heights, ends)
-    for value in (-1.0, -0.5, 0.0, 0.5, 1.0):
-        mask = canvas.text_mask(_number(value, 1), canvas.SMALL_SIZE)
-        place = round(y_pixel(value)) - mask.shape[0] // 2
-        canvas.stamp(plot, mask, _MARGIN_LEFT - 10 - mask.shape[1], place, canvas.MUTED)
-    for place, mask in tick_labels.items():
-        left = round(place) - mask.shape[1] // 2
-        canvas.stamp(plot, mask, left, _ABOVE + _AXES_HEIGHT + 8, canvas.MUTED)
-    x_mask = canvas.text_mask(x_name, canvas.SMALL_SIZE)
-    canvas.stamp(plot, x_mask, _MARGIN_LEFT, _ABOVE + _AXES_HEIGHT + 30, canvas.MUTED)
-    y_mask = canvas.text_mask("Spearman’s ρ with gradient × input", canvas.SMALL_SIZE)
-    canvas.stamp(plot, y_mask, canvas.MARGIN, 4, canvas.MUTED)
+    small, size = canvas.SMALL_SIZE, canvas.TEXT_SIZE
+    half_line = canvas.line_height(small) // 2
+    tick_labels = _tick_labels(curves.ticks, x_low, x_high)
+    words = [
+        Word(_number(value, 1), _MARGIN_LEFT - 10, round(y_pixel(value)), "right", small, canvas.MUTED)
+        for value in (-1.0, -0.5, 0.0, 0.5, 1.0)
+    ]
+    under = ABOVE + _AXES_HEIGHT + half_line
+    words += [Word(text, round(place), under + 8, "middle", small, canvas.MUTED) for place, text in tick_labels.items()]
+    words.append(Word(curves.x_name, _MARGIN_LEFT, under + 30, "left", small, canvas.MUTED))
+    y_name = "Spearman’s ρ with gradient × input"
+    words.append(Word(y_name, canvas.MARGIN, 4 + half_line, "left", small, canvas.MUTED))
     for method, height in heights.items():
         bold = STYLES[method].prominent
-        mask = canvas.text_mask(method, canvas.TEXT_SIZE, bold)
         left = _MARGIN_LEFT + _AXES_WIDTH + _LEADER_WIDTH + _SAMPLE_WIDTH + 6
-        canvas.stamp(plot, mask, left, round(height) - mask.shape[0] // 2)
-        value_mask = canvas.text_mask(_number(float(means[method][ends[method]]), 2), canvas.TEXT_SIZE, bold)
-        canvas.stamp(
-            plot,
-            value_mask,
-            _WIDTH - canvas.MARGIN - value_mask.shape[1],
-            round(height) - mask.shape[0] // 2,
-            canvas.INK if bold else canvas.MUTED,
-        )
-    below = canvas.paragraph(" ".join(caption), _WIDTH, size=canvas.SMALL_SIZE, ink=canvas.MUTED)
-    parts = [canvas.header(title, subtitle, _WIDTH), plot, below, canvas.blank(canvas.MARGIN - 6, _WIDTH)]
+        value = _number(float(means[method][ends[method]]), 2)
+        words.append(Word(method, left, round(height), "left", size, canvas.INK, bold))
+        ink = canvas.INK if bold else canvas.MUTED
+        words.append(Word(value, WIDTH - canvas.MARGIN, round(height), "right", size, ink, bold))
+    return Plot(curves, " ".join(caption), drawn, ends, heights, (x_low, x_high), list(tick_labels), words)
+
+
+def _picture(curves: Curves, title: str, subtitle: str) -> canvas.Picture:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    plot = arranged(curves)
+    agg = FigureCanvasAgg(plotted(plot))
+    agg.draw()
+    picture = np.ascontiguousarray(np.asarray(agg.buffer_rgba())[..., :3])
+    for word in plot.words:
+        mask = canvas.text_mask(word.text, word.size, word.bold)
+        height, width = mask.shape
+        left = {"left": 0, "middle": width // 2, "right": width}[word.anchor]
+        canvas.stamp(picture, mask, round(word.x) - left, word.y - height // 2, word.ink)
+    below = canvas.paragraph(plot.caption, WIDTH, size=canvas.SMALL_SIZE, ink=canvas.MUTED)
+    parts = [canvas.header(title, subtitle, WIDTH), picture, below, canvas.blank(canvas.MARGIN - 6, WIDTH)]
     return np.concatenate(parts)
 
 
-def _tick_labels(ticks: Sequence[int], low: float, high: float) -> dict[float, canvas.Picture]:
-    """Return the rendered numbers by the x of their centre, without those that would touch the one before."""
-    labels: dict[float, canvas.Picture] = {}
+def _tick_labels(ticks: Sequence[int], low: float, high: float) -> dict[float, str]:
+    """Return the numbers by the x of their centre, without those that would touch the one before."""
+    labels: dict[float, str] = {}
     free_from = 0.0
     for tick in ticks:
-        mask = canvas.text_mask(str(tick), canvas.SMALL_SIZE)
+        width = canvas.text_width(str(tick), canvas.SMALL_SIZE)
         place = (tick - low) / (high - low) * _AXES_WIDTH + _MARGIN_LEFT
-        if place - mask.shape[1] / 2 >= free_from:
-            labels[place] = mask
-            free_from = place + mask.shape[1] / 2 + 6
+        if place - width / 2 >= free_from:
+            labels[place] = str(tick)
+            free_from = place + width / 2 + 6
     return labels
 
 
@@ -324,27 +387,26 @@ def _number(value: float, digits: int) -> str:
     return text.replace("-", "−") if float(text) else text.lstrip("-")
 
 
-def _lines(
-    x: _Floats,
-    x_limits: tuple[float, float],
-    drawn: Sequence[str],
-    means: Mapping[str, _Floats],
-    halves: Mapping[str, _Floats],
-    tick_places: Sequence[float],
-    heights: Mapping[str, float],
-    ends: Mapping[str, int],
-) -> canvas.Picture:
-    """Draw grid, bands, lines, and the lines' leaders and samples at the right: (height, width, 3), without text."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def plotted(plot: Plot, head: int = 0, foot: int = 0) -> Any:
+    """Draw grid, bands, lines, and the lines' leaders and samples at the right, without text.
+
+    Args:
+        plot: Where everything lies.
+        head: Pixels that stay empty above the plot.
+        foot: Pixels that stay empty below it.
+
+    Returns:
+        The matplotlib figure, (head + HEIGHT + foot, WIDTH) pixels at DPI dots per inch.
+    """
     from matplotlib.collections import PolyCollection
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    height = _ABOVE + _AXES_HEIGHT + _BELOW
-    figure = Figure(figsize=(_WIDTH / _DPI, height / _DPI), dpi=_DPI, facecolor="white", layout=cast(Any, "none"))
-    agg = FigureCanvasAgg(figure)
+    (x, means, halves, *_), x_limits, ends, heights = plot.curves, plot.x_limits, plot.ends, plot.heights
+    height = head + HEIGHT + foot
+    figure = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI, facecolor="white", layout=cast(Any, "none"))
     axes = figure.add_axes(
-        (_MARGIN_LEFT / _WIDTH, _BELOW / height, _AXES_WIDTH / _WIDTH, _AXES_HEIGHT / height), xscale="linear"
+        (_MARGIN_LEFT / WIDTH, (foot + _BELOW) / height, _AXES_WIDTH / WIDTH, _AXES_HEIGHT / height), xscale="linear"
     )
     axes.set_axis_off()
     axes.set_xlim(*x_limits)
@@ -359,16 +421,16 @@ def _lines(
             figure.add_artist(artist)
 
     def from_corner(px: float, py: float) -> tuple[float, float]:
-        return px / _WIDTH, 1 - py / height
+        return px / WIDTH, 1 - (head + py) / height
 
     for value in (-1.0, -0.5, 0.0, 0.5, 1.0):
         shade, width = ("#9aa0a6", 1.2) if value == 0 else ("#e3e6e9", 0.8)
         line(x_limits, (value, value), color=shade, linewidth=width, zorder=1)
-    for place in tick_places:
-        start, stop = from_corner(place, _ABOVE + _AXES_HEIGHT), from_corner(place, _ABOVE + _AXES_HEIGHT + 5)
+    for place in plot.tick_places:
+        start, stop = from_corner(place, ABOVE + _AXES_HEIGHT), from_corner(place, ABOVE + _AXES_HEIGHT + 5)
         line((start[0], stop[0]), (start[1], stop[1]), inside=False, color="#9aa0a6", linewidth=0.8)
 
-    for order, method in enumerate(drawn):
+    for order, method in enumerate(plot.drawn):
         style, mean = STYLES[method], means[method]
         colour = tuple(channel / 255 for channel in method_colour(method))
         zorder = 10 + order
@@ -402,7 +464,7 @@ def _lines(
         edge = _MARGIN_LEFT + _AXES_WIDTH
         end = ends[method]
         at_end = axes.transData.transform((x[end], mean[end]))
-        start = from_corner(at_end[0], height - at_end[1])
+        start = from_corner(at_end[0], height - at_end[1] - head)
         stop = from_corner(edge + _LEADER_WIDTH - 2, heights[method])
         bend = from_corner(edge, 0)[0], start[1]
         # Dotted inside the axes, so that nobody takes a leader for a line of data where the data end early.
@@ -412,8 +474,7 @@ def _lines(
         left = from_corner(edge + _LEADER_WIDTH, heights[method])
         right = from_corner(edge + _LEADER_WIDTH + _SAMPLE_WIDTH, heights[method])
         line((left[0], (left[0] + right[0]) / 2, right[0]), (left[1],) * 3, inside=False, markevery=[1], **drawing)
-    agg.draw()
-    return np.ascontiguousarray(np.asarray(agg.buffer_rgba())[..., :3])
+    return figure
 
 
 def _runs(defined: NDArray[np.bool_]) -> list[NDArray[np.intp]]:

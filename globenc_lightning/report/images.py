@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from globenc_lightning.analysis import Settings
-from globenc_lightning.encoder.calling import LABELS
-from globenc_lightning.measurement import HistoryEntry, Measurement
+from globenc_lightning.analysis import TARGETS, Attributions, Settings
+from globenc_lightning.measurement import About, HistoryEntry, Measurement, class_of
 from globenc_lightning.probe import ProbeSet
 from globenc_lightning.report.canvas import Picture
 from globenc_lightning.report.curves import correlation_by_layer, correlation_over_training, mean_and_interval
@@ -48,9 +46,11 @@ def pictures(
     for example, last in measurement.last.items():
         tokens = measurement.names[example]
         rho = float(measurement.correlation[method][example, -1])
+        label = class_of(probe.rows[example])
         facts = (
             f"step {step}, predicted class {int(measurement.predicted[example])}"
-            f"{_label(probe, example)}, ρ with saliency {'undefined' if rho != rho else f'{rho:.2f}'}"
+            f"{'' if label is None else f' (label {label})'}, "
+            f"ρ with saliency {'undefined' if rho != rho else f'{rho:.2f}'}"
         )
         how = f"{method}{EXTENSION[measurement.rule]}, {rollout_name(settings)}"
         drawn[f"{TAG}/heatmap/layers/example_{example:02d}"] = layers_by_tokens(
@@ -65,7 +65,7 @@ def pictures(
             title=f"Example {example}: all tokens at the last layer",
             subtitle=f"{how}; {facts}",
         )
-        rows, steps = _timeline(history, missing_steps, method, example)
+        rows, steps = timeline(history, missing_steps, method, example)
         drawn[f"{TAG}/filmstrip/example_{example:02d}"] = filmstrip(
             rows,
             tokens,
@@ -73,66 +73,79 @@ def pictures(
             title=f"Example {example}: the last layer's readout over training",
             subtitle=f"{how}, {READOUT_NAMES[measurement.readout]}",
         )
-    target = f"{settings.target_name} class" if isinstance(settings.target, str) else f"target {settings.target_name}"
-    compared = (
-        f"{rollout_name(settings)}{EXTENSION[measurement.rule]}, {READOUT_NAMES[measurement.readout]}; "
-        f"saliency: L2 gradient × input of the {target}"
-    )
+    compared = what_is_compared(settings, settings.target_name, measurement.rule, measurement.readout)
     drawn[f"{TAG}/correlation/by_layer"] = correlation_by_layer(
         {name: rho.numpy() for name, rho in measurement.correlation.items()},
         title=f"Correlation of rollout and saliency by layer, step {step}",
         subtitle=compared,
     )
-    steps, means, spread = _over_training(history, missing_steps)
+    steps, means, spread = over_training(history, missing_steps)
     drawn[f"{TAG}/correlation/over_training"] = correlation_over_training(
         steps, means, spread=spread, title="Correlation of rollout and saliency over training", subtitle=compared
     )
     return drawn
 
 
-def drawn_method(settings: Settings) -> str:
+def drawn_method(chosen: Settings | About) -> str:
     """The method whose attributions are drawn: GlobEnc's own, or the last of the chosen ones."""
-    return "N-Enc" if "N-Enc" in settings.methods else settings.methods[-1]
+    return "N-Enc" if "N-Enc" in chosen.methods else chosen.methods[-1]
 
 
-def rollout_name(settings: Settings) -> str:
+def rollout_name(chosen: Settings | About | Attributions) -> str:
     """How the maps were aggregated, in words."""
-    return "row-normalised rollout" if settings.normalize else "unnormalised rollout"
+    return "row-normalised rollout" if chosen.normalize else "unnormalised rollout"
 
 
-def _label(probe: ProbeSet, example: int) -> str:
-    label = next((probe.rows[example][name] for name in LABELS if name in probe.rows[example]), None)
-    if not isinstance(label, Tensor) or label.dim() or label.is_floating_point():
-        return ""
-    return f" (label {int(label)})"
+def target_words(target: str) -> str:
+    """The score that the saliency is taken of, in words; a target that is a callable goes by its name."""
+    return f"{target} class" if target in TARGETS else f"target {target}"
 
 
-def _timeline(
+def what_is_compared(chosen: Settings | About, target: str, rule: str, readout: str) -> str:
+    """What the correlation is of, in words."""
+    return (
+        f"{rollout_name(chosen)}{EXTENSION[rule]}, {READOUT_NAMES[readout]}; "
+        f"saliency: L2 gradient × input of the {target_words(target)}"
+    )
+
+
+def timeline(
     history: Sequence[HistoryEntry], missing_steps: Sequence[int], method: str, example: int
 ) -> tuple[NDArray[np.float64], list[int]]:
-    """One row per validation, (n, k), and their steps; a failed one is a row of NaN."""
-    moments = _moments(history, missing_steps)
-    rows = [None if entry is None else entry.rows[method][example].double().numpy() for _, entry in moments]
+    """One row per validation, (n, k), and their steps; a failed one is a row of NaN.
+
+    Args:
+        history: the analysed validations of one training, at least one.
+        missing_steps: steps of those that failed.
+        method: one of the methods.
+        example: the example's number.
+
+    Returns:
+        The readout rows of the last layer, and the steps.
+    """
+    validations = moments(history, missing_steps)
+    rows = [None if entry is None else entry.rows[method][example].double().numpy() for _, entry in validations]
     nothing = np.full_like(history[-1].rows[method][example].double().numpy(), np.nan)
-    return np.stack([nothing if row is None else row for row in rows]), [step for step, _ in moments]
+    return np.stack([nothing if row is None else row for row in rows]), [step for step, _ in validations]
 
 
-def _moments(history: Sequence[HistoryEntry], missing_steps: Sequence[int]) -> list[tuple[int, HistoryEntry | None]]:
+def moments(history: Sequence[HistoryEntry], missing_steps: Sequence[int]) -> list[tuple[int, HistoryEntry | None]]:
     """All validations in their order; two may share a step (before the first one, and within an accumulation)."""
     failed: list[tuple[int, HistoryEntry | None]] = [(step, None) for step in missing_steps]
     return sorted([*((entry.step, entry) for entry in history), *failed], key=lambda moment: moment[0])
 
 
-def _over_training(
+def over_training(
     history: Sequence[HistoryEntry], missing_steps: Sequence[int]
 ) -> tuple[list[int], Mapping[str, NDArray[np.float64]], Mapping[str, NDArray[np.float64]]]:
-    moments = _moments(history, missing_steps)
+    """The steps, and by method the last layer's mean rho and half its confidence interval; NaN where one failed."""
+    validations = moments(history, missing_steps)
     means, spread = {}, {}
     for method in history[-1].correlation:
         found = [
             None if entry is None else mean_and_interval(entry.by_example[method][:, -1:].numpy())
-            for _, entry in moments
+            for _, entry in validations
         ]
         means[method] = np.array([np.nan if one is None else one[0][0] for one in found])
         spread[method] = np.array([np.nan if one is None else one[1][0] for one in found])
-    return [step for step, _ in moments], means, spread
+    return [step for step, _ in validations], means, spread

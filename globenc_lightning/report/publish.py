@@ -1,10 +1,31 @@
-"""Hands scalars and pictures to whatever loggers a Trainer has, by what they can do and not by their class."""
+"""Hands scalars, pictures and texts to whatever loggers a Trainer has, by what they can do and not by their class.
+
+Scalars go through ``log_metrics``, which every Lightning logger has. For pictures the first of these that is there is
+used, once per picture; ``experiment`` is ``logger.experiment``, ``image`` a Pillow image (some of these loggers stretch
+the contrast of an array), and names in brackets are looked for in the signature:
+
+1. ``experiment.add_image(tag, array, step, dataformats="HWC")``, as TensorBoard's ``SummaryWriter`` has it;
+2. ``logger.log_image(key=tag, images=[image], step=step)`` (`key`, `images`, `step`): the public method of Lightning's
+   ``WandbLogger``, and the one to write in a logger of your own;
+3. ``experiment.log_image(logger.run_id, image, key=tag, step=step)`` (`run_id`, `image`, `key`, `step`): MLflow;
+4. ``experiment.log_image(image, name=tag, step=step)`` (`image_data`, `name`, `step`): Comet;
+5. ``experiment.track(aim.Image(image), name=tag, step=step)`` (`value`, `name`, `step`): Aim;
+6. ``experiment[tag].append(image, step=step)``, the image made by the package that the experiment is of: LitLogger,
+   Neptune;
+7. ``experiment.add_figure(tag, figure, step)``: a writer that takes figures and no images.
+
+Texts have a list of their own, see `log_text`. What answers to every name (``fast_dev_run``, other ranks) gets nothing.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+from PIL import Image
 
 from globenc_lightning.report.canvas import Picture
 from globenc_lightning.report.room import require_room
@@ -13,6 +34,12 @@ SCALAR_BYTES = 256
 """More than a scalar and its tag take in any log."""
 SMALLEST_RATIO = 8
 """So much smaller at least are our pictures in a PNG; 26 times and more were measured."""
+
+WritePicture = Callable[[str, Picture, int], Any]
+"""Writes a picture (height, width, 3) of uint8 under a tag, at a step."""
+
+Tables = Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]]
+"""Tables by name: the names of the columns, and the rows."""
 
 
 class PublishError(RuntimeError):
@@ -30,7 +57,7 @@ class PublishError(RuntimeError):
 
 
 def can_show_images(logger: Any) -> bool:
-    """Tell whether `logger` writes pictures the way TensorBoard's `SummaryWriter` does.
+    """Tell whether `logger` takes pictures in one of the ways that this module knows.
 
     Touches `logger.experiment`, which creates files or opens connections: for the process of rank zero alone.
 
@@ -38,8 +65,8 @@ def can_show_images(logger: Any) -> bool:
         logger: A Lightning logger or anything like one.
 
     Returns:
-        True if the logger's experiment has a callable `add_image`. False for a stand-in that answers to every name
-        (`fast_dev_run`, other ranks), and for an experiment that cannot be reached.
+        False for a stand-in that answers to every name (`fast_dev_run`, other ranks), and for an experiment that cannot
+        be reached.
     """
     try:
         return _image_writer(logger) is not None
@@ -47,13 +74,72 @@ def can_show_images(logger: Any) -> bool:
         return False
 
 
-def _image_writer(logger: Any) -> Any:
-    experiment = getattr(logger, "experiment", None)
+def _reached(logger: Any) -> tuple[Any, Any]:
+    """The logger and its experiment; None and None where one of them only pretends to be one."""
+    if not _answers_to_everything(logger):
+        experiment = getattr(logger, "experiment", None)
+        if not _answers_to_everything(experiment):
+            return logger, experiment
+    return None, None
+
+
+def _answers_to_everything(one: Any) -> bool:
     # Stand-ins return a function that does nothing for any name whatsoever, so a name that nobody has unmasks them.
-    if hasattr(experiment, "globenc_lightning_asks_whether_you_have_everything"):
-        return None
-    add_image = getattr(experiment, "add_image", None)
-    return add_image if callable(add_image) else None
+    return hasattr(one, "globenc_lightning_asks_whether_you_have_everything")
+
+
+def _takes(function: Any, *names: str) -> bool:
+    """Whether something can be called with arguments of these names."""
+    if not callable(function):
+        return False
+    try:
+        return set(names) <= set(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return False
+
+
+def _home(experiment: Any, *packages: str) -> Any:
+    """The one of these packages that the class of an experiment comes from, itself or by inheritance."""
+    roots = [kind.__module__.partition(".")[0] for kind in type(experiment).__mro__]
+    return next((sys.modules.get(root) for root in roots if root in packages), None)
+
+
+def _image_writer(logger: Any) -> WritePicture | None:
+    """The first way of writing a picture that the logger has, in the order that the module names."""
+    logger, experiment = _reached(logger)
+    if callable(getattr(experiment, "add_image", None)):
+        return lambda tag, picture, step: experiment.add_image(tag, picture, step, dataformats="HWC")
+    if _takes(getattr(logger, "log_image", None), "key", "images", "step"):
+        return lambda tag, picture, step: logger.log_image(key=tag, images=[Image.fromarray(picture)], step=step)
+    log_image = getattr(experiment, "log_image", None)
+    if _takes(log_image, "run_id", "image", "key", "step") and hasattr(logger, "run_id"):
+        return lambda tag, picture, step: experiment.log_image(
+            run_id=logger.run_id, image=Image.fromarray(picture), key=tag, step=step
+        )
+    if _takes(log_image, "image_data", "name", "step"):
+        return lambda tag, picture, step: experiment.log_image(Image.fromarray(picture), name=tag, step=step)
+    home = _home(experiment, "aim")
+    if home is not None and _takes(getattr(experiment, "track", None), "value", "name", "step"):
+        return lambda tag, picture, step: experiment.track(home.Image(Image.fromarray(picture)), name=tag, step=step)
+    home = _home(experiment, "litlogger", "neptune")
+    if home is not None and hasattr(experiment, "__getitem__"):
+        as_image = home.Image if hasattr(home, "Image") else home.types.File.as_image
+        return lambda tag, picture, step: experiment[tag].append(as_image(Image.fromarray(picture)), step=step)
+    if callable(getattr(experiment, "add_figure", None)):
+        return lambda tag, picture, step: experiment.add_figure(tag, _as_figure(picture), step)
+    return None
+
+
+def _as_figure(picture: Picture) -> Any:
+    """A matplotlib figure that shows a picture pixel by pixel."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    height, width = picture.shape[:2]
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+    FigureCanvasAgg(figure)
+    figure.figimage(picture)
+    return figure
 
 
 def log_scalars(loggers: Iterable[Any], scalars: Mapping[str, Any], step: int) -> None:
@@ -102,15 +188,79 @@ def log_images(loggers: Iterable[Any], images: Mapping[str, Picture], step: int)
     for logger in loggers:
         name = type(logger).__name__
         try:
-            add_image = _image_writer(logger)
-            if add_image is None:
+            write = _image_writer(logger)
+            if write is None:
                 unable.append(name)
                 continue
             require_room(logger, sum(picture.nbytes for picture in images.values()) // SMALLEST_RATIO)
             for tag, picture in images.items():
-                add_image(tag, picture, step, dataformats="HWC")
+                write(tag, picture, step)
         except Exception as error:
             failures.append((name, error))
     if failures:
         raise PublishError(failures, unable) from failures[0][1]
     return unable
+
+
+def log_text(logger: Any, tag: str, markdown: str, tables: Tables, step: int) -> bool:
+    """Write a text to a logger that takes texts; the first of these ways that is there is used.
+
+    1. ``experiment.add_text(tag, markdown, step)``: TensorBoard's Text tab;
+    2. ``logger.log_text(key=, columns=, data=, step=)``, once per table: Lightning's ``WandbLogger``;
+    3. ``experiment.log_text(logger.run_id, markdown, "<tag>.md")``: MLflow, as an artifact;
+    4. ``experiment.log_text(markdown, step=step, metadata={"tag": tag})``: Comet;
+    5. ``experiment.track(aim.Text(markdown), name=tag, step=step)``: Aim;
+    6. ``experiment[tag].append(litlogger.Text(markdown), step=step)``: LitLogger.
+
+    Touches `logger.experiment`: for the process of rank zero alone.
+
+    Args:
+        logger: A Lightning logger or anything like one.
+        tag: The text's name.
+        markdown: The text.
+        tables: The same as tables by name, for loggers that show tables.
+        step: The training step at which it is logged.
+
+    Returns:
+        Whether the logger takes texts.
+    """
+    logger, experiment = _reached(logger)
+    if callable(getattr(experiment, "add_text", None)):
+        experiment.add_text(tag, markdown, step)
+    elif _takes(getattr(logger, "log_text", None), "key", "columns", "data", "step"):
+        for name, (columns, rows) in tables.items():
+            data = [list(row) for row in rows]
+            logger.log_text(key=f"{tag}/{name}", columns=list(columns), data=data, step=step)
+    elif _takes(getattr(experiment, "log_text", None), "run_id", "text", "artifact_file") and hasattr(logger, "run_id"):
+        experiment.log_text(run_id=logger.run_id, text=markdown, artifact_file=f"{tag}.md")
+    elif _takes(getattr(experiment, "log_text", None), "text", "step", "metadata"):
+        experiment.log_text(markdown, step=step, metadata={"tag": tag})
+    elif (home := _home(experiment, "aim")) is not None and callable(getattr(experiment, "track", None)):
+        experiment.track(home.Text(markdown), name=tag, step=step)
+    elif (home := _home(experiment, "litlogger")) is not None:
+        experiment[tag].append(home.Text(markdown), step=step)
+    else:
+        return False
+    return True
+
+
+def log_layout(logger: Any, layout: Mapping[str, Any]) -> bool:
+    """Write a layout for TensorBoard's Custom Scalars tab, instead of any other that the same run has.
+
+    Args:
+        logger: A Lightning logger or anything like one; touches its `experiment`.
+        layout: What ``SummaryWriter.add_custom_scalars`` takes.
+
+    Returns:
+        Whether the logger takes layouts.
+    """
+    add_custom_scalars = getattr(_reached(logger)[1], "add_custom_scalars", None)
+    if not callable(add_custom_scalars):
+        return False
+    add_custom_scalars(layout)
+    return True
+
+
+def run_of(logger: Any) -> tuple[str, ...]:
+    """What tells the run that a logger writes from other runs, as far as the logger says it."""
+    return (type(logger).__name__, *(str(getattr(logger, name, "")) for name in ("save_dir", "name", "version")))

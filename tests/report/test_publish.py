@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from pytorch_lightning.loggers.logger import DummyLogger
+from pytorch_lightning.loggers.logger import DummyExperiment, DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from globenc_lightning.report import filmstrip, publish
@@ -23,6 +26,15 @@ def events(folder: str | Path) -> EventAccumulator:
 
 def tensorboard(folder: Path) -> TensorBoardLogger:
     return TensorBoardLogger(str(folder), name="run", version="0")
+
+
+class Answers:
+    """A logger with some methods, and an experiment with some."""
+
+    def __init__(self, experiment: Any = None, **methods: Any) -> None:
+        self.experiment = experiment
+        for name, method in methods.items():
+            setattr(self, name, method)
 
 
 class Failing:
@@ -94,8 +106,6 @@ def test_only_a_real_image_writer_can_show_images(tmp_path: Path) -> None:
 
 
 def test_another_rank_has_nothing_to_draw_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_fabric.utilities.rank_zero import rank_zero_only
-
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     assert not publish.can_show_images(tensorboard(tmp_path))
 
@@ -135,3 +145,196 @@ def test_one_logger_cannot_change_what_the_next_one_gets() -> None:
     first, second = Keeping(), Keeping()
     publish.log_scalars([first, second], {"a": 1.0}, 0)
     assert second.seen == first.seen == {"a": 1.0}
+
+
+def stand_in(package: str, monkeypatch: pytest.MonkeyPatch, base: type, **classes: Any) -> Any:
+    """An object whose class comes from a package of this name, which has these classes."""
+    monkeypatch.setitem(sys.modules, package, SimpleNamespace(**classes))
+    return type("Run", (base,), {"__module__": f"{package}.sdk.run"})()
+
+
+def same_picture(shown: Any) -> bool:
+    return np.array_equal(np.asarray(shown), PICTURE)
+
+
+def test_a_logger_with_the_public_method_of_lightnings_loggers() -> None:
+    """As in WandbLogger: ``log_image(key, images, step=None, **kwargs)``, behind ``rank_zero_only``."""
+    seen: list[tuple[str, Any, int]] = []
+
+    @rank_zero_only
+    def log_image(key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
+        assert isinstance(images, list)
+        seen.extend((key, one, step or 0) for one in images)
+
+    assert publish.log_images([Answers(log_image=log_image)], {"a": PICTURE, "b": PICTURE}, 7) == []
+    assert [(key, step) for key, _, step in seen] == [("a", 7), ("b", 7)]
+    assert all(same_picture(one) for _, one, _ in seen)
+
+
+def test_another_method_of_that_name_is_not_called() -> None:
+    def log_image(name: str, picture: Any) -> None:
+        raise AssertionError("called")
+
+    assert publish.log_images([Answers(log_image=log_image)], {"a": PICTURE}, 7) == ["Answers"]
+
+
+def test_a_logger_with_both_protocols_gets_each_picture_once() -> None:
+    seen = []
+
+    def add_image(tag: str, picture: Any, step: int, dataformats: str) -> None:
+        seen.append((tag, step, dataformats))
+
+    def log_image(key: str, images: list[Any], step: int) -> None:
+        raise AssertionError("twice")
+
+    logger = Answers(SimpleNamespace(add_image=add_image, log_image=log_image), log_image=log_image)
+    assert publish.log_images([logger], {"a": PICTURE}, 7) == []
+    assert seen == [("a", 7, "HWC")]
+
+
+def test_mlflow_by_its_signature() -> None:
+    """As in mlflow 3.17: ``MlflowClient.log_image`` and ``log_text``."""
+    seen: list[Any] = []
+
+    class Client:
+        def log_image(
+            self, run_id: str, image: Any, artifact_file: Any = None, key: Any = None, step: Any = None,
+            timestamp: Any = None, synchronous: Any = None,
+        ) -> None:  # fmt: skip
+            assert same_picture(image)
+            seen.append((run_id, artifact_file, key, step))
+
+        def log_text(self, run_id: str, text: str, artifact_file: str) -> None:
+            seen.append((run_id, text, artifact_file))
+
+    logger = Answers(Client(), run_id="r1")
+    assert publish.log_images([logger], {"globenc/a": PICTURE}, 7) == []
+    assert publish.log_text(logger, "globenc/about", "text", {}, 7)
+    assert seen == [("r1", None, "globenc/a", 7), ("r1", "text", "globenc/about.md")]
+
+
+def test_comet_by_its_signature() -> None:
+    """As in comet-ml 3.58: ``BaseExperiment.log_image`` (which stretches the contrast of arrays) and ``log_text``."""
+    seen: list[Any] = []
+
+    class Experiment:
+        def log_image(
+            self, image_data: Any, name: Any = None, overwrite: bool = False, image_format: str = "png",
+            step: Any = None, metadata: Any = None,
+        ) -> None:  # fmt: skip
+            assert isinstance(image_data, Image.Image)
+            assert same_picture(image_data)
+            seen.append((name, step, overwrite))
+
+        def log_text(self, text: str, step: Any = None, metadata: Any = None) -> None:
+            seen.append((text, step, metadata))
+
+    logger = Answers(Experiment())
+    assert publish.log_images([logger], {"globenc/a": PICTURE}, 7) == []
+    assert publish.log_text(logger, "globenc/about", "text", {}, 7)
+    assert seen == [("globenc/a", 7, False), ("text", 7, {"tag": "globenc/about"})]
+
+
+def test_aim_by_its_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in aim 3.29: ``Run.track`` with ``aim.Image`` and ``aim.Text``."""
+    seen: list[Any] = []
+
+    class Base:
+        def track(
+            self, value: Any, name: Any = None, step: Any = None, epoch: Any = None, *, context: Any = None
+        ) -> None:
+            seen.append((value, name, step))
+
+    logger = Answers(
+        stand_in("aim", monkeypatch, Base, Image=lambda one: ("image", one), Text=lambda one: ("text", one))
+    )
+    assert publish.log_images([logger], {"globenc/a": PICTURE}, 7) == []
+    assert publish.log_text(logger, "globenc/about", "words", {}, 8)
+    (kind, shown), *rest = seen[0]
+    assert (kind, rest) == ("image", ["globenc/a", 7])
+    assert same_picture(shown)
+    assert seen[1] == (("text", "words"), "globenc/about", 8)
+
+
+@pytest.mark.parametrize("package", ["litlogger", "neptune"])
+def test_series_by_their_signature(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in litlogger 2026.8 and neptune 1.14: ``experiment[key].append(value, step=...)``."""
+    seen: list[Any] = []
+
+    class Base:
+        def __getitem__(self, key: str) -> Any:
+            return SimpleNamespace(append=lambda value, step=None: seen.append((key, value, step)))
+
+    as_image = lambda one: ("image", one)  # noqa: E731
+    kinds: dict[str, Any] = {"types": SimpleNamespace(File=SimpleNamespace(as_image=as_image))}
+    if package == "litlogger":
+        kinds = {"Image": as_image, "Text": lambda one: ("text", one)}
+    logger = Answers(stand_in(package, monkeypatch, Base, **kinds))
+    assert publish.log_images([logger], {"globenc/a": PICTURE}, 7) == []
+    assert publish.log_text(logger, "globenc/about", "words", {}, 8) == (package == "litlogger")
+    key, (kind, shown), step = seen[0]
+    assert (key, kind, step) == ("globenc/a", "image", 7)
+    assert same_picture(shown)
+    assert seen[1:] == ([("globenc/about", ("text", "words"), 8)] if package == "litlogger" else [])
+
+
+def test_a_class_of_the_same_name_elsewhere_is_no_run_of_aim() -> None:
+    class Run:
+        def track(self, value: Any, name: str, step: int) -> None:
+            raise AssertionError("called")
+
+        def __getitem__(self, key: str) -> Any:
+            raise AssertionError("called")
+
+    assert publish.log_images([Answers(Run())], {"a": PICTURE}, 7) == ["Answers"]
+    assert not publish.log_text(Answers(Run()), "a", "words", {}, 7)
+
+
+def test_a_writer_that_takes_figures_alone_gets_the_same_pixels() -> None:
+    seen = []
+
+    def add_figure(tag: str, figure: Any, step: int) -> None:
+        figure.canvas.draw()
+        seen.append((tag, step, np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()))
+
+    assert publish.log_images([Answers(SimpleNamespace(add_figure=add_figure))], {"a": PICTURE}, 7) == []
+    (tag, step, pixels) = seen[0]
+    assert (tag, step) == ("a", 7)
+    np.testing.assert_array_equal(pixels, PICTURE)
+
+
+def test_tables_for_loggers_that_show_tables() -> None:
+    """As in WandbLogger: ``log_text(key, columns, data, dataframe, step)``."""
+    seen = []
+
+    def log_text(key: str, columns: Any = None, data: Any = None, dataframe: Any = None, step: Any = None) -> None:
+        seen.append((key, columns, data, step))
+
+    tables = {"choices": (("a", "b"), (("1", "2"),)), "probe": (["c"], [["3"]])}
+    assert publish.log_text(Answers(log_text=log_text), "globenc/about", "words", tables, 3)
+    assert seen == [("globenc/about/choices", ["a", "b"], [["1", "2"]], 3), ("globenc/about/probe", ["c"], [["3"]], 3)]
+
+
+def test_stand_ins_and_loggers_without_texts_get_none(tmp_path: Path) -> None:
+    for logger in (CSVLogger(str(tmp_path)), DummyLogger(), object()):
+        assert not publish.log_text(logger, "a", "words", {}, 0)
+        assert not publish.log_layout(logger, {"a": {}})
+
+
+def test_loggers_on_another_rank_get_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's own loggers have their methods there, too, with an experiment that swallows everything."""
+
+    def log_image(key: str, images: list[Any], step: int) -> None:
+        raise AssertionError("called")
+
+    logger = Answers(DummyExperiment(), log_image=log_image)
+    assert publish.log_images([logger], {"a": PICTURE}, 0) == ["Answers"]
+
+
+def test_runs_are_told_apart(tmp_path: Path) -> None:
+    runs = [
+        publish.run_of(TensorBoardLogger(str(tmp_path / folder), name=name, version=version))
+        for folder, name, version in (("a", "n", 0), ("b", "n", 0), ("a", "m", 0), ("a", "n", 1), ("a", "n", 0))
+    ]
+    assert len(set(runs)) == 4
+    assert runs[0] == runs[-1] != publish.run_of(CSVLogger(str(tmp_path / "a"), name="n", version=0))

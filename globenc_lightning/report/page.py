@@ -1,0 +1,142 @@
+"""A run's choices and its probe in words: for TensorBoard's Text tab, and for other loggers that take texts or tables.
+
+Tokens stand in code. TensorBoard renders markdown with Python-Markdown and strips all but plain tags; whatever markdown
+might take for its own is written as an entity, in a `<code>` element.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from globenc_lightning.analysis import TARGETS
+from globenc_lightning.measurement import About
+from globenc_lightning.report.canvas import visible
+from globenc_lightning.report.images import EXTENSION, READOUT_NAMES, drawn_method, rollout_name, target_words
+from globenc_lightning.report.publish import Tables
+
+MAX_EXAMPLES = 64
+MAX_TOKENS = 128
+TOKEN_LIMIT = 80
+
+_PLAIN = re.compile(r"[\w#.,:;!?/'\"()\[\]{}+=%@$^~*-]+")
+_WORD = re.compile(r"[^\W_]")
+
+
+def markdown(about: About) -> str:
+    """Write what a run's figures are of.
+
+    Args:
+        about: All of it.
+
+    Returns:
+        Markdown: a table of the choices, and one of the sentences.
+    """
+    choices, sentences = _choices(about), _sentences(about)
+    lines = ["**GlobEnc: what the figures of this run are of**", "", *_table(("choice", "value"), choices), ""]
+    lines += [f"**The probe: {_counted(len(about.tokens), 'example')}**", "", *_table(_columns(about), sentences)]
+    left_out = _left_out(about)
+    return "\n".join([*lines, "", left_out] if left_out else lines) + "\n"
+
+
+def tables(about: About) -> Tables:
+    """Return the same as plain tables, for loggers that show tables: ``choices`` and ``probe``."""
+    plain = [
+        [str(number), *([] if not _has_labels(about) else [_label(about.labels[number])]), " ".join(map(visible, one))]
+        for number, one in enumerate(about.tokens[:MAX_EXAMPLES])
+    ]
+    return {
+        "choices": (("choice", "value"), [[name, re.sub("[*`]", "", value)] for name, value in _choices(about, str)]),
+        "probe": (_columns(about), plain),
+    }
+
+
+def layout(methods: Mapping[str, Sequence[str]]) -> dict[str, dict[str, list[Any]]]:
+    """Lay out TensorBoard's Custom Scalars tab.
+
+    Args:
+        methods: The methods of every callback of a Trainer, by its tag.
+
+    Returns:
+        What ``SummaryWriter.add_custom_scalars`` takes: a category per callback; in it one chart with the last layer's
+        rho of all methods, and one per method with all its layers.
+    """
+    return {
+        tag: {
+            "last layer, all methods": ["Multiline", [f"^{tag}/spearman/.*$"]],
+            **{
+                f"{method}, all layers": ["Multiline", [rf"^{tag}/spearman_by_layer/{method}/layer_\d+$"]]
+                for method in chosen
+            },
+        }
+        for tag, chosen in methods.items()
+    }
+
+
+def code(token: str) -> str:
+    """Write a token as code that markdown leaves alone, every part of it visible.
+
+    Args:
+        token: Any string.
+
+    Returns:
+        A code span, or a `<code>` element where a character might mean something to markdown, a table or a browser.
+    """
+    text = visible(token, TOKEN_LIMIT)
+    if _PLAIN.fullmatch(text):
+        return f"`{text}`"
+    return f"<code>{''.join(one if _WORD.match(one) else f'&#{ord(one)};' for one in text)}</code>"
+
+
+def _choices(about: About, as_code: Any = code) -> list[tuple[str, str]]:
+    extension = EXTENSION[about.rule]
+    target = target_words(about.target) if about.target in TARGETS else f"target {as_code(about.target)}"
+    special = "left out of the correlation" if about.exclude_special_tokens else "counted, as in the paper"
+    return [
+        ("encoder", as_code(about.encoder)),
+        ("rule", f"{about.rule}, **an extension that is not in the paper**" if extension else "post-LN, the paper's"),
+        ("methods", ", ".join(map(as_code, about.methods))),
+        ("drawn in the pictures", as_code(drawn_method(about))),
+        ("rollout", f"{rollout_name(about)} (normalize={about.normalize})"),
+        ("readout", f"{about.readout}: {READOUT_NAMES[about.readout]}"),
+        ("saliency", f"L2 norm of gradient × input; {target}"),
+        ("special tokens", special),
+        ("probe", f"{as_code(about.probe)}: {about.origin}"),
+    ]
+
+
+def _sentences(about: About) -> list[list[str]]:
+    rows = []
+    for number, tokens in enumerate(about.tokens[:MAX_EXAMPLES]):
+        shown = " ".join(map(code, tokens[:MAX_TOKENS])) or "no tokens"
+        if len(tokens) > MAX_TOKENS:
+            shown += f" … and {len(tokens) - MAX_TOKENS} more"
+        label = [_label(about.labels[number])] if _has_labels(about) else []
+        rows.append([str(number), *label, shown])
+    return rows
+
+
+def _has_labels(about: About) -> bool:
+    return any(label is not None for label in about.labels)
+
+
+def _label(label: int | None) -> str:
+    return "" if label is None else str(label)
+
+
+def _columns(about: About) -> list[str]:
+    return ["example", *(["label"] if _has_labels(about) else []), "tokens"]
+
+
+def _left_out(about: About) -> str:
+    more = len(about.tokens) - MAX_EXAMPLES
+    return f"{_counted(more, 'more example')} not shown." if more > 0 else ""
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
