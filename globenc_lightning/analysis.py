@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -570,9 +571,10 @@ def _find_shortest(reader: Reader, batch: dict[str, Any], lengths: Tensor | None
     begun = _beginning(batch, FIND_TOKENS)
     if begun is not None:
         try:
-            _find(reader, begun, lengths)
+            _find(reader, begun, lengths, tries=1)
         except GlobEncError:
-            # Some models want whole texts (an end-of-sequence token in each, say): theirs is the error to tell.
+            # Some models want whole texts (an end-of-sequence token in each, say). Another way of calling them that
+            # takes less may be another head.
             pass
         else:
             return False
@@ -600,8 +602,13 @@ def _beginning(batch: Mapping[str, Any], tokens: int) -> dict[str, Any] | None:
     return cut if any(cut[key] is not value for key, value in batch.items()) else None
 
 
-def _find(reader: Reader, batch: dict[str, Any], lengths: Tensor | None, examples: int = 2) -> None:
-    """Find the way to call the model and its encoder's structure, with the longest examples of the batch."""
+def _find(
+    reader: Reader, batch: dict[str, Any], lengths: Tensor | None, *, examples: int = 2, tries: int | None = None
+) -> None:
+    """Find the way to call the model and its encoder's structure, with the longest examples of the batch.
+
+    ``tries`` is how many ways are tried at the most; all of them when None.
+    """
     reader.kernels.clear()
     size = len(next(value for value in batch.values() if isinstance(value, Tensor) and value.dim() >= 2))
     order = torch.arange(size) if lengths is None else lengths.cpu().argsort(descending=True, stable=True)
@@ -610,7 +617,7 @@ def _find(reader: Reader, batch: dict[str, Any], lengths: Tensor | None, example
     failures: list[str] = []
     refusal: GlobEncError | None = None
     cause: Exception | None = None
-    for way in _ways(reader, batch, failures):
+    for way in islice(_ways(reader, batch, failures), tries):
         name = way.name
         try:
             with undisturbed(reader.model, parameters_require_grad=True) as handles:

@@ -844,3 +844,67 @@ def test_an_encoder_that_is_refused_is_left_as_it_was() -> None:
         with pytest.raises(UnsupportedEncoderError):
             attribute(model, models.batch((6, 4)))
         assert snapshot(model) == before
+
+
+# ---- long texts: the structure is found with their beginning
+
+
+class AtLeast(nn.Module):
+    """A classifier that wants texts of some length, and can take another way for shorter ones."""
+
+    def __init__(self, least: int, other: nn.Module | None = None) -> None:
+        super().__init__()
+        self.model = models.build("bert")
+        self.other = other
+        self.least = least
+        self.lengths: list[int] = []
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        self.lengths.append(input_ids.shape[1])
+        short = input_ids.shape[1] < self.least
+        if short and self.other is None:
+            raise ValueError(f"texts need {self.least} tokens")
+        model = self.other if short and self.other is not None else self.model
+        logits: Tensor = model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits
+
+
+def left_padded(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.flip(1) for key, value in inputs.items()}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", ["bert", "distilbert", "deberta_v3"])
+def test_the_structure_of_long_texts_is_found_with_their_beginning(
+    name: str, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs = models.build(name), models.batch((17, 12, 20), width=23)
+    inputs = left_padded(inputs) if side == "left" else inputs
+    whole = analyze(Reader(model), inputs, Settings(METHODS))
+    monkeypatch.setattr(analysis, "FIND_TOKENS", 6)
+    reader = Reader(model)
+    found = analyze(reader, inputs, Settings(METHODS))
+    assert reader.structure is not None
+    assert reader.structure.length == 6
+    assert found.attention_mask.shape == whole.attention_mask.shape
+    for method in METHODS:
+        assert torch.equal(found.rollout[method], whole.rollout[method])
+    assert torch.equal(found.saliency, whole.saliency)
+
+
+def test_a_model_that_wants_whole_texts_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(analysis, "FIND_TOKENS", 6)
+    model, inputs = AtLeast(10), models.batch((17, 12))
+    found = attribute(model, inputs)
+    assert model.lengths == [6, 17, 17]
+    assert torch.equal(found.rows["N-Enc"], attribute(model.model, inputs).rows["N-Enc"])
+    with pytest.raises(ModelCallError, match="texts need 30 tokens"):
+        attribute(AtLeast(30), inputs, forward=lambda module, batch: module(**batch))
+
+
+def test_a_model_that_takes_another_way_for_short_texts_is_found_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(analysis, "FIND_TOKENS", 6)
+    model, inputs = AtLeast(10, models.build("distilbert", seed=3)), models.batch((17, 12))
+    found = attribute(model, inputs)
+    assert found.encoder == "model.bert"
+    assert torch.equal(found.rows["N-Enc"], attribute(model.model, inputs).rows["N-Enc"])

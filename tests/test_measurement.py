@@ -212,3 +212,10 @@ def test_weights_that_become_nan_raise_and_leave_the_reader_usable() -> None:
         weight.copy_(kept)
     after = measure(reader, probe, EVERYTHING)
     assert all(torch.equal(before.correlation[method], after.correlation[method]) for method in METHODS)
+
+
+@pytest.mark.parametrize(("max_tokens", "kept"), [(4096, False), (8, True)])
+def test_kernels_are_kept_from_batch_to_batch(max_tokens: int, kept: bool) -> None:
+    reader = Reader(classifier().eval(), max_tokens=max_tokens)
+    measure(reader, ProbeSet.from_batch(Sentences(6).first(6)), EVERYTHING)
+    assert reader.kernels.keep == kept

@@ -22,7 +22,8 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
@@ -223,7 +224,25 @@ def log_text(logger: Any, tag: str, markdown: str, tables: Tables, step: int) ->
 
     Returns:
         Whether the logger takes texts.
+
+    Raises:
+        PublishError: The logger failed.
     """
+    with _named(logger):
+        require_room(logger, 4 * len(markdown.encode()))
+        return _write_text(logger, tag, markdown, tables, step)
+
+
+@contextmanager
+def _named(logger: Any) -> Iterator[None]:
+    """Say which logger it was that failed."""
+    try:
+        yield
+    except Exception as error:
+        raise PublishError([(type(logger).__name__, error)]) from error
+
+
+def _write_text(logger: Any, tag: str, markdown: str, tables: Tables, step: int) -> bool:
     logger, experiment = _reached(logger)
     if callable(getattr(experiment, "add_text", None)):
         experiment.add_text(tag, markdown, step)
@@ -253,12 +272,17 @@ def log_layout(logger: Any, layout: Mapping[str, Any]) -> bool:
 
     Returns:
         Whether the logger takes layouts.
+
+    Raises:
+        PublishError: The logger failed.
     """
-    add_custom_scalars = getattr(_reached(logger)[1], "add_custom_scalars", None)
-    if not callable(add_custom_scalars):
-        return False
-    add_custom_scalars(layout)
-    return True
+    with _named(logger):
+        require_room(logger, 4 * len(repr(layout)))
+        add_custom_scalars = getattr(_reached(logger)[1], "add_custom_scalars", None)
+        if not callable(add_custom_scalars):
+            return False
+        add_custom_scalars(layout)
+        return True
 
 
 def run_of(logger: Any) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from globenc_lightning.functional import (
     METHODS,
     FrozenNorm,
+    attribution,
     gradient_x_input,
     gram_kernel,
     local_maps,
@@ -518,3 +519,44 @@ def test_the_figures_of_the_authors_code(dtype: torch.dtype, rtol: float, atol_r
         torch.testing.assert_close(stacked.double(), figures[f"local/{method}"], rtol=rtol, atol=rtol / 100)
         torch.testing.assert_close(raw, figures[f"rollout/{method}"], rtol=rtol, atol=rtol / 100)
         torch.testing.assert_close(rho, figures[f"spearman_cls/{method}"], rtol=0, atol=atol_rho)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 40, 200, 1000])
+def test_the_size_of_a_chunk_changes_no_figure(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = make_layer((9, 5, 7), heads=3, width=4, hidden=10)
+    expected = layer.naive_maps()
+    monkeypatch.setattr(attribution, "CHUNK", chunk)
+    assert_maps_close(layer.maps(), expected, rtol=1e-9, floor=1e-12)
+
+
+@pytest.mark.parametrize("entries", [0, 1, 3, 50])
+@pytest.mark.parametrize("shape", [(1, 1), (4, 6), (7, 1), (1, 9), (3, 0)])
+def test_chunks_cover_everything_once(shape: tuple[int, int], entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attribution, "CHUNK", 12)
+    seen = torch.zeros(shape)
+    for part in attribution.chunks(*shape, entries):
+        assert 0 < seen[part].numel() <= max(1, 12 // max(1, entries))
+        seen[part] += 1
+    assert bool((seen == 1).all())
+
+
+@pytest.mark.parametrize("width", [1, 127, 128, 129, 300, 700])
+def test_a_kernel_made_in_panels_is_the_whole_product(width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    projection = torch.randn(40, width, generator=generator, dtype=torch.float64)
+    weight = torch.rand(40, generator=generator, dtype=torch.float64) + 0.5
+    kernel = gram_kernel(projection, [FrozenNorm(weight, torch.ones(1, 1))])
+    through = (projection - projection.mean(0)) * weight.unsqueeze(1)
+    torch.testing.assert_close(kernel, through.T @ through, rtol=1e-12, atol=1e-12)
+
+
+def test_maps_are_written_where_the_caller_wants_them() -> None:
+    layer = make_layer((6, 4), heads=2, width=3, hidden=8)
+    methods = ("N-Enc", "W-Res", "N-FixedRes", "W")
+    kept = torch.full((2, len(methods), 3, 6, 6), float("nan"), dtype=layer.values.dtype)
+    room = kept[:, :, 1].transpose(0, 1)
+    found = local_maps(**layer.arguments(), methods=methods, out=room)
+    for place, (method, expected) in enumerate(layer.maps(methods).items()):
+        assert torch.equal(kept[:, place, 1], expected)
+        assert found[method].data_ptr() == room[place].data_ptr()
+    assert kept[:, :, ::2].isnan().all()

@@ -73,3 +73,10 @@ def test_figures_follow_the_weights(change: Callable[[nn.Module], None]) -> None
     fresh = analyze(Reader(model), inputs, Settings(METHODS)).local
     for method in METHODS:
         assert torch.equal(again[method], fresh[method])
+
+
+def test_nothing_is_kept_where_nothing_is_used_again() -> None:
+    cache, projection, norms = KernelCache(keep=False), torch.randn(8, 6), (norm(8, 0),)
+    first = cache.kernel(0, projection, norms)
+    assert torch.equal(first, gram_kernel(projection, norms))
+    assert cache.kernel(0, projection, norms) is not first
