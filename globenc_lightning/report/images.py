@@ -100,11 +100,17 @@ def rollout_name(settings: Settings) -> str:
     return "row-normalised rollout" if settings.normalize else "unnormalised rollout"
 
 
-def _label(probe: ProbeSet, example: int) -> str:
+def label_of(probe: ProbeSet, example: int) -> int | None:
+    """The class that the data give an example; None where there is none, or a score instead."""
     label = next((probe.rows[example][name] for name in LABELS if name in probe.rows[example]), None)
     if not isinstance(label, Tensor) or label.dim() or label.is_floating_point():
-        return ""
-    return f" (label {int(label)})"
+        return None
+    return int(label)
+
+
+def _label(probe: ProbeSet, example: int) -> str:
+    label = label_of(probe, example)
+    return "" if label is None else f" (label {label})"
 
 
 def _timeline(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from globenc_lightning.report.canvas import Picture
+from globenc_lightning.report.dashboard.store import PLUGIN
 
 
 class PublishError(RuntimeError):
@@ -48,6 +49,33 @@ def _image_writer(logger: Any) -> Any:
         return None
     add_image = getattr(experiment, "add_image", None)
     return add_image if callable(add_image) else None
+
+
+def can_keep_records(logger: Any) -> bool:
+    """Tell whether `logger` writes TensorBoard's event files, as `SummaryWriter` of torch and of tensorboardX does.
+
+    Touches `logger.experiment`: for the process of rank zero alone.
+
+    Args:
+        logger: A Lightning logger or anything like one.
+
+    Returns:
+        True if it takes whole events. False for a stand-in that answers to every name, and for an experiment that
+        cannot be reached.
+    """
+    try:
+        return _event_writer(logger) is not None
+    except Exception:
+        return False
+
+
+def _event_writer(logger: Any) -> Any:
+    if _image_writer(logger) is None:
+        return None
+    # Both have no public way to write an event of one's own; theirs for meshes and texts goes through this one too.
+    find = getattr(logger.experiment, "_get_file_writer", None)
+    writer = find() if callable(find) else None
+    return writer if callable(getattr(writer, "add_event", None)) else None
 
 
 def log_scalars(loggers: Iterable[Any], scalars: Mapping[str, Any], step: int) -> None:
@@ -106,3 +134,43 @@ def log_images(loggers: Iterable[Any], images: Mapping[str, Picture], step: int)
     if failures:
         raise PublishError(failures, unable) from failures[0][1]
     return unable
+
+
+def log_records(loggers: Iterable[Any], records: Mapping[str, bytes], step: int) -> None:
+    """Write the dashboard's `records` to every logger that keeps event files (see `can_keep_records`).
+
+    Touches `logger.experiment`: for the process of rank zero alone.
+
+    Args:
+        loggers: The Trainer's loggers.
+        records: What `report.dashboard.store.to_bytes` made, by tag.
+        step: The training step at which they are logged.
+
+    Raises:
+        PublishError: After the last logger, if any of them failed; the first failure is its cause.
+    """
+    # Where nothing keeps event files, a training does not wait for this import.
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+    from tensorboard.compat.proto.types_pb2 import DT_STRING
+
+    plugin = SummaryMetadata.PluginData(plugin_name=PLUGIN)
+    metadata = SummaryMetadata(plugin_data=plugin, data_class=DATA_CLASS_TENSOR)
+    failures: list[tuple[str, Exception]] = []
+    for logger in loggers:
+        try:
+            writer = _event_writer(logger)
+            if writer is None:
+                continue
+            for tag, data in records.items():
+                tensor = TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[data])
+                value = Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
+                writer.add_event(Event(summary=Summary(value=[value])), step)
+            # Who watches a training does not want to wait for a buffer to be full.
+            writer.flush()
+        except Exception as error:
+            failures.append((type(logger).__name__, error))
+    if failures:
+        raise PublishError(failures) from failures[0][1]
