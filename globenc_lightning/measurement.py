@@ -202,7 +202,9 @@ def _measure(
             ids = None if found.input_ids is None else found.input_ids[place].cpu()
             names[index] = probe.names(index, length, ids)
             if index in shown:
-                last[index] = {method: found.last[method][place, :length, :length].cpu() for method in shown[index]}
+                # A view would keep, and send to other processes, the maps of the whole batch.
+                part = place, slice(length), slice(length)
+                last[index] = {method: found.last[method][part].clone().cpu() for method in shown[index]}
     return Measurement(
         correlation,
         rows,
