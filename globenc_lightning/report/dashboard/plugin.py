@@ -129,6 +129,7 @@ class GlobEncPlugin(base_plugin.TBPlugin):
             "/sentence": self._sentence,
             "/detail": self._detail,
             "/details": self._details_over_training,
+            "/tokens": self._tokens,
             "/movement": self._movement,
         }
         return {
@@ -246,6 +247,27 @@ class GlobEncPlugin(base_plugin.TBPlugin):
                 codes = {}
             rows.append(_as_shares(codes[sentence][layer], store.ROW_LEVELS) if sentence in codes else None)
         return {"from": first, "rows": rows}
+
+    def _tokens(self, request: _Request) -> _Answer:
+        """Every sentence's readout row of one method and layer at one validation: all that a slider's step shows."""
+        training = self._training(request, request.text("run"), request.text("tag"), refresh=False)
+        newest = _has_data(training)
+        index = request.whole("index", len(training.validations), "validations")
+        method, layer = request.method(newest), request.whole("layer", newest.layers, "layers")
+        summary = _seen(training, index)
+        detail = self._read_detail(request, summary)
+        rows = detail.rows.get(method, {})
+        count = len(newest.sentences)
+        return {
+            "index": index,
+            "step": summary.moment.step,
+            "rows": [
+                _as_shares(rows[sentence][layer], store.ROW_LEVELS) if sentence in rows else None
+                for sentence in range(count)
+            ],
+            "saliency": [_as_shares(detail.saliency[sentence], store.ROW_LEVELS) for sentence in range(count)],
+            "rho": _numbers(summary.rho[list(summary.methods).index(method), :, layer]),
+        }
 
     def _movement(self, request: _Request) -> _Answer:
         training = self._training(request, request.text("run"), request.text("tag"), refresh=False)
