@@ -599,7 +599,8 @@ class GlobEncCallback(Callback):
             moment = self._moment(self._count() - 1, newest.step, newest.epoch)
             names = _class_names(trainer.lightning_module)
             summary, detail = records(measurement, self.probe, self._settings, moment, names)
-            written = {"summary": store.to_bytes(summary), "detail": store.to_bytes(detail)}
+            # Whoever sees the summary asks for the other: it comes last.
+            written = {"detail": store.to_bytes(detail), "summary": store.to_bytes(summary)}
             tagged = {store.tag(self._tag, kind, moment.ordinal): data for kind, data in written.items()}
             publish.log_records(able, tagged, newest.step)
 

@@ -42,6 +42,7 @@ CONTENT_TYPES = {
 POINTS = 1000
 KEPT_VALIDATIONS = 8000
 KEPT_DETAILS = 48
+KEPT_INDICES = 64
 READ_AT_ONCE = 100
 
 logger = tb_logging.get_logger()
@@ -120,6 +121,7 @@ class GlobEncPlugin(base_plugin.TBPlugin):
         self._provider = context.data_provider
         self._trainings: _Recent[_Training] = _Recent(KEPT_VALIDATIONS)
         self._details: _Recent[store.Detail] = _Recent(KEPT_DETAILS)
+        self._indices: _Recent[tuple[_Training, str]] = _Recent(KEPT_INDICES)
 
     def get_plugin_apps(self) -> dict[str, Callable[..., Any]]:
         """What answers below ``data/plugin/globenc``."""
@@ -159,42 +161,16 @@ class GlobEncPlugin(base_plugin.TBPlugin):
                 runs.append({"run": run, "callbacks": callbacks})
         return {"runs": runs}
 
-    def _index(self, request: _Request) -> _Answer:
+    def _index(self, request: _Request) -> str:
         run, tag = request.text("run"), request.text("tag")
         training = self._training(request, run, tag)
-        newest = training.newest
-        answer: _Answer = {"run": run, "tag": tag, "messages": list(training.messages)}
-        answer["validations"] = [_described(place, one) for place, one in enumerate(training.validations)]
-        if newest is None:
-            return answer | {
-                "methods": [],
-                "drawn_method": None,
-                "layers": 0,
-                "settings": {},
-                "class_names": None,
-                "sentences": [],
-                "correlation": {},
-            }
-        return answer | {
-            "methods": newest.methods,
-            "drawn_method": newest.drawn_method,
-            "layers": newest.layers,
-            "settings": newest.settings,
-            "class_names": newest.class_names,
-            "sentences": [
-                {"tokens": one.tokens, "special": one.special, "label": one.label} for one in newest.sentences
-            ],
-            "correlation": {
-                method: {
-                    name: [
-                        None if one.summary is None else _numbers(getattr(one.summary, name)[place])
-                        for one in training.validations
-                    ]
-                    for name in ("mean", "low", "high", "n")
-                }
-                for place, method in enumerate(newest.methods)
-            },
-        }
+        # Asked for again and again while a training runs, and long to write down.
+        key = (request.experiment, run, tag)
+        known = self._indices.get(key)
+        if known is None or known[0] is not training:
+            known = training, _as_json(_index_of(run, tag, training))
+            self._indices.put(key, known)
+        return known[1]
 
     def _sentence(self, request: _Request) -> _Answer:
         training = self._training(request, request.text("run"), request.text("tag"), refresh=False)
@@ -404,10 +380,11 @@ class _Request:
         return method
 
 
-def _as_app(answer: Callable[[_Request], _Answer]) -> Callable[..., Any]:
+def _as_app(answer: Callable[[_Request], _Answer | str]) -> Callable[..., Any]:
     """A WSGI application that sends what ``answer`` returns, or why it does not, as JSON."""
 
     def app(request: wrappers.Request) -> wrappers.Response:
+        content: _Answer | str
         code = 200
         try:
             if request.method not in ("GET", "HEAD"):
@@ -420,7 +397,7 @@ def _as_app(answer: Callable[[_Request], _Answer]) -> Callable[..., Any]:
         except Exception as error:
             logger.error("The GlobEnc tab could not answer %s", request.path, exc_info=True)
             content, code = {"error": f"The data could not be read ({type(error).__name__})."}, 500
-        text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+        text = content if isinstance(content, str) else _as_json(content)
         return http_util.Respond(request, text, "application/json", code=code)
 
     return wrappers.Request.application(app)
@@ -537,6 +514,40 @@ def _if_comparable(validation: _Validation, newest: store.Summary) -> _Validatio
     return _Validation(validation.ordinal, validation.wall_time, None, trouble)
 
 
+def _index_of(run: str, tag: str, training: _Training) -> _Answer:
+    newest = training.newest
+    answer: _Answer = {"run": run, "tag": tag, "messages": list(training.messages)}
+    answer["validations"] = [_described(place, one) for place, one in enumerate(training.validations)]
+    if newest is None:
+        return answer | {
+            "methods": [],
+            "drawn_method": None,
+            "layers": 0,
+            "settings": {},
+            "class_names": None,
+            "sentences": [],
+            "correlation": {},
+        }
+    return answer | {
+        "methods": newest.methods,
+        "drawn_method": newest.drawn_method,
+        "layers": newest.layers,
+        "settings": newest.settings,
+        "class_names": newest.class_names,
+        "sentences": [{"tokens": one.tokens, "special": one.special, "label": one.label} for one in newest.sentences],
+        "correlation": {
+            method: {
+                name: [
+                    None if one.summary is None else _numbers(getattr(one.summary, name)[place])
+                    for one in training.validations
+                ]
+                for name in ("mean", "low", "high", "n")
+            }
+            for place, method in enumerate(newest.methods)
+        },
+    }
+
+
 def _described(place: int, validation: _Validation) -> _Answer:
     record, summary = validation.record, validation.summary
     return {
@@ -573,6 +584,10 @@ def _note(things: str, methods: Sequence[str], stored: Mapping[str, Any], budget
         return None
     which = "all methods" if len(absent) == len(methods) else ", ".join(absent)
     return f"The {things} of {which} are not stored for this sentence: a validation takes at most {budget // 1024} kB."
+
+
+def _as_json(content: _Answer) -> str:
+    return json.dumps(content, allow_nan=False, separators=(",", ":"))
 
 
 def _numbers(values: NDArray[Any]) -> list[Any]:

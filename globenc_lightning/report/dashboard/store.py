@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 PLUGIN = "globenc"
 VERSION = 1
-LARGEST = 64 * 1024 * 1024
+LARGEST = 16 * 1024 * 1024
 """A record that claims to be larger than this, in bytes, is not read."""
 ROW_LEVELS = 65535
 MAP_LEVELS = 255
