@@ -154,6 +154,7 @@ function createTab(host) {
     turn += 1;
     const mine = turn;
     const isCurrent = () => mine === turn;
+    stage.setAttribute("aria-busy", "true");
     const slow = window.setTimeout(() => isCurrent() && document.body.classList.add("busy"), SLOW_MS);
     try {
       await showCurrent(isCurrent);
@@ -161,7 +162,10 @@ function createTab(host) {
       if (isCurrent()) stage.replaceChildren(notice("This cannot be shown", error instanceof Error ? error.message : String(error)));
     } finally {
       window.clearTimeout(slow);
-      if (isCurrent()) document.body.classList.remove("busy");
+      if (isCurrent()) {
+        document.body.classList.remove("busy");
+        stage.setAttribute("aria-busy", "false");
+      }
     }
   }
 

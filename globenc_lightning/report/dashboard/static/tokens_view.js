@@ -124,7 +124,7 @@ export function createTokensView({ api, update, theme, tooltip }) {
 
   function choose(target) {
     const hit = chipAt(target);
-    if (hit) {
+    if (hit?.chip.hasAttribute("role")) {
       const same = shown?.selection.sentence === hit.i && shown.selection.token === hit.k;
       update({ sentence: hit.i, token: same ? null : hit.k });
       return true;
