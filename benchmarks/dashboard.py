@@ -187,13 +187,18 @@ def _size(logger: TensorBoardLogger) -> int:
     return sum(file.stat().st_size for file in Path(logger.log_dir).glob("*tfevents*"))
 
 
-def application(folder: Path) -> Client:
-    """TensorBoard's own application with the plugin alone, on what is in a folder now."""
-    multiplexer = EventMultiplexer(size_guidance={event_accumulator.TENSORS: 10}, purge_orphaned_data=True)
-    multiplexer.AddRunsFromDirectory(str(folder))
-    multiplexer.Reload()
-    provider = data_provider.MultiplexerDataProvider(multiplexer, str(folder))
-    plugin = GlobEncPlugin(TBContext(data_provider=provider, logdir=str(folder)))
+def reader(folder: Path) -> EventMultiplexer:
+    """TensorBoard's own reader of a folder, as its command sets it up; ``Reload`` reads what is new."""
+    found = EventMultiplexer(size_guidance={event_accumulator.TENSORS: 10}, purge_orphaned_data=True)
+    found.AddRunsFromDirectory(str(folder))
+    found.Reload()
+    return found
+
+
+def application(multiplexer: EventMultiplexer) -> Client:
+    """TensorBoard's own application with the plugin alone."""
+    provider = data_provider.MultiplexerDataProvider(multiplexer, "")
+    plugin = GlobEncPlugin(TBContext(data_provider=provider))
     return Client(TensorBoardWSGI([plugin], data_provider=provider))
 
 
@@ -215,7 +220,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, list[tuple[f
         folder: TensorBoard's.
         options: the command line.
     """
-    client = application(folder)
+    client = application(reader(folder))
     where: dict[str, Any] = {"run": "large", "tag": "globenc"}
     last = options.validations - 1
     steps = [(validation, validation % options.sentences) for validation in range(options.validations)]

@@ -125,7 +125,7 @@ class GlobEncPlugin(base_plugin.TBPlugin):
 
     def get_plugin_apps(self) -> dict[str, Callable[..., Any]]:
         """What answers below ``data/plugin/globenc``."""
-        routes = {
+        routes: dict[str, Callable[[_Request], _Answer | str]] = {
             "/runs": self._runs,
             "/index": self._index,
             "/sentence": self._sentence,
