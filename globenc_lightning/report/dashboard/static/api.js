@@ -17,8 +17,8 @@
  */
 /** @typedef {{rows: (number[]|null)[], saliency: number[][], rho: (number|null)[]}} Tokens one entry per sentence */
 /**
- * @typedef {{rows: Record<string, number[][]>, rows_note: string|null, saliency: number[], rollout: Record<string, number[][]>,
- *   rollout_note: string|null, rho: Record<string, (number|null)[]>}} Detail
+ * @typedef {{rows: Record<string, number[][]>, rows_note: string|null, saliency: number[],
+ *   rollout: Record<string, number[][]>, rollout_note: string|null, rho: Record<string, (number|null)[]>}} Detail
  */
 /**
  * @typedef {{sentence: number, distance: number|null, overlap: number|null, gained: number[], lost: number[]}} Moved
@@ -80,7 +80,6 @@ export function createApi() {
     sentence: (run, tag, sentence, validations) => once("sentence", { run, tag, sentence }, validations),
 
     /** @returns {Promise<{sentences: Moved[]}>} */
-    movement: (run, tag, from, to, method, layer) =>
-      once("movement", { run, tag, from, to, method, layer, k: 5 }),
+    movement: (run, tag, from, to, method, layer) => once("movement", { run, tag, from, to, method, layer, k: 5 }),
   };
 }

@@ -14,7 +14,15 @@ import { visible } from "./text.js";
 export function createChips(sentence, label) {
   const chips = sentence.tokens.map((token, k) =>
     // A direction of their own keeps special tokens from deciding the sentence's.
-    html("span", { "class": sentence.special[k] ? "chip special" : "chip", "dir": sentence.special[k] ? "ltr" : null, "data-k": k }, visible(token)),
+    html(
+      "span",
+      {
+        "class": sentence.special[k] ? "chip special" : "chip",
+        "dir": sentence.special[k] ? "ltr" : null,
+        "data-k": k,
+      },
+      visible(token),
+    ),
   );
   const element = html("p", { "class": "chips", "dir": "auto", "role": "group", "aria-label": label });
   for (const chip of chips) element.append(chip, " ");

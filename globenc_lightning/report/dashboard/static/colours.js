@@ -1,8 +1,8 @@
 /**
  * Colours: the scale of all attributions, the methods' and the runs' own.
  *
- * The scale runs through OKLab: lightness in equal steps, the hue along a quadratic Bézier curve. So equal differences of a
- * value look equally large, and lightness alone tells the order, whichever hues an eye can tell apart.
+ * The scale runs through OKLab: lightness in equal steps, the hue along a quadratic Bézier curve. So equal differences
+ * of a value look equally large, and lightness alone tells the order, whichever hues an eye can tell apart.
  */
 
 const SCALES = {
@@ -25,7 +25,10 @@ export function scale(dark) {
   const known = scales.get(dark);
   if (known) return known;
   const { lightness, chroma, hue } = SCALES[dark ? "dark" : "light"];
-  const corners = chroma.map((c, i) => [c * Math.cos((hue[i] * Math.PI) / 180), c * Math.sin((hue[i] * Math.PI) / 180)]);
+  const corners = chroma.map((c, i) => [
+    c * Math.cos((hue[i] * Math.PI) / 180),
+    c * Math.sin((hue[i] * Math.PI) / 180),
+  ]);
   const bytes = new Uint8ClampedArray(STEPS * 3);
   const shades = Array.from({ length: STEPS }, (_, step) => {
     const t = step / (STEPS - 1);
@@ -110,8 +113,8 @@ const RUN_COLOURS = [
 ];
 
 /**
- * Gives each run the colour that it has in TensorBoard: by its place in TensorBoard's list; runs that appear later take the
- * next colours, and no run changes its own.
+ * Gives each run the colour that it has in TensorBoard: by its place in TensorBoard's list; runs that appear later take
+ * the next colours, and no run changes its own.
  * @returns {{learn: (names: string[]) => void, colour: (name: string, dark: boolean) => string}}
  */
 export function createRunColours() {

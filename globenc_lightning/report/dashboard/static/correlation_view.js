@@ -10,6 +10,12 @@ const HEIGHT = 400;
 const LABEL_LIMIT = 12;
 const SENTENCE_STYLE = { marker: "circle", dash: "1 4", hollow: true };
 
+/**
+ * What is on the page: besides the selection the other runs' data, and the sentence's own rho if it is asked for.
+ * @typedef {{selection: import("./state.js").Selection, state: import("./state.js").State,
+ *   others: import("./api.js").Index[], curve: Record<string, (number|null)[][]>|null}} Scene
+ */
+
 /** @param {import("./index.js").Context} context */
 export function createCorrelationView({ api, update, theme, tooltip, runs }) {
   const message = html("div");
@@ -24,7 +30,7 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
   const trainingTitle = html("h2");
   const layersHint = html("p", { class: "hint" });
   const trainingHint = html("p", { class: "hint" }, "A click goes to that validation.");
-  /** @type {{selection: import("./state.js").Selection, state: import("./state.js").State, others: import("./api.js").Index[], curve: Record<string, (number|null)[][]>|null}|null} */
+  /** @type {Scene|null} */
   let shown = null;
 
   const layersChart = createLineChart({
@@ -59,13 +65,24 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
       runRow,
     ),
     message,
-    html("div", { class: "cards" }, layersCard, html("div", { class: "card" }, trainingTitle, trainingHint, trainingChart.element)),
+    html(
+      "div",
+      { class: "cards" },
+      layersCard,
+      html("div", { class: "card" }, trainingTitle, trainingHint, trainingChart.element),
+    ),
   );
 
   function toggle(text, pressed, mark, press, fixed = false) {
     return html(
       "button",
-      { "class": "toggle", "type": "button", "aria-pressed": String(pressed), "disabled": fixed, "on": { click: press } },
+      {
+        "class": "toggle",
+        "type": "button",
+        "aria-pressed": String(pressed),
+        "disabled": fixed,
+        "on": { click: press },
+      },
       mark,
       text,
     );
@@ -73,10 +90,13 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
 
   function drawnMethods({ state, selection }) {
     const { methods } = selection.index;
-    return state.methods?.filter((method) => methods.includes(method)) ?? (state.overlay.length ? [selection.method] : methods);
+    return (
+      state.methods?.filter((method) => methods.includes(method)) ??
+      (state.overlay.length ? [selection.method] : methods)
+    );
   }
 
-  /** @param {NonNullable<typeof shown>} scene */
+  /** @param {Scene} scene */
   function paintToggles(scene) {
     const { selection, state } = scene;
     const { index, run } = selection;
@@ -84,10 +104,14 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
     const dark = theme.isDark();
     methodChips.replaceChildren(
       ...index.methods.map((method) =>
-        toggle(method, drawn.includes(method), sample(methodStyle(method), methodStyle(method)[dark ? "dark" : "light"]), () =>
-          update({
-            methods: index.methods.filter((other) => drawn.includes(other) !== (other === method)),
-          }),
+        toggle(
+          method,
+          drawn.includes(method),
+          sample(methodStyle(method), methodStyle(method)[dark ? "dark" : "light"]),
+          () =>
+            update({
+              methods: index.methods.filter((other) => drawn.includes(other) !== (other === method)),
+            }),
         ),
       ),
     );
@@ -102,7 +126,9 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
           dot(runs.colour(name)),
           () =>
             update({
-              overlay: state.overlay.includes(name) ? state.overlay.filter((other) => other !== name) : [...state.overlay, name],
+              overlay: state.overlay.includes(name)
+                ? state.overlay.filter((other) => other !== name)
+                : [...state.overlay, name],
             }),
           name === run,
         ),
@@ -115,7 +141,7 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
 
   /**
    * One line for each method and run.
-   * @param {NonNullable<typeof shown>} scene
+   * @param {Scene} scene
    * @param {(index: import("./api.js").Index) => number[]} xOf
    * @param {(rows: (number|null)[][], index: import("./api.js").Index) => (number|null)[]} pick
    */
@@ -140,9 +166,7 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
             y: pick(curves.mean, index),
             low: pick(curves.low, index),
             high: pick(curves.high, index),
-            weight: /** @type {"strong"|"usual"|"quiet"} */ (
-              prominent ? "strong" : state.curve ? "quiet" : "usual"
-            ),
+            weight: /** @type {"strong"|"usual"|"quiet"} */ (prominent ? "strong" : state.curve ? "quiet" : "usual"),
           };
         }),
     );
@@ -175,14 +199,15 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
     paintToggles(shown);
     const width = layersCard.clientWidth - 2 * Number.parseFloat(getComputedStyle(layersCard).paddingLeft);
     const usable = hasFigures(validation);
-    const count = index.correlation[method].n[position]?.[layer];
     const all = index.sentences.length;
+    const undefinedCount = all - (index.correlation[method].n[position]?.[layer] ?? 0);
     setText(layersTitle, `By layer, at step ${validation.step}`);
     setText(
       layersHint,
       !usable
         ? whyEmpty(validation)
-        : `Mean over ${all} sentences, bands: 95 % interval of the mean. ${method}, layer ${layer + 1}: ${count === all ? "no ρ is undefined" : `${all - (count ?? 0)} undefined`}.`,
+        : `Mean over ${all} sentences, bands: 95 % interval of the mean. ${method}, layer ${layer + 1}: ` +
+            (undefinedCount ? `${undefinedCount} undefined.` : "no ρ is undefined."),
     );
     setText(trainingTitle, `Over the training, layer ${layer + 1}`);
 
@@ -208,7 +233,9 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
     const stepsOf = (of) => of.validations.map(({ step }) => step);
     trainingChart.draw({
       lines: [
-        ...lines(shown, stepsOf, (rows, of) => of.validations.map((_, v) => rows[v]?.[Math.min(layer, of.layers - 1)] ?? null)),
+        ...lines(shown, stepsOf, (rows, of) =>
+          of.validations.map((_, v) => rows[v]?.[Math.min(layer, of.layers - 1)] ?? null),
+        ),
         ...sentenceLine(shown, stepsOf(index), (rho) => rho.map((row) => row?.[layer] ?? null)),
       ],
       xName: "training step",
@@ -239,7 +266,9 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
       if (!isCurrent()) return;
       shown = { selection, state, others: others.filter((other) => other !== null), curve: curve?.rho ?? null };
       const lost = others.length - shown.others.length;
-      message.replaceChildren(...(lost ? [notice("Some runs are not drawn", "They hold no GlobEnc figures that can be read.")] : []));
+      message.replaceChildren(
+        ...(lost ? [notice("Some runs are not drawn", "They hold no GlobEnc figures that can be read.")] : []),
+      );
       paint();
     },
   };
@@ -247,13 +276,18 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
 
 /** The validation of another run at a step, or the last one before it. */
 function atStep(index, step) {
-  return Math.max(index.validations.findLastIndex((validation) => validation.step <= step), 0);
+  return Math.max(
+    index.validations.findLastIndex((validation) => validation.step <= step),
+    0,
+  );
 }
 
 /** The round number below all that these runs ever show, so that the scale stands still while the slider moves. */
 function floorOf({ selection, others, curve }, methods) {
   const tables = [selection.index, ...others].flatMap(({ correlation }) =>
-    methods.filter((method) => method in correlation).flatMap((method) => [correlation[method].mean, correlation[method].low]),
+    methods
+      .filter((method) => method in correlation)
+      .flatMap((method) => [correlation[method].mean, correlation[method].low]),
   );
   const all = [...tables, ...(curve ? [curve[selection.method]] : [])].flat(2);
   const least = all.reduce((low, value) => (value !== null && value < low ? value : low), 0);

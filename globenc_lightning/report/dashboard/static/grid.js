@@ -43,8 +43,12 @@ export function createGrid({ label, onHover, onPick }) {
     const longest = (names) => CHARACTER * Math.max(...names.map((name) => Array.from(name).length));
     const below = Math.ceil(longest(columnNames) * Math.sin((SLANT * Math.PI) / 180)) + 2 * GAP;
     // A slanted name reaches to the left of its column, the first one farther than the rows' names.
-    const left = Math.max(longest(rowNames) + GAP, Math.ceil(CHARACTER * Array.from(columnNames[0]).length * 0.6) - 4, 24);
-    const fit = (room, count, most) => Math.max(Math.min(Math.floor(room / count), most), least);
+    const left = Math.max(
+      longest(rowNames) + GAP,
+      Math.ceil(CHARACTER * Array.from(columnNames[0]).length * 0.6) - 4,
+      24,
+    );
+    const fit = (room, count, most) => Math.max(Math.min(room / count, most), least);
     const cellWidth = fit(width - left - GAP, columns.length, greatest.width);
     const cellHeight = fit(height, rows.length, greatest.height);
     layout = { left, cellWidth, cellHeight, rows: rows.length, columns: columns.length };
@@ -91,7 +95,11 @@ export function createGrid({ label, onHover, onPick }) {
       if (c % every(cellWidth)) continue;
       const [x, y] = [left + (c + 0.5) * cellWidth + 3, innerHeight + GAP + 4];
       parts.push(
-        svg("text", { x, y, "text-anchor": "end", "class": "grid-name", "transform": `rotate(${-SLANT} ${x} ${y})` }, name),
+        svg(
+          "text",
+          { x, y, "text-anchor": "end", "class": "grid-name", "transform": `rotate(${-SLANT} ${x} ${y})` },
+          name,
+        ),
       );
     }
     if (marked !== null) {

@@ -118,8 +118,8 @@ export function connectHost() {
     },
 
     /**
-     * Whether a run is among those that a person has left to be seen: by the run filter of the newer tabs and by the run
-     * selector of the older ones, as far as TensorBoard writes them into its address.
+     * Whether a run is among those that a person has left to be seen: by the run filter of the newer tabs and by the
+     * run selector of the older ones, as far as TensorBoard writes them into its address.
      * @param {string} run
      * @returns {boolean}
      */

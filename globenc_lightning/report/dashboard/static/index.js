@@ -25,7 +25,8 @@ const TITLES = { tokens: "Tokens", maps: "Maps", correlation: "Correlation", mov
  * @property {ReturnType<typeof createApi>} api
  * @property {(changes: Partial<import("./state.js").State>) => void} update
  * @property {ReturnType<typeof createTooltip>} tooltip
- * @property {{isDark: () => boolean, scale: () => import("./colours.js").Scale, onChange: (listener: () => void) => void}} theme
+ * @property {{isDark: () => boolean, scale: () => import("./colours.js").Scale,
+ *   onChange: (listener: () => void) => void}} theme
  * @property {{names: () => string[], isShown: (run: string) => boolean, colour: (run: string) => string,
  *   index: (run: string, tag: string) => Promise<import("./api.js").Index|null>}} runs
  */
@@ -114,14 +115,26 @@ function createTab(host) {
   sentence.element.classList.add("wide");
   const play = html("button", { class: "icon-button", type: "button", on: { click: togglePlay } });
   const slider = /** @type {HTMLInputElement} */ (
-    html("input", { "type": "range", "min": 0, "step": 1, "aria-label": "Validation", "on": { input: () => goTo(Number(slider.value)) } })
+    html("input", {
+      "type": "range",
+      "min": 0,
+      "step": 1,
+      "aria-label": "Validation",
+      "on": { input: () => goTo(Number(slider.value)) },
+    })
   );
   const marks = html("div", { "class": "slider-marks", "aria-hidden": "true" });
   const stepText = html("output", { "class": "step", "aria-live": "polite" });
   const placeText = html("span", { class: "place" });
   const copy = html("button", { class: "link", type: "button", on: { click: copyLink } }, "Copy link");
   const copied = /** @type {HTMLInputElement} */ (
-    html("input", { "class": "copied", "readonly": true, "hidden": true, "aria-label": "Link to this view", "on": { blur: () => (copied.hidden = true) } })
+    html("input", {
+      "class": "copied",
+      "readonly": true,
+      "hidden": true,
+      "aria-label": "Link to this view",
+      "on": { blur: () => (copied.hidden = true) },
+    })
   );
   const notes = html("details", { class: "notes", hidden: true }, html("summary"), html("ul"));
   const stage = html("main");
@@ -131,7 +144,13 @@ function createTab(host) {
     method.element,
     layer.element,
     sentence.element,
-    html("div", { class: "timeline" }, play, html("div", { class: "slider" }, slider, marks), html("div", { class: "moment" }, stepText, placeText)),
+    html(
+      "div",
+      { class: "timeline" },
+      play,
+      html("div", { class: "slider" }, slider, marks),
+      html("div", { class: "moment" }, stepText, placeText),
+    ),
   );
   const header = html(
     "header",
@@ -159,7 +178,8 @@ function createTab(host) {
     try {
       await showCurrent(isCurrent);
     } catch (error) {
-      if (isCurrent()) stage.replaceChildren(notice("This cannot be shown", error instanceof Error ? error.message : String(error)));
+      if (isCurrent())
+        stage.replaceChildren(notice("This cannot be shown", error instanceof Error ? error.message : String(error)));
     } finally {
       window.clearTimeout(slow);
       if (isCurrent()) {
@@ -182,7 +202,8 @@ function createTab(host) {
       stage.replaceChildren(
         notice(
           "No GlobEnc data in this log directory yet",
-          "The tab fills at the first validation of a training with Trainer(callbacks=[GlobEncCallback()]) and TensorBoard’s logger.",
+          "The tab fills at the first validation of a training with Trainer(callbacks=[GlobEncCallback()]) and " +
+            "TensorBoard’s logger.",
         ),
       );
       return;
@@ -223,7 +244,10 @@ function createTab(host) {
 
   function paintNotes(messages) {
     notes.hidden = messages.length === 0;
-    setText(/** @type {Node} */ (notes.firstChild), messages.length === 1 ? "1 remark on this run’s data" : `${messages.length} remarks on this run’s data`);
+    setText(
+      /** @type {Node} */ (notes.firstChild),
+      messages.length === 1 ? "1 remark on this run’s data" : `${messages.length} remarks on this run’s data`,
+    );
     notes.lastElementChild?.replaceChildren(...messages.map((text) => html("li", {}, text)));
   }
 
@@ -235,16 +259,26 @@ function createTab(host) {
       if (button.dataset.view === state.view) button.setAttribute("aria-current", "page");
       else button.removeAttribute("aria-current");
     }
-    setOptions(method.select, index.methods.map((name) => ({ value: name, label: name === "N-Enc" ? "N-Enc (GlobEnc)" : name })), chosen.method);
+    setOptions(
+      method.select,
+      index.methods.map((name) => ({ value: name, label: name === "N-Enc" ? "N-Enc (GlobEnc)" : name })),
+      chosen.method,
+    );
     setOptions(
       layer.select,
-      Array.from({ length: index.layers }, (_, l) => ({ value: String(l), label: l + 1 === index.layers ? `${l + 1} (last)` : String(l + 1) })),
+      Array.from({ length: index.layers }, (_, l) => ({
+        value: String(l),
+        label: l + 1 === index.layers ? `${l + 1} (last)` : String(l + 1),
+      })),
       String(chosen.layer),
     );
     sentence.element.hidden = state.view !== "maps" && state.view !== "correlation";
     setOptions(
       sentence.select,
-      index.sentences.map((one, i) => ({ value: String(i), label: shorten(`${i + 1}  ${plain(one)}`, SENTENCE_LIMIT) })),
+      index.sentences.map((one, i) => ({
+        value: String(i),
+        label: shorten(`${i + 1}  ${plain(one)}`, SENTENCE_LIMIT),
+      })),
       String(chosen.sentence),
     );
     slider.max = String(validations.length - 1);
@@ -264,7 +298,8 @@ function createTab(host) {
     marks.replaceChildren(
       ...empty.map((validation) => {
         const mark = html("span", { title: `step ${validation.step}: no figures` });
-        mark.style.left = `calc(${THUMB / 2}px + (100% - ${THUMB}px) * ${validations.indexOf(validation) / Math.max(validations.length - 1, 1)})`;
+        const share = validations.indexOf(validation) / Math.max(validations.length - 1, 1);
+        mark.style.left = `calc(${THUMB / 2}px + (100% - ${THUMB}px) * ${share})`;
         return mark;
       }),
     );
@@ -318,7 +353,9 @@ function createTab(host) {
 
   async function copyLink() {
     // The link is of this moment: it names its validation, even if that is the latest.
-    const link = host.linkWith(linkFromState({ ...state, validation: selection?.validation.ordinal ?? state.validation }));
+    const link = host.linkWith(
+      linkFromState({ ...state, validation: selection?.validation.ordinal ?? state.validation }),
+    );
     try {
       await navigator.clipboard.writeText(link);
       setText(copy, "Copied");
@@ -332,13 +369,13 @@ function createTab(host) {
   }
 
   const keys = {
-    ArrowLeft: () => selection && goTo(selection.position - 1),
-    ArrowRight: () => selection && goTo(selection.position + 1),
-    ArrowUp: () => stepSentence(-1),
-    ArrowDown: () => stepSentence(1),
-    Home: () => goTo(0),
-    End: () => goTo(Infinity),
-    Escape: () => state.token !== null && update({ token: null }),
+    "ArrowLeft": () => selection && goTo(selection.position - 1),
+    "ArrowRight": () => selection && goTo(selection.position + 1),
+    "ArrowUp": () => stepSentence(-1),
+    "ArrowDown": () => stepSentence(1),
+    "Home": () => goTo(0),
+    "End": () => goTo(Infinity),
+    "Escape": () => state.token !== null && update({ token: null }),
     " ": togglePlay,
   };
   document.addEventListener("keydown", (event) => {
@@ -370,7 +407,8 @@ function createTab(host) {
       runColours.learn(names);
     } catch (error) {
       // What is on the page stays there; only a page that is still empty says why.
-      if (!selection) stage.replaceChildren(notice("No answer", error instanceof Error ? error.message : String(error)));
+      if (!selection)
+        stage.replaceChildren(notice("No answer", error instanceof Error ? error.message : String(error)));
       return;
     }
     if (selection && JSON.stringify(runs) === JSON.stringify(known)) return;

@@ -44,13 +44,31 @@ const Y_PAD = 0.03;
  * @returns {SVGElement}
  */
 function marker({ marker: shape, hollow }, x, y, colour, size = 3.6) {
-  const properties = { "class": hollow ? "marker hollow" : "marker", "stroke": colour, "fill": hollow ? null : colour };
+  const properties = { class: hollow ? "marker hollow" : "marker", stroke: colour, fill: hollow ? null : colour };
   if (shape === "circle") return svg("circle", { ...properties, cx: x, cy: y, r: size });
   const corners = {
-    square: [[-1, -1], [1, -1], [1, 1], [-1, 1]],
-    diamond: [[0, -1.35], [1.35, 0], [0, 1.35], [-1.35, 0]],
-    up: [[0, -1.25], [1.2, 0.9], [-1.2, 0.9]],
-    down: [[0, 1.25], [1.2, -0.9], [-1.2, -0.9]],
+    square: [
+      [-1, -1],
+      [1, -1],
+      [1, 1],
+      [-1, 1],
+    ],
+    diamond: [
+      [0, -1.35],
+      [1.35, 0],
+      [0, 1.35],
+      [-1.35, 0],
+    ],
+    up: [
+      [0, -1.25],
+      [1.2, 0.9],
+      [-1.2, 0.9],
+    ],
+    down: [
+      [0, 1.25],
+      [1.2, -0.9],
+      [-1.2, -0.9],
+    ],
   }[shape];
   const points = corners.map(([dx, dy]) => `${x + dx * size},${y + dy * size}`).join(" ");
   return svg("polygon", { ...properties, points });
@@ -66,7 +84,15 @@ export function sample(style, colour) {
   return svg(
     "svg",
     { "class": "sample", "viewBox": "0 0 28 12", "aria-hidden": "true" },
-    svg("line", { "x1": 1, "y1": 6, "x2": 27, "y2": 6, "stroke": colour, "stroke-width": 2, "stroke-dasharray": style.dash || null }),
+    svg("line", {
+      "x1": 1,
+      "y1": 6,
+      "x2": 27,
+      "y2": 6,
+      "stroke": colour,
+      "stroke-width": 2,
+      "stroke-dasharray": style.dash || null,
+    }),
     marker(style, 14, 6, colour),
   );
 }
@@ -106,8 +132,8 @@ function apart(wanted, low, high) {
 }
 
 /**
- * @param {{label: string, tooltip: ReturnType<typeof import("./tooltip.js").createTooltip>, onPick: (x: number) => void,
- *   nameX: (x: number) => string}} options
+ * @param {{label: string, tooltip: ReturnType<typeof import("./tooltip.js").createTooltip>,
+ *   onPick: (x: number) => void, nameX: (x: number) => string}} options
  */
 export function createLineChart({ label, tooltip, onPick, nameX }) {
   const picture = svg("svg", { "role": "img", "aria-label": label });
@@ -131,21 +157,46 @@ export function createLineChart({ label, tooltip, onPick, nameX }) {
 
     for (let y = floor; y <= 1; y += Y_STEP) {
       picture.append(
-        svg("line", { class: y === 0 ? "rule zero" : "rule", x1: MARGIN.left, x2: MARGIN.left + inner.width, y1: toY(y), y2: toY(y) }),
+        svg("line", {
+          class: y === 0 ? "rule zero" : "rule",
+          x1: MARGIN.left,
+          x2: MARGIN.left + inner.width,
+          y1: toY(y),
+          y2: toY(y),
+        }),
         svg("text", { "class": "tick", "x": MARGIN.left - 8, "y": toY(y) + 4, "text-anchor": "end" }, decimal(y, 1)),
       );
     }
     for (const x of ticks(low, high, inner.width / (TICK_SPACE + DIGIT * String(high).length), whole)) {
-      picture.append(svg("text", { "class": "tick", "x": toX(x), "y": height - MARGIN.bottom + 18, "text-anchor": "middle" }, String(x)));
+      picture.append(
+        svg(
+          "text",
+          { "class": "tick", "x": toX(x), "y": height - MARGIN.bottom + 18, "text-anchor": "middle" },
+          String(x),
+        ),
+      );
     }
     picture.append(
-      svg("text", { "class": "axis", "x": MARGIN.left + inner.width / 2, "y": height - 6, "text-anchor": "middle" }, xName),
+      svg(
+        "text",
+        { "class": "axis", "x": MARGIN.left + inner.width / 2, "y": height - 6, "text-anchor": "middle" },
+        xName,
+      ),
     );
     if (marked !== null && marked >= low && marked <= high) {
-      picture.append(svg("line", { class: "marked", x1: toX(marked), x2: toX(marked), y1: MARGIN.top, y2: MARGIN.top + inner.height }));
+      picture.append(
+        svg("line", {
+          class: "marked",
+          x1: toX(marked),
+          x2: toX(marked),
+          y1: MARGIN.top,
+          y2: MARGIN.top + inner.height,
+        }),
+      );
     }
     const order = { quiet: 0, usual: 1, strong: 2 };
-    for (const line of [...lines].sort((a, b) => order[a.weight] - order[b.weight])) picture.append(drawLine(line, toX, toY));
+    for (const line of [...lines].sort((a, b) => order[a.weight] - order[b.weight]))
+      picture.append(drawLine(line, toX, toY));
     picture.append(...drawNames(lines, toX, toY, inner), guide);
     guide.setAttribute("y1", String(MARGIN.top));
     guide.setAttribute("y2", String(MARGIN.top + inner.height));
@@ -161,10 +212,20 @@ export function createLineChart({ label, tooltip, onPick, nameX }) {
         const banded = places.filter((i) => low[i] !== null && high[i] !== null);
         const upper = banded.map((i) => `${toX(x[i])},${toY(high[i])}`);
         const lower = banded.map((i) => `${toX(x[i])},${toY(low[i])}`).reverse();
-        if (banded.length > 1) group.append(svg("polygon", { class: "band", points: [...upper, ...lower].join(" "), fill: colour }));
+        if (banded.length > 1)
+          group.append(svg("polygon", { class: "band", points: [...upper, ...lower].join(" "), fill: colour }));
         else if (banded.length === 1) {
           const [i] = banded;
-          group.append(svg("line", { "class": "whisker", "x1": toX(x[i]), "x2": toX(x[i]), "y1": toY(low[i]), "y2": toY(high[i]), "stroke": colour }));
+          group.append(
+            svg("line", {
+              class: "whisker",
+              x1: toX(x[i]),
+              x2: toX(x[i]),
+              y1: toY(low[i]),
+              y2: toY(high[i]),
+              stroke: colour,
+            }),
+          );
         }
       }
       const points = places.map((i) => `${toX(x[i])},${toY(y[i])}`).join(" ");
@@ -172,7 +233,8 @@ export function createLineChart({ label, tooltip, onPick, nameX }) {
     }
     const every = Math.ceil(x.length / MOST_MARKERS);
     for (const [i, value] of y.entries()) {
-      if (value !== null && (y.length - 1 - i) % every === 0) group.append(marker(style, toX(x[i]), toY(value), colour));
+      if (value !== null && (y.length - 1 - i) % every === 0)
+        group.append(marker(style, toX(x[i]), toY(value), colour));
     }
     return group;
   }
@@ -183,15 +245,27 @@ export function createLineChart({ label, tooltip, onPick, nameX }) {
       .filter(({ at }) => at >= 0)
       .map(({ line, at }) => ({ line, x: toX(line.x[at]), y: toY(line.y[at]), value: line.y[at] }))
       .sort((a, b) => a.y - b.y);
-    const heights = apart(ends.map(({ y }) => y), MARGIN.top + 6, MARGIN.top + inner.height - 4);
+    const heights = apart(
+      ends.map(({ y }) => y),
+      MARGIN.top + 6,
+      MARGIN.top + inner.height - 4,
+    );
     const left = MARGIN.left + inner.width;
     return ends.map(({ line, x, y, value }, i) =>
       svg(
         "g",
         { class: `line-name ${line.weight}` },
-        svg("polyline", { "class": "leader", "points": `${x + 6},${y} ${left + 2},${y} ${left + 14},${heights[i]}`, "stroke": line.colour }),
+        svg("polyline", {
+          class: "leader",
+          points: `${x + 6},${y} ${left + 2},${y} ${left + 14},${heights[i]}`,
+          stroke: line.colour,
+        }),
         svg("text", { x: left + 18, y: heights[i] + 4 }, line.label),
-        svg("text", { "class": "line-value", "x": left + MARGIN.right - 2, "y": heights[i] + 4, "text-anchor": "end" }, decimal(value)),
+        svg(
+          "text",
+          { "class": "line-value", "x": left + MARGIN.right - 2, "y": heights[i] + 4, "text-anchor": "end" },
+          decimal(value),
+        ),
       ),
     );
   }
@@ -237,7 +311,9 @@ export function createLineChart({ label, tooltip, onPick, nameX }) {
 
 function interval({ low, high }, at) {
   const [from, to] = [low?.[at], high?.[at]];
-  return from === null || from === undefined || to === null || to === undefined ? "" : `  (${decimal(from)} to ${decimal(to)})`;
+  return from === null || from === undefined || to === null || to === undefined
+    ? ""
+    : `  (${decimal(from)} to ${decimal(to)})`;
 }
 
 /** Start and end of every stretch without gaps. */

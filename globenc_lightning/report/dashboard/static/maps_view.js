@@ -10,6 +10,7 @@ const SIDE_BY_SIDE = 36; // tokens that still leave room for two maps in one row
 const ROOM = 400;
 const LEAST_CELL = 4;
 const GREATEST_CELL = { width: 46, height: 28 };
+const GREATEST_LAYER = { width: 46, height: 40 };
 
 /** @param {import("./index.js").Context} context */
 export function createMapsView({ api, update, theme, tooltip }) {
@@ -54,7 +55,11 @@ export function createMapsView({ api, update, theme, tooltip }) {
     "div",
     { class: "card" },
     html("div", { class: "card-head" }, tokensTitle, createLegend(theme)),
-    html("p", { class: "hint" }, "What each token’s own representation is made of. A click marks the row, here and in Tokens."),
+    html(
+      "p",
+      { class: "hint" },
+      "What each token’s own representation is made of. A click marks the row, here and in Tokens.",
+    ),
     missingMap,
     tokensGrid.element,
   );
@@ -87,17 +92,18 @@ export function createMapsView({ api, update, theme, tooltip }) {
     missingLayers.replaceChildren(...(layers ? [] : [notice("These rows were not stored", detail.rows_note ?? "")]));
     setText(layersTitle, `${method}: layers × tokens`);
     setText(tokensTitle, `${method}: tokens × tokens, layer ${index.layers}`);
-    if (layers) layersGrid.draw({
-      values: [...layers].reverse(),
-      rows: layers.map((_, l) => String(layers.length - l)),
-      columns: tokens,
-      marked: index.layers - 1 - layer,
-      scale: theme.scale(),
-      width,
-      height: ROOM,
-      least: LEAST_CELL,
-      greatest: GREATEST_CELL,
-    });
+    if (layers)
+      layersGrid.draw({
+        values: [...layers].reverse(),
+        rows: layers.map((_, l) => String(layers.length - l)),
+        columns: tokens,
+        marked: index.layers - 1 - layer,
+        scale: theme.scale(),
+        width,
+        height: ROOM,
+        least: LEAST_CELL,
+        greatest: GREATEST_LAYER,
+      });
     const map = detail.rollout[method];
     tokensGrid.element.hidden = !map;
     missingMap.replaceChildren(...(map ? [] : [notice("This map was not stored", detail.rollout_note ?? "")]));

@@ -25,7 +25,8 @@ export function createMovementView({ api, update, theme }) {
       html(
         "p",
         { class: "hint" },
-        "Sorted by 1 − ρ of a sentence’s two rows: 0 where the tokens keep their order, more where it changes. A click opens the sentence.",
+        "Sorted by 1 − ρ of a sentence’s two rows: 0 where the tokens keep their order, more where it changes. " +
+          "A click opens the sentence.",
       ),
     ),
     message,
@@ -42,12 +43,8 @@ export function createMovementView({ api, update, theme }) {
     second.paint(after.rows[moved.sentence], theme.scale());
     const gained = moved.gained.slice(0, NAMED);
     const lost = moved.lost.slice(0, NAMED);
-    // Both lines leave room for the marks, so that tokens stand below themselves.
-    for (const { chips } of [first, second]) {
-      for (const k of gained) chips[k].classList.add("gained");
-      for (const k of lost) chips[k].classList.add("lost");
-    }
-    first.element.classList.add("before");
+    for (const k of gained) second.chips[k].classList.add("gained");
+    for (const k of lost) second.chips[k].classList.add("lost");
     const bar = html("span", { class: "distance-bar" }, html("span"));
     // 1 - rho runs from 0 to 2; the bar is full at 1, where the orders have nothing in common.
     /** @type {HTMLElement} */ (bar.firstChild).style.width = `${100 * Math.min(moved.distance ?? 0, 1)}%`;
@@ -60,13 +57,20 @@ export function createMovementView({ api, update, theme }) {
       html(
         "div",
         { class: "facts" },
-        html("button", { "class": "number", "type": "button", "aria-label": `Open sentence ${moved.sentence + 1}, place ${place}` }, String(moved.sentence + 1)),
+        html(
+          "button",
+          { "class": "number", "type": "button", "aria-label": `Open sentence ${moved.sentence + 1}, place ${place}` },
+          String(moved.sentence + 1),
+        ),
         html(
           "div",
           {},
-          fact("1 − ρ", html("strong", { class: "distance" }, decimal(moved.distance))),
+          fact("1 − ρ", html("strong", { class: "distance" }, decimal(moved.distance, 3))),
           bar,
-          fact(`top ${among}`, moved.overlap === null ? "undefined" : `${Math.round(moved.overlap * among)} of ${among} stay`),
+          fact(
+            `top ${among}`,
+            moved.overlap === null ? "undefined" : `${Math.round(moved.overlap * among)} of ${among} stay`,
+          ),
           fact("predicted", prediction(index, start, validation, moved.sentence)),
         ),
       ),
@@ -78,14 +82,22 @@ export function createMovementView({ api, update, theme }) {
         html("span", { class: "fact" }, `step ${validation.step}`),
         second.element,
         html("span", {}),
-        html("p", { class: "changes" }, ...changes("▲ gain", gained, sentence), ...changes("▼ lose", lost, sentence)),
+        html(
+          "p",
+          { class: "changes" },
+          ...changes("▲ gain", gained, sentence),
+          ...changes("▼ lose", lost, sentence),
+        ),
       ),
     );
   }
 
   function changes(name, positions, sentence) {
     if (!positions.length) return [];
-    return [html("span", { class: "fact" }, name), html("span", {}, positions.map((k) => visible(sentence.tokens[k])).join(", "))];
+    return [
+      html("span", { class: "fact" }, name),
+      html("span", {}, positions.map((k) => visible(sentence.tokens[k])).join(", ")),
+    ];
   }
 
   function prediction(index, start, end, sentence) {
@@ -118,7 +130,10 @@ export function createMovementView({ api, update, theme }) {
         from.select,
         index.validations
           .filter((one) => hasFigures(one) || one === start)
-          .map((one) => ({ value: String(one.ordinal), label: `step ${one.step} (validation ${index.validations.indexOf(one) + 1})` })),
+          .map((one) => ({
+            value: String(one.ordinal),
+            label: `step ${one.step} (validation ${index.validations.indexOf(one) + 1})`,
+          })),
         String(start.ordinal),
       );
       setText(to, `step ${validation.step}`);
@@ -126,7 +141,10 @@ export function createMovementView({ api, update, theme }) {
       else if (same) {
         message.replaceChildren(
           index.validations.length > 1
-            ? notice("Nothing to compare", "Both ends are the same validation: move the slider, or choose another one to start from.")
+            ? notice(
+                "Nothing to compare",
+                "Both ends are the same validation: move the slider, or choose another one to start from.",
+              )
             : notice("Nothing to compare yet", "So far there is one validation. Movement needs two."),
         );
       } else message.replaceChildren();
@@ -134,7 +152,10 @@ export function createMovementView({ api, update, theme }) {
         ...(moved ? moved.sentences.map((one, i) => createRow(one, i + 1, selection, before, after)) : []),
       );
       for (const row of list.children) {
-        row.classList.toggle("chosen", Number(/** @type {HTMLElement} */ (row).dataset.sentence) === selection.sentence);
+        row.classList.toggle(
+          "chosen",
+          Number(/** @type {HTMLElement} */ (row).dataset.sentence) === selection.sentence,
+        );
       }
     },
   };

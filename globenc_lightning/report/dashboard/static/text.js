@@ -6,9 +6,9 @@ const INVISIBLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\p{Zl}\p{Zp}]/u;
 const EMOJI_TAG = /[\u{e0020}-\u{e007f}]/u;
 
 /**
- * Rewrites a token so that each of its characters can be seen, in the same way as the pictures do: control characters as
- * their escape (\n, \x00), other invisible ones as their code point, spaces at either end as ␣. Joiners inside words and
- * emoji stay.
+ * Rewrites a token so that each of its characters can be seen, in the same way as the pictures do: control characters
+ * as their escape (\n, \x00), other invisible ones as their code point, spaces at either end as ␣. Joiners inside words
+ * and emoji stay.
  * @param {string} token
  * @returns {string}
  */

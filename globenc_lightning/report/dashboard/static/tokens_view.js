@@ -20,7 +20,12 @@ export function createTokensView({ api, update, theme, tooltip }) {
       { class: "token-heads" },
       html("div", { class: "legend-cell" }, createLegend(theme)),
       html("div", {}, methodTitle),
-      html("div", {}, html("h2", {}, "Saliency"), html("p", { class: "hint" }, "gradient × input at the first hidden states")),
+      html(
+        "div",
+        {},
+        html("h2", {}, "Saliency"),
+        html("p", { class: "hint" }, "gradient × input at the first hidden states"),
+      ),
     ),
     message,
     list,
@@ -41,10 +46,19 @@ export function createTokensView({ api, update, theme, tooltip }) {
     const verdict = html("span", { class: "verdict" });
     const fill = html("span");
     const probability = html("span");
-    const bar = html("p", { class: "probability" }, html("span", { "class": "meter", "aria-hidden": "true" }, fill), probability);
+    const bar = html(
+      "p",
+      { class: "probability" },
+      html("span", { "class": "meter", "aria-hidden": "true" }, fill),
+      probability,
+    );
     const rho = html("span", { class: "rho" });
     const origin = html("span");
-    const back = html("button", { class: "link", type: "button", on: { click: () => update({ token: null }) } }, "Back to the readout");
+    const back = html(
+      "button",
+      { class: "link", type: "button", on: { click: () => update({ token: null }) } },
+      "Back to the readout",
+    );
     const banner = html("p", { class: "origin", hidden: true }, origin, back);
     const row = html(
       "article",
@@ -52,11 +66,20 @@ export function createTokensView({ api, update, theme, tooltip }) {
       html(
         "div",
         { class: "facts" },
-        html("button", { "class": "number", "type": "button", "aria-label": `Choose sentence ${i + 1}` }, String(i + 1)),
+        html(
+          "button",
+          { "class": "number", "type": "button", "aria-label": `Choose sentence ${i + 1}` },
+          String(i + 1),
+        ),
         html(
           "div",
           {},
-          html("p", {}, html("span", { class: "fact" }, "label"), html("span", { class: "label" }, className(names, sentence.label))),
+          html(
+            "p",
+            {},
+            html("span", { class: "fact" }, "label"),
+            html("span", { class: "label" }, className(names, sentence.label)),
+          ),
           html("p", {}, html("span", { class: "fact" }, "predicted"), predicted, verdict),
           bar,
           html("p", {}, html("span", { class: "fact" }, "ρ"), rho),
@@ -82,9 +105,14 @@ export function createTokensView({ api, update, theme, tooltip }) {
     list.replaceChildren(...rows.map(({ row }) => row));
   }
 
+  /** @returns {HTMLElement|null} */
+  function within(target, selector) {
+    return target instanceof Element ? target.closest(selector) : null;
+  }
+
   function chipAt(target) {
-    const chip = target instanceof Element ? target.closest(".chip") : null;
-    const article = chip?.closest(".sentence");
+    const chip = within(target, ".chip");
+    const article = within(target, ".sentence");
     if (!chip || !article) return null;
     return { chip, i: Number(article.dataset.sentence), k: Number(chip.dataset.k) };
   }
@@ -106,10 +134,15 @@ export function createTokensView({ api, update, theme, tooltip }) {
     const tokens = selection.index.sentences[hit.i].tokens;
     const line = (name, numbers) => ({ name, value: numbers ? valueAndRank(numbers, hit.k) : "not stored" });
     const title =
-      own && hit.i === selection.sentence
+      own && selection.token !== null && hit.i === selection.sentence
         ? `share in “${visible(tokens[selection.token])}”, ${selection.method}`
         : `${selection.method}, layer ${selection.layer + 1}`;
-    tooltip.show(at, visible(tokens[hit.k]), [line(title, values), line("saliency", data.saliency[hit.i])], "1 is the row’s largest value.");
+    tooltip.show(
+      at,
+      visible(tokens[hit.k]),
+      [line(title, values), line("saliency", data.saliency[hit.i])],
+      "1 is the row’s largest value.",
+    );
   }
 
   list.addEventListener("pointermove", (event) => describe(event.target, { x: event.clientX, y: event.clientY }));
@@ -127,11 +160,10 @@ export function createTokensView({ api, update, theme, tooltip }) {
     if (hit?.chip.hasAttribute("role")) {
       const same = shown?.selection.sentence === hit.i && shown.selection.token === hit.k;
       update({ sentence: hit.i, token: same ? null : hit.k });
-      return true;
+      return;
     }
-    const article = target instanceof Element && !target.closest("button.link") ? target.closest(".sentence") : null;
-    if (article) update({ sentence: Number(article.dataset.sentence), token: null });
-    return false;
+    const article = within(target, ".sentence");
+    if (article && !within(target, "button.link")) update({ sentence: Number(article.dataset.sentence), token: null });
   }
   list.addEventListener("click", (event) => {
     if (!window.getSelection()?.toString()) choose(event.target);
@@ -152,7 +184,7 @@ export function createTokensView({ api, update, theme, tooltip }) {
     if (token === null) return { own: null, note: "" };
     const detail = await api.detail(run, tag, position, sentence);
     const map = detail.rollout[method];
-    return { own: map ? map[token] : null, note: map ? "" : detail.rollout_note ?? "it was not stored" };
+    return { own: map ? map[token] : null, note: map ? "" : (detail.rollout_note ?? "it was not stored") };
   }
 
   /** @param {import("./state.js").Selection} selection */
@@ -176,7 +208,11 @@ export function createTokensView({ api, update, theme, tooltip }) {
       }
       if (marked !== null && data) {
         const name = visible(index.sentences[i].tokens[marked]);
-        if (own) setText(row.origin, `Where “${name}” itself comes from: its own row${last ? "" : ", always of the last layer"}.`);
+        if (own)
+          setText(
+            row.origin,
+            `Where “${name}” itself comes from: its own row${last ? "" : ", always of the last layer"}.`,
+          );
         else setText(row.origin, `The own row of “${name}” is not there: ${note}.`);
       }
       const label = index.sentences[i].label;

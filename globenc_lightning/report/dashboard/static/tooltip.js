@@ -12,7 +12,8 @@ export function createTooltip() {
     const { clientWidth, clientHeight } = document.documentElement;
     const right = left + GAP + offsetWidth <= clientWidth;
     element.style.left = `${Math.max(right ? left + GAP : left - GAP - offsetWidth, 4)}px`;
-    element.style.top = `${Math.max(top + GAP + offsetHeight <= clientHeight ? top + GAP : top - GAP - offsetHeight, 4)}px`;
+    const under = top + GAP + offsetHeight <= clientHeight;
+    element.style.top = `${Math.max(under ? top + GAP : top - GAP - offsetHeight, 4)}px`;
   }
 
   return {
@@ -30,10 +31,7 @@ export function createTooltip() {
         html(
           "dl",
           {},
-          ...lines.flatMap(({ name, value, sample }) => [
-            html("dt", {}, sample ?? null, name),
-            html("dd", {}, value),
-          ]),
+          ...lines.flatMap(({ name, value, sample }) => [html("dt", {}, sample ?? null, name), html("dd", {}, value)]),
         ),
       );
       if (note) element.append(html("p", {}, note));
