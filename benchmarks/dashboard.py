@@ -229,6 +229,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, list[tuple[f
     return {
         "index, the first time": [answered(client, "index", **where)],
         "index, nothing new": [answered(client, "index", **where) for _ in repeats],
+        "tokens, another validation": [answered(client, "tokens", index=i, **picked, **where) for i, _ in steps],
         "detail, another validation": [answered(client, "detail", index=i, sentence=j, **where) for i, j in steps],
         "detail, another sentence": [
             answered(client, "detail", index=last, sentence=i % options.sentences, **where) for i in repeats
@@ -236,10 +237,6 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, list[tuple[f
         "sentence": [answered(client, "sentence", sentence=i % options.sentences, **where) for i in repeats],
         "movement": [
             answered(client, "movement", from_=i % options.validations, to=last, **picked, **where) for i in repeats
-        ],
-        "details, all validations": [
-            answered(client, "details", sentence=i % options.sentences, **picked, **where)
-            for i in range(min(3, options.pairs))
         ],
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -69,13 +70,21 @@ def can_keep_records(logger: Any) -> bool:
         return False
 
 
-def _event_writer(logger: Any) -> Any:
+def _event_writer(logger: Any) -> tuple[Any, Any] | None:
+    """What writes the logger's events, and the class of those that it takes."""
     if _image_writer(logger) is None:
         return None
     # Both have no public way to write an event of one's own; theirs for meshes and texts goes through this one too.
     find = getattr(logger.experiment, "_get_file_writer", None)
     writer = find() if callable(find) else None
-    return writer if callable(getattr(writer, "add_event", None)) else None
+    if not callable(getattr(writer, "add_event", None)) or not callable(getattr(writer, "flush", None)):
+        return None
+    # Each package has the same messages in classes of its own, and a writer's thread ends at another's.
+    for home in type(writer).__mro__:
+        messages = getattr(sys.modules.get(home.__module__), "event_pb2", None)
+        if messages is not None:
+            return writer, messages.Event
+    return None
 
 
 def log_scalars(loggers: Iterable[Any], scalars: Mapping[str, Any], step: int) -> None:
@@ -161,13 +170,14 @@ def log_records(loggers: Iterable[Any], records: Mapping[str, bytes], step: int)
     failures: list[tuple[str, Exception]] = []
     for logger in loggers:
         try:
-            writer = _event_writer(logger)
-            if writer is None:
+            found = _event_writer(logger)
+            if found is None:
                 continue
+            writer, event = found
             for tag, data in records.items():
                 tensor = TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[data])
                 value = Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
-                writer.add_event(Event(summary=Summary(value=[value])), step)
+                writer.add_event(event.FromString(Event(summary=Summary(value=[value])).SerializeToString()), step)
             # Who watches a training does not want to wait for a buffer to be full.
             writer.flush()
         except Exception as error:

@@ -130,7 +130,6 @@ class GlobEncPlugin(base_plugin.TBPlugin):
             "/index": self._index,
             "/sentence": self._sentence,
             "/detail": self._detail,
-            "/details": self._details_over_training,
             "/tokens": self._tokens,
             "/movement": self._movement,
         }
@@ -207,23 +206,6 @@ class GlobEncPlugin(base_plugin.TBPlugin):
             "rho": {method: _numbers(summary.rho[place, sentence]) for place, method in enumerate(summary.methods)},
         }
 
-    def _details_over_training(self, request: _Request) -> _Answer:
-        training = self._training(request, request.text("run"), request.text("tag"), refresh=False)
-        newest = _has_data(training)
-        sentence = request.whole("sentence", len(newest.sentences), "sentences")
-        method, layer = request.method(newest), request.whole("layer", newest.layers, "layers")
-        count = len(training.validations)
-        first = request.whole("from", count, "validations", 0)
-        last = request.whole("to", count, "validations", count - 1)
-        rows = []
-        for validation in training.validations[first : last + 1]:
-            try:
-                codes = self._rows_of(request, validation.summary, method)
-            except _RefusalError:
-                codes = {}
-            rows.append(_as_shares(codes[sentence][layer], store.ROW_LEVELS) if sentence in codes else None)
-        return {"from": first, "rows": rows}
-
     def _tokens(self, request: _Request) -> _Answer:
         """Every sentence's readout row of one method and layer at one validation: all that a slider's step shows."""
         training = self._training(request, request.text("run"), request.text("tag"), refresh=False)
@@ -252,12 +234,9 @@ class GlobEncPlugin(base_plugin.TBPlugin):
         most = request.whole("k", 1000, "tokens", 5)
         if not most:
             raise _RefusalError("k must be at least 1.")
-        before, after = (
-            self._rows_of(
-                request, _seen(training, request.whole(name, len(training.validations), "validations")), method
-            )
-            for name in ("from", "to")
-        )
+        indices = [request.whole(name, len(training.validations), "validations") for name in ("from", "to")]
+        details = [self._read_detail(request, _seen(training, index)) for index in indices]
+        before, after = (detail.rows.get(method, {}) for detail in details)
         moved = [
             {"sentence": sentence, **movement(before[sentence][layer], after[sentence][layer], most)}
             for sentence in range(len(newest.sentences))
@@ -265,12 +244,6 @@ class GlobEncPlugin(base_plugin.TBPlugin):
         ]
         moved.sort(key=lambda one: (one["distance"] is None, -(one["distance"] or 0.0), one["overlap"]))
         return {"sentences": moved}
-
-    def _rows_of(
-        self, request: _Request, summary: store.Summary | None, method: str
-    ) -> Mapping[int, NDArray[np.uint16]]:
-        """Sentence -> (l, k); none where the validation has no figures or the method's rows were not kept."""
-        return {} if summary is None else self._read_detail(request, summary).rows.get(method, {})
 
     def _listed(self, request: _Request, run: str | None = None) -> dict[str, dict[str, float | None]]:
         """Run -> tag -> when its newest point was written."""

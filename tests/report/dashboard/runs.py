@@ -14,6 +14,8 @@ from benchmarks.dashboard import CLASS_NAMES, large_run
 from globenc_lightning import GlobEncCallback
 from tests.training import Sentences, SpoilsOne, Steps, classifier, fit, loader, tokenizer
 
+ODD_NAME = "bert with one failure & <odd> name"
+
 
 def real_run(folder: Path, name: str = "bert", *, spoiled: int = 0, seed: int = 0, **options: Any) -> GlobEncCallback:
     """A training of a tiny BERT with its callback: a baseline and eight validations, odd words among the tokens.
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--validations", type=int, default=200, help="of the long run; 0 leaves it out")
     options = parser.parse_args(arguments)
     real_run(options.folder, "bert")
-    real_run(options.folder, "bert with one failure & <odd> name", spoiled=3, seed=5)
+    real_run(options.folder, ODD_NAME, spoiled=3, seed=5)
     if options.validations:
         large_run(options.folder, validations=options.validations)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_lightning.loggers import TensorBoardLogger
 from scipy.stats import spearmanr
@@ -23,6 +23,7 @@ from globenc_lightning import METHODS
 from globenc_lightning.report import publish
 from globenc_lightning.report.curves import mean_and_interval
 from globenc_lightning.report.dashboard import plugin, store
+from globenc_lightning.report.dashboard import records as dashboard_records
 from tests.report.dashboard.serving import PLUGIN, ROOT, Answer, ask, fetch, tensorboard, until_runs
 from tests.training import events
 
@@ -147,13 +148,33 @@ def test_detail_holds_what_was_measured(client: Client) -> None:
                 np.testing.assert_allclose(answer["rho"][method], rho, atol=1e-5)
 
 
-def test_details_over_a_part_of_the_training(client: Client) -> None:
-    asked = {"sentence": 2, "method": "N", "layer": 1, **WHERE}
-    everything = ask(client, "details", **asked).content
-    assert everything["from"] == 0
-    rows = [ask(client, "detail", index=i, sentence=2, **WHERE).content["rows"]["N"][1] for i in range(VALIDATIONS)]
-    assert everything["rows"] == rows
-    assert ask(client, "details", from_=1, to=3, **asked).content == {"from": 1, "rows": rows[1:4]}
+def test_tokens_of_all_sentences_are_those_of_each(client: Client) -> None:
+    for index in range(VALIDATIONS):
+        answer = ask(client, "tokens", index=index, method="N", layer=1, **WHERE).content
+        each = [ask(client, "detail", index=index, sentence=i, **WHERE).content for i in range(3)]
+        assert answer == {
+            "index": index,
+            "step": 25 * index,
+            "rows": [one["rows"]["N"][1] for one in each],
+            "saliency": [one["saliency"] for one in each],
+            "rho": [one["rho"]["N"][1] for one in each],
+        }
+
+
+def test_rows_that_had_no_room_are_null_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dashboard_records, "ROWS_ROOM", 2 * 2 * (7 + 6 + 5) + 2 * 2 * 7)
+    monkeypatch.setattr(dashboard_records, "MAPS_ROOM", 7 * 7 + 5 * 5)
+    write_run(tmp_path, [0])
+    client, where = application(reader(tmp_path)), {"run": "run", "tag": "globenc", "index": 0}
+    first, second, third = (ask(client, "detail", sentence=i, **where).content for i in range(3))
+    assert [list(one["rows"]) for one in (first, second, third)] == [["N-Enc", "W"], ["N-Enc"], ["N-Enc"]]
+    assert [list(one["rollout"]) for one in (first, second, third)] == [["N-Enc"], [], ["N-Enc"]]
+    assert first["rows_note"].startswith("The rows of W-FixedRes, W-Res, N, N-FixedRes, N-Res, N-ResLN are not stored")
+    assert second["rollout_note"].startswith("The maps of all methods are not stored for this sentence")
+    rows = ask(client, "tokens", method="W", layer=0, **where).content["rows"]
+    assert [row is None for row in rows] == [False, True, True]
+    moved = ask(client, "movement", run="run", tag="globenc", from_=0, to=0, method="W", layer=0).content["sentences"]
+    assert [one["sentence"] for one in moved] == [0]
 
 
 def test_movement_against_scipy(client: Client) -> None:
@@ -176,6 +197,7 @@ def test_movement_against_scipy(client: Client) -> None:
     assert {(one["distance"], one["overlap"], *one["gained"], *one["lost"]) for one in same} == {(0.0, 1.0)}
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=12))
 def test_ties_share_their_rank_as_in_scipy(pairs: list[tuple[int, int]]) -> None:
     before, after = zip(*pairs, strict=True)
@@ -205,8 +227,9 @@ def test_movement_of_nothing() -> None:
         ("sentence", {**WHERE, "sentence": "9" * 5000}, 400, "must be a whole number"),
         ("detail", {**WHERE, "sentence": 0}, 400, "index= is missing"),
         ("detail", {**WHERE, "sentence": 0, "index": 5}, 404, "there are 5 validations"),
-        ("details", {**WHERE, "sentence": 0, "method": "X", "layer": 0}, 404, "method 'X'"),
-        ("details", {**WHERE, "sentence": 0, "method": "N", "layer": 2}, 404, "there are 2 layers"),
+        ("tokens", {**WHERE, "index": 0, "method": "X", "layer": 0}, 404, "method 'X'"),
+        ("tokens", {**WHERE, "index": 0, "method": "N", "layer": 2}, 404, "there are 2 layers"),
+        ("tokens", {**WHERE, "index": 5, "method": "N", "layer": 0}, 404, "there are 5 validations"),
         ("movement", {**WHERE, "from": 0, "to": 9, "method": "N", "layer": 0}, 404, "out of range"),
         ("movement", {**WHERE, "from": 0, "to": 1, "method": "N", "layer": 0, "k": 0}, 400, "at least 1"),
     ],
@@ -246,7 +269,7 @@ def test_a_missing_validation_is_a_gap(tmp_path: Path) -> None:
     assert (answer["validations"][1]["step"], answer["validations"][1]["predicted"]) == (10, None)
     assert [mean is None for mean in answer["correlation"]["N"]["mean"]] == [False, True, False]
     assert ask(client, "sentence", sentence=0, **where).content["rho"]["W"][1] is None
-    assert ask(client, "details", sentence=0, method="N", layer=0, **where).content["rows"][1] is None
+    refused(ask(client, "tokens", index=1, method="N", layer=0, **where), 404, "its analysis failed")
     refused(ask(client, "detail", index=1, sentence=0, **where), 404, "its analysis failed")
     refused(ask(client, "movement", from_=0, to=1, method="N", layer=0, **where), 404, "its analysis failed")
 
@@ -305,8 +328,8 @@ def test_a_damaged_detail_is_told_and_the_others_are_shown(tmp_path: Path, kind:
     assert ask(client, "index", **where).content["messages"] == []
     refused(ask(client, "detail", index=1, sentence=0, **where), 404, "cannot be read")
     assert ask(client, "detail", index=0, sentence=0, **where).code == 200
-    rows = ask(client, "details", sentence=0, method="N", layer=0, **where).content["rows"]
-    assert [row is None for row in rows] == [False, True, False]
+    refused(ask(client, "tokens", index=1, method="N", layer=0, **where), 404, "cannot be read")
+    assert ask(client, "tokens", index=2, method="N", layer=0, **where).code == 200
 
 
 @pytest.mark.parametrize(

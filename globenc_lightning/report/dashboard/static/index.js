@@ -159,6 +159,9 @@ function createTab(host) {
     controls,
     html("div", { class: "progress" }),
   );
+  new ResizeObserver(() =>
+    document.documentElement.style.setProperty("--header-height", `${header.offsetHeight}px`),
+  ).observe(header);
   document.body.replaceChildren(header, notes, stage, tooltip.element);
 
   /** @param {Partial<import("./state.js").State>} changes */
