@@ -129,12 +129,11 @@ class Tab:
         return self.settled()
 
     def settled(self) -> "Tab":
-        """Wait until what was asked for is on the page, its colours without transition."""
+        """Wait until what was asked for is on the page."""
         ready = (
             "const main = document.querySelector('main'); return main && main.getAttribute('aria-busy') === 'false';"
         )
         wait_until(lambda: self.script(ready), "the tab to come to rest")
-        self.script("for (const animation of document.getAnimations()) animation.finish();")
         return self
 
     def script(self, text: str, *arguments: Any) -> Any:

@@ -132,7 +132,7 @@ export function createMapsView({ api, update, theme, tooltip }) {
      * @param {() => boolean} isCurrent
      */
     async show(selection, isCurrent) {
-      const { run, tag, index, position, sentence, validation } = selection;
+      const { run, tag, position, sentence, validation } = selection;
       const usable = hasFigures(validation);
       const detail = usable ? await api.detail(run, tag, position, sentence) : null;
       if (!isCurrent()) return;
@@ -140,11 +140,6 @@ export function createMapsView({ api, update, theme, tooltip }) {
       cards.hidden = !usable;
       message.replaceChildren(...(usable ? [] : [notice("No figures here", whyEmpty(validation))]));
       paint();
-      for (const offset of [1, -1]) {
-        const next = index.validations[position + offset];
-        // A failure shows when that validation is chosen.
-        if (next && hasFigures(next)) api.detail(run, tag, position + offset, sentence).catch(() => {});
-      }
     },
   };
 }

@@ -6,6 +6,7 @@ import { hasFigures, whyEmpty } from "./state.js";
 import { className, decimal, percent, valueAndRank, visible } from "./text.js";
 
 const PREFETCHED = [1, -1, 2, -2, 3];
+const REST_MS = 150;
 
 /** @param {import("./index.js").Context} context */
 export function createTokensView({ api, update, theme, tooltip }) {
@@ -232,7 +233,10 @@ export function createTokensView({ api, update, theme, tooltip }) {
     setText(methodHint, `what the readout is made of after layer ${layer + 1} of ${index.layers}`);
   }
 
-  function prefetch({ run, tag, index, position, method, layer }) {
+  /** Fetches what the next steps need, unless the slider is already somewhere else. */
+  async function prefetch({ run, tag, index, position, method, layer }, isCurrent) {
+    await new Promise((resolve) => setTimeout(resolve, REST_MS));
+    if (!isCurrent()) return;
     for (const offset of PREFETCHED) {
       const next = index.validations[position + offset];
       // A failure shows when that validation is chosen.
@@ -263,7 +267,7 @@ export function createTokensView({ api, update, theme, tooltip }) {
         if (scrolledTo >= 0 || sentence > 0) rows[sentence].row.scrollIntoView({ block: "nearest" });
         scrolledTo = sentence;
       }
-      prefetch(selection);
+      prefetch(selection, isCurrent);
     },
   };
 }
