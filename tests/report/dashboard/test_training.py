@@ -17,6 +17,7 @@ from globenc_lightning import METHODS, GlobEncCallback
 from globenc_lightning.errors import GlobEncError
 from globenc_lightning.report.dashboard import store
 from globenc_lightning.report.publish import PublishError
+from tests.neutrality import equal
 from tests.report.dashboard.runs import CLASS_NAMES, ODD_NAME, real_run
 from tests.report.dashboard.serving import ask
 from tests.test_checkpoints import SCHEDULES, keeps_all, train
@@ -30,6 +31,7 @@ from tests.training import (
     build_trainer,
     classifier,
     events,
+    final_state,
     fit,
     loader,
     said,
@@ -339,3 +341,16 @@ def test_a_probe_of_odd_words_and_its_labels(tmp_path: Path) -> None:
     assert first["tokens"] == ["[CLS]", *ODD_WORDS, "[SEP]"]
     assert (second["tokens"], second["special"]) == (["[CLS]", "word0", "[SEP]"], [True, False, True])
     assert (first["label"], second["label"]) == (None, None)
+
+
+def test_a_training_that_writes_records_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
+    states = []
+    for name, callbacks in (("without", []), ("with", [GlobEncCallback()])):
+        pl.seed_everything(5, verbose=False)
+        data = {"train": loader(Sentences(16, seed=1), shuffle=True), "val": loader(Sentences(), shuffle=True)}
+        trainer = fit(Steps(), *callbacks, logger=board(tmp_path, name), max_epochs=2, **data)
+        states.append(final_state(trainer))
+    assert len(index(tmp_path, "with")["validations"]) == 3
+    assert equal(*states)
+    states[1]["weights"][next(iter(states[1]["weights"]))].view(-1)[0] += 1e-6
+    assert not equal(*states)
