@@ -5,6 +5,7 @@ import { decimal } from "./text.js";
 
 const MARGIN = { top: 12, right: 128, bottom: 44, left: 42 };
 const NAME_PITCH = 17;
+const FAR = 40; // the line ends long before the chart does
 const MOST_MARKERS = 26;
 const TICK_SPACE = 16;
 const DIGIT = 8;
@@ -256,7 +257,7 @@ export function createLineChart({ label, tooltip, onPick, nameX }) {
         "g",
         { class: `line-name ${line.weight}` },
         svg("polyline", {
-          class: "leader",
+          class: left - x > FAR ? "leader far" : "leader",
           points: `${x + 6},${y} ${left + 2},${y} ${left + 14},${heights[i]}`,
           stroke: line.colour,
         }),

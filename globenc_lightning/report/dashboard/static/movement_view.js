@@ -82,12 +82,7 @@ export function createMovementView({ api, update, theme }) {
         html("span", { class: "fact" }, `step ${validation.step}`),
         second.element,
         html("span", {}),
-        html(
-          "p",
-          { class: "changes" },
-          ...changes("▲ gain", gained, sentence),
-          ...changes("▼ lose", lost, sentence),
-        ),
+        html("p", { class: "changes" }, ...changes("▲ gain", gained, sentence), ...changes("▼ lose", lost, sentence)),
       ),
     );
   }
