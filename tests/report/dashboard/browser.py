@@ -1,13 +1,8 @@
-"""TensorBoard and a headless browser for the tests of the GlobEnc tab."""
+"""A headless browser for the tests of the GlobEnc tab, and the tab as a person uses it."""
 
-import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,33 +34,6 @@ def wait_until(found: Callable[[], _Value], what: str, patience: float = PATIENC
             return value
         time.sleep(0.05)
     raise AssertionError(f"not within {patience:.0f} s: {what}")
-
-
-@contextmanager
-def tensorboard(logdir: Path, runs: int) -> Iterator[str]:
-    """A real TensorBoard on a folder, once it knows so many runs with GlobEnc data; yields its address."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--port", str(port)]
-    command += ["--host", "localhost", "--reload_interval", "1"]
-    with open(logdir.parent / f"tensorboard-{port}.log", "w+") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=logdir.parent)
-        try:
-
-            def ready() -> bool:
-                assert process.poll() is None, Path(log.name).read_text()
-                try:
-                    with urllib.request.urlopen(f"http://localhost:{port}/data/plugin/globenc/runs") as answer:
-                        return len(json.load(answer)["runs"]) >= runs
-                except OSError:
-                    return False
-
-            wait_until(ready, f"TensorBoard with {runs} runs", 180)
-            yield f"http://localhost:{port}"
-        finally:
-            process.terminate()
-            process.wait(30)
 
 
 @contextmanager

@@ -37,10 +37,10 @@ from tests.report.dashboard.browser import (
     contrast,
     prefer_dark,
     scale,
-    tensorboard,
     wait_until,
 )
 from tests.report.dashboard.runs import real_run
+from tests.report.dashboard.serving import tensorboard, until_runs
 
 pytestmark = pytest.mark.slow
 
@@ -124,7 +124,8 @@ def trained(logdir: Path) -> GlobEncCallback:
 
 @pytest.fixture(scope="module")
 def address(logdir: Path, trained: GlobEncCallback) -> Iterator[str]:
-    with tensorboard(logdir, runs=8) as address:
+    with tensorboard(logdir, logdir.parent) as address:
+        until_runs(address, 8)
         yield address
 
 
@@ -620,7 +621,7 @@ def test_no_data_is_no_broken_page(driver: webdriver.Chrome, tmp_path: Path) -> 
     with SummaryWriter(str(folder / "plain")) as writer:
         writer.add_scalar("loss", 1.0, 0)
     driver.get_log("browser")
-    with tensorboard(folder, runs=0) as address:
+    with tensorboard(folder, tmp_path) as address:
         tab = Tab(driver, address).open()
         assert "No GlobEnc data" in tab.text(".notice")
         tab.shot("no-data-light")
