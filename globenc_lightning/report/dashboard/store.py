@@ -326,11 +326,8 @@ def _split(raw: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
             raise RecordError(f"it holds an array of an unknown kind, {kind!r}")
         dtype = np.dtype(kind)
         count = math.prod(sizes)
-        stop = start + count * dtype.itemsize
-        if stop > len(raw):
-            raise RecordError("its arrays are larger than the record")
         arrays[name] = np.frombuffer(raw, dtype, count, start).reshape(sizes)
-        start = stop
+        start += count * dtype.itemsize
     if start != len(raw):
         raise RecordError("it is larger than its arrays")
     return header, arrays

@@ -259,6 +259,25 @@ def test_tokens_travel_as_json_strings_alone(tmp_path: Path) -> None:
     assert json.loads(response.data)["sentences"][0]["tokens"] == list(odd)
 
 
+def test_what_is_undefined_is_null(tmp_path: Path) -> None:
+    measurement = synthetic_measurement(0, 1, **SIZES)
+    measurement.correlation["N"][:, 0] = float("nan")
+    measurement.correlation["N"][:-1, 1] = float("nan")
+    measurement.probability[2] = float("nan")
+    logger = logger_of(tmp_path)
+    write(logger, measurement, store.Moment(0, 0, 0, 1.0))
+    logger.experiment.close()
+    client, where = application(reader(tmp_path)), {"run": "run", "tag": "globenc"}
+    answer = ask(client, "index", **where).content
+    curve = {name: answer["correlation"]["N"][name][0] for name in ("mean", "low", "high", "n")}
+    alone = pytest.approx(float(measurement.correlation["N"][2, 1]), abs=1e-5)
+    assert curve == {"mean": [None, alone], "low": [None, None], "high": [None, None], "n": [0, 1]}
+    assert answer["validations"][0]["probability"][2] is None
+    assert ask(client, "sentence", sentence=0, **where).content["rho"]["N"] == [[None, None]]
+    assert ask(client, "detail", index=0, sentence=0, **where).content["rho"]["N"] == [None, None]
+    assert ask(client, "tokens", index=0, method="N", layer=1, **where).content["rho"] == [None, None, alone]
+
+
 def test_a_missing_validation_is_a_gap(tmp_path: Path) -> None:
     write_run(tmp_path, [0, 2])
     write_raw(tmp_path, {store.tag("globenc", "summary", 1): missing(1)})

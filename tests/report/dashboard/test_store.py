@@ -148,6 +148,8 @@ def lying(change: str) -> bytes:
     arrays = {name: [kind, shape] for name, kind, shape in header["arrays"]}
     if change == "shape":
         arrays["rho"][1] = [2, 2, 4]
+    elif change == "rows for columns":
+        arrays["mean"][1] = [3, 2]
     elif change == "huge shape":
         arrays["rho"][1] = [2**52, 2**52, 2**52]
     elif change == "negative shape":
@@ -183,7 +185,8 @@ def lying(change: str) -> bytes:
 
 
 LIES = [
-    "shape", "huge shape", "negative shape", "object type", "integers for floats", "no array", "one sentence less",
+    "shape", "rows for columns",
+    "huge shape", "negative shape", "object type", "integers for floats", "no array", "one sentence less",
     "one method twice", "no such drawn method", "tokens that are numbers", "a mark too few", "a class that is a text",
     "nested settings", "a step that is NaN", "a session that is infinite", "another kind",
 ]  # fmt: skip
