@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -25,6 +26,8 @@ from globenc_lightning import METHODS, ProbeSet
 from globenc_lightning.analysis import Settings
 from globenc_lightning.measurement import HistoryEntry, Measurement, history_entry
 from globenc_lightning.report import images, publish
+from globenc_lightning.report.dashboard import store
+from globenc_lightning.report.dashboard.records import kept_maps, records
 
 QUICK = {"pairs": 2, "validations": [1, 3]}
 
@@ -52,7 +55,10 @@ def random_measurement(options: argparse.Namespace, seed: int) -> Measurement:
     return Measurement(
         correlation={method: rand(examples, layers).double() * 2 - 1 for method in METHODS},
         rows=[{method: rand(layers, tokens) for method in METHODS} for _ in range(examples)],
-        last={index: {method: rand(tokens, tokens) for method in METHODS} for index in range(options.drawn)},
+        last={
+            index: {method: rand(tokens, tokens) for method in methods}
+            for index, methods in kept_maps([tokens] * examples, Settings(METHODS), options.drawn).items()
+        },
         saliency=[rand(tokens) for _ in range(examples)],
         predicted=torch.zeros(examples, dtype=torch.long),
         probability=rand(examples),
@@ -112,6 +118,7 @@ def write(
     probe: ProbeSet,
     history: Sequence[HistoryEntry],
     step: int,
+    drawn: int,
 ) -> Parts:
     """Write one validation the way the callback does.
 
@@ -121,6 +128,7 @@ def write(
         probe: the examples.
         history: what was found before.
         step: of the validation.
+        drawn: how many examples get pictures.
 
     Returns:
         Seconds by part; ``total`` among them.
@@ -139,14 +147,21 @@ def write(
     publish.log_scalars([logger], scalars_of(measurement), step)
     lap("scalars")
     with drawing_timed(parts):
-        drawn = images.pictures(measurement, probe, entries, [], Settings(METHODS))
+        few = {index: maps for index, maps in measurement.last.items() if index < drawn}
+        pictures = images.pictures(replace(measurement, last=few), probe, entries, [], Settings(METHODS))
     drawing = sum(parts[f"{kind}: draw"] for kind in KINDS)
     lap("pictures, besides drawing")
     parts["pictures, besides drawing"] -= drawing
     for kind in KINDS:
-        some = {tag: picture for tag, picture in drawn.items() if tag.startswith(f"globenc/{kind}")}
+        some = {tag: picture for tag, picture in pictures.items() if tag.startswith(f"globenc/{kind}")}
         publish.log_images([logger], some, step)
         lap(f"{kind}: write")
+    moment = store.Moment(len(history), step, 0, 0.0)
+    summary, detail = records(measurement, probe, Settings(METHODS), moment)
+    packed = {"detail": store.to_bytes(detail), "summary": store.to_bytes(summary)}
+    lap("dashboard: pack")
+    publish.log_records([logger], {store.tag("globenc", kind, step): data for kind, data in packed.items()}, step)
+    lap("dashboard: write")
     logger.experiment.flush()
     lap("flush")
     parts["total"] = last - start
@@ -166,7 +181,11 @@ def measure(validations: int, options: argparse.Namespace, logger: TensorBoardLo
     found: list[Parts] = []
     begun = time.perf_counter()
     while len(found) < options.pairs and (len(found) < 2 or time.perf_counter() - begun < options.seconds):
-        found.append(write(logger, random_measurement(options, 1000 + len(found)), probe, history, 10 * validations))
+        found.append(
+            write(
+                logger, random_measurement(options, 1000 + len(found)), probe, history, 10 * validations, options.drawn
+            )
+        )
     return found
 
 
@@ -199,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     probe = random_probe(options)
     with tempfile.TemporaryDirectory() as folder:
         logger = TensorBoardLogger(folder, name="benchmark")
-        first = write(logger, random_measurement(options, 0), probe, [], 0)
+        first = write(logger, random_measurement(options, 0), probe, [], 0, options.drawn)
         results = {count: measure(count, options, logger, probe) for count in options.validations}
         logger.experiment.close()
     print_table(

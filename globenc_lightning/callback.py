@@ -3,9 +3,11 @@
 import importlib.util
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ from globenc_lightning.functional import METHODS
 from globenc_lightning.measurement import History, Measurement, about, history_entry, measure, put_together
 from globenc_lightning.probe import ProbeSet, fingerprint, main_input
 from globenc_lightning.report import images, page, publish
+from globenc_lightning.report.dashboard import store
+from globenc_lightning.report.dashboard.records import kept_maps, records
 from globenc_lightning.tokenizers import as_tokenizer, find_tokenizer
 
 if TYPE_CHECKING:
@@ -179,6 +183,7 @@ class GlobEncCallback(Callback):
         self._pending: Measurement | None = None
         self._analyzed = False
         self._said: set[str] = set()
+        self._session = 0.0
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
@@ -186,6 +191,7 @@ class GlobEncCallback(Callback):
         if self._reader is not None and self._reader.model is not pl_module:
             self._reader = None
         self._probe_is_shared = False
+        self._session = time.time()
         same = [one for one in getattr(trainer, "callbacks", []) if isinstance(one, GlobEncCallback)]
         place = next((index for index, one in enumerate(same) if one is self), 0)
         self._tag = f"{TAG}_{place + 1}" if place else TAG
@@ -216,7 +222,7 @@ class GlobEncCallback(Callback):
             if trainer.enable_validation and not self._refused:
                 self._name_given_probe(trainer, pl_module)
                 if self._has_probe(trainer) and not self._guarded(lambda: self._baseline(trainer, pl_module)):
-                    self._missing_steps.append(0)
+                    self._leave_out(trainer, 0)
 
     @override
     def on_train_batch_start(
@@ -484,7 +490,7 @@ class GlobEncCallback(Callback):
             self._pending = self._measure(trainer, pl_module)
 
         if not self._guarded(run) and not repeated:
-            self._missing_steps.append(self._step(trainer))
+            self._leave_out(trainer, self._step(trainer))
 
     def _is_its_turn(self, trainer: "pl.Trainer", repeated: bool) -> bool:
         """Count this validation; whether it is analysed."""
@@ -515,7 +521,7 @@ class GlobEncCallback(Callback):
             if self._reader is None:
                 self._reader = Reader(pl_module, self._forward)
             if mine:
-                shown = range(min(self._heatmap_examples, len(probe)))
+                shown = kept_maps(probe.lengths(), self._settings, self._heatmap_examples)
                 with _without_logging(pl_module):
                     found = measure(self._reader, probe, self._settings, shown, mine)
         except Exception as error:
@@ -550,7 +556,7 @@ class GlobEncCallback(Callback):
         if strangers:
             # They may exchange the weights, and what else they do is not ours to call.
             if self._is_its_turn(trainer, repeated=False):
-                self._missing_steps.append(self._step(trainer))
+                self._leave_out(trainer, self._step(trainer))
                 self._say(
                     "GlobEncCallback: the checkpoint is from between a training step and the validation after it, "
                     "which Lightning leaves out on resume. It is missing here, too: which weights it would have been "
@@ -608,6 +614,7 @@ class GlobEncCallback(Callback):
             try:
                 self._guarded(lambda: publish.log_scalars(trainer.loggers, scalars, step))
                 self._guarded(lambda: self._draw(trainer, measurement, step))
+                self._guarded(lambda: self._record(trainer, measurement))
                 self._describe(trainer, step)
             except Exception as error:
                 failure = error
@@ -626,6 +633,8 @@ class GlobEncCallback(Callback):
             self._say(f"GlobEncCallback: {', '.join(unable)} can show no images; it gets the scalars alone.")
         if able and self.probe is not None:
             history = self.history.latest
+            drawn = {example: maps for example, maps in measurement.last.items() if example < self._heatmap_examples}
+            measurement = replace(measurement, last=drawn)
             pictures = images.pictures(measurement, self.probe, history, self._missing_steps, self._settings)
             tagged = {self._tag + tag.removeprefix(TAG): picture for tag, picture in pictures.items()}
             publish.log_images(able, tagged, step)
@@ -657,6 +666,39 @@ class GlobEncCallback(Callback):
 
         for logger in trainer.loggers:
             self._guarded(partial(write, logger))
+
+    def _record(self, trainer: "pl.Trainer", measurement: Measurement) -> None:
+        """Write the newest entry of the history for the dashboard."""
+        able = [logger for logger in trainer.loggers if publish.can_keep_records(logger)]
+        if able and self.probe is not None:
+            newest = self.history[-1]
+            moment = self._moment(self._count() - 1, newest.step, newest.epoch)
+            names = _class_names(trainer.lightning_module)
+            summary, detail = records(measurement, self.probe, self._settings, moment, names)
+            # Whoever sees the summary asks for the other: it comes last.
+            written = {"detail": store.to_bytes(detail), "summary": store.to_bytes(summary)}
+            tagged = {store.tag(self._tag, kind, moment.ordinal): data for kind, data in written.items()}
+            publish.log_records(able, tagged, newest.step)
+
+    def _leave_out(self, trainer: "pl.Trainer", step: int) -> None:
+        """Remember that a validation has no figures, and show it."""
+        self._missing_steps.append(step)
+        if trainer.is_global_zero:
+            moment = self._moment(self._count() - 1, step, trainer.current_epoch)
+            self._guarded(lambda: self._record_missing(trainer, moment))
+
+    def _record_missing(self, trainer: "pl.Trainer", moment: store.Moment) -> None:
+        able = [logger for logger in trainer.loggers if publish.can_keep_records(logger)]
+        if able:
+            tag = store.tag(self._tag, "summary", moment.ordinal)
+            publish.log_records(able, {tag: store.to_bytes(store.Missing(moment))}, moment.step)
+
+    def _count(self) -> int:
+        """How many validations of this training were to be analysed."""
+        return len(self.history.latest) + len(self._missing_steps)
+
+    def _moment(self, ordinal: int, step: int, epoch: int) -> store.Moment:
+        return store.Moment(ordinal, step, epoch, self._session)
 
     def _say_what_is_special(self, measurement: Measurement) -> None:
         """What somebody who reads the figures has to know, each once."""
@@ -801,6 +843,16 @@ def _mapping_within(batch: Any) -> Any:
     if isinstance(batch, Mapping) and main_input(batch) is None:
         return next((part for part in batch.values() if isinstance(part, Mapping) and main_input(part)), batch)
     return batch
+
+
+def _class_names(pl_module: "pl.LightningModule") -> list[str] | None:
+    """What the model calls its classes; None where it has no names but the default ones."""
+    for module in pl_module.modules():
+        names = getattr(getattr(module, "config", None), "id2label", None)
+        if isinstance(names, Mapping) and names and set(names) == set(range(len(names))):
+            ordered = [str(names[index]) for index in range(len(names))]
+            return None if ordered == [f"LABEL_{index}" for index in range(len(names))] else ordered
+    return None
 
 
 def _holders(trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> list[Any]:

@@ -29,7 +29,7 @@ class Measurement:
     Attributes:
         correlation: method -> (b, l) float64, NaN where undefined.
         rows: one mapping per example: method -> (l, k) readout row of every layer's rollout.
-        last: example -> method -> (q, k) rollout of the last layer, for the examples whose maps are shown.
+        last: example -> method -> (q, k) rollout of the last layer, where it was asked for.
         saliency: one (k,) per example.
         predicted: (b,) index of the class with the largest logit.
         probability: (b,) its softmax probability; NaN for a single logit.
@@ -287,7 +287,7 @@ def measure(
     reader: Reader,
     probe: ProbeSet,
     settings: Settings,
-    shown: Collection[int] = (),
+    shown: Mapping[int, Collection[str]] | None = None,
     chosen: Sequence[int] | None = None,
 ) -> Measurement:
     """Analyse a probe set; in smaller batches, from now on, if the memory does not suffice.
@@ -296,7 +296,7 @@ def measure(
         reader: the model.
         probe: the examples.
         settings: what is computed.
-        shown: the examples whose whole last map is kept.
+        shown: the examples whose whole last map is kept, and for which methods.
         chosen: the examples that are analysed, at least one; all of them when None.
 
     Returns:
@@ -309,7 +309,7 @@ def measure(
     chosen = range(len(probe)) if chosen is None else chosen
     while True:
         try:
-            return _measure(reader, probe, settings, shown, chosen)
+            return _measure(reader, probe, settings, shown or {}, chosen)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -330,7 +330,11 @@ def measure(
 
 
 def _measure(
-    reader: Reader, probe: ProbeSet, settings: Settings, shown: Collection[int], chosen: Sequence[int]
+    reader: Reader,
+    probe: ProbeSet,
+    settings: Settings,
+    shown: Mapping[int, Collection[str]],
+    chosen: Sequence[int],
 ) -> Measurement:
     size = len(probe)
     rows: list[dict[str, Tensor]] = [{} for _ in range(size)]
@@ -363,7 +367,9 @@ def _measure(
             ids = None if found.input_ids is None else found.input_ids[place].cpu()
             names[index] = probe.names(index, length, ids)
             if index in shown:
-                last[index] = {method: full[place, :length, :length].cpu() for method, full in found.last.items()}
+                # A view would keep, and send to other processes, the maps of the whole batch.
+                part = place, slice(length), slice(length)
+                last[index] = {method: found.last[method][part].clone().cpu() for method in shown[index]}
     return Measurement(
         correlation,
         rows,

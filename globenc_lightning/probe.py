@@ -203,6 +203,11 @@ class ProbeSet:
         """The number of examples."""
         return len(self.rows)
 
+    def lengths(self) -> list[int]:
+        """How many tokens each example has; an example that has none (an image, say) counts 256."""
+        mains = [(row, main_input(row)) for row in self.rows]
+        return [len(row[main]) if main is not None and main in self.by_token else 256 for row, main in mains]
+
     @property
     def is_named(self) -> bool:
         """Whether a tokenizer has named its tokens, so that special tokens are known."""

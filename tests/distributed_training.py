@@ -12,6 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
@@ -80,8 +81,13 @@ def sharded(options: argparse.Namespace) -> dict[str, Any]:
     return {"module": FullySharded(), "strategy": strategy, "probe": Sentences(6).first(6)}
 
 
+def recorded(options: argparse.Namespace) -> dict[str, Any]:
+    """As ``given``, into event files, with one validation that fails in one process."""
+    return {**fails(options), "probe": Sentences(options.examples).first(options.examples)}
+
+
 CASES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    one.__name__: one for one in (given, collected, fails, fails_and_raises, sharded)
+    one.__name__: one for one in (given, collected, fails, fails_and_raises, recorded, sharded)
 }
 
 
@@ -101,6 +107,7 @@ def main() -> None:
     if options.case in ("given", "collected"):
         module.configure_optimizers = lambda: still(module.parameters())  # type: ignore[method-assign]
     callback, logger = GlobEncCallback(heatmap_examples=1, **parts), Album()
+    board = TensorBoardLogger(str(options.folder), name=None, version="board")
     result: dict[str, Any] = {}
     with said() as messages:
         try:
@@ -109,7 +116,7 @@ def main() -> None:
                 callback,
                 train=loader(Sentences(8 * options.processes, seed=1), 2),
                 val=loader(Sentences(), 4),
-                logger=logger,
+                logger=board if options.case == "recorded" else logger,
                 max_epochs=2,
                 limit_train_batches=2,
                 strategy=strategy,

@@ -13,7 +13,8 @@ import torch
 
 from globenc_lightning import METHODS, GlobEncCallback
 from globenc_lightning.processes import sharded_over_processes
-from tests.training import Sentences, Steps, fit, said
+from globenc_lightning.report.dashboard import store
+from tests.training import Sentences, Steps, events, fit, said
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 180
@@ -85,6 +86,31 @@ def test_a_failure_in_one_process_is_a_missing_validation_in_all(tmp_path: Path)
         assert one["missing"] == [1]
     (message,) = ranks[0]["messages"]
     assert "in the process of rank 1: ArithmeticError: not here" in message
+
+
+def test_the_first_process_alone_writes_the_dashboard_s_records_of_all_examples(tmp_path: Path) -> None:
+    ranks = run("recorded", tmp_path, examples=5)
+    (file,) = (tmp_path / "board").glob("*tfevents*")
+    log = events(file)
+    records = {tag: log.Tensors(tag) for tag in log.Tags()["tensors"] if store.parsed_tag(tag)}
+    wanted = {store.tag("globenc", "summary", one) for one in range(3)}
+    assert set(records) == wanted | {store.tag("globenc", "detail", one) for one in (0, 2)}
+    read = {tag: (point.step, point.tensor_proto.string_val[0]) for tag, (point,) in records.items()}
+    assert [read[store.tag("globenc", "summary", one)][0] for one in range(3)] == [0, 1, 3]
+    failed = store.summary_from_bytes(read[store.tag("globenc", "summary", 1)][1])
+    assert isinstance(failed, store.Missing)
+    for ordinal, entry in zip((0, 2), ranks[1]["history"], strict=True):
+        summary = store.summary_from_bytes(read[store.tag("globenc", "summary", ordinal)][1])
+        detail = store.detail_from_bytes(read[store.tag("globenc", "detail", ordinal)][1])
+        assert isinstance(summary, store.Summary)
+        assert_close(
+            [rho[:, -1].tolist() for rho in summary.rho],
+            [[row[-1] for row in entry["by_example"][method]] for method in METHODS],
+            1e-6,
+        )
+        for method in METHODS:
+            # Half of the examples were analysed by the other process.
+            assert set(detail.rows[method]) == set(detail.maps[method]) == set(range(5))
 
 
 def test_a_failure_in_one_process_ends_all_if_that_is_wanted(tmp_path: Path) -> None:

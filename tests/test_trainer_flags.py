@@ -311,7 +311,7 @@ def test_fifty_analyses_in_a_row_leave_neither_tensors_nor_memory_behind() -> No
     reader, settings = Reader(Steps()), Settings(METHODS)
     counts, memory = [], []
     for number in range(50):
-        measure(reader, probe, settings, range(2))
+        measure(reader, probe, settings, dict.fromkeys(range(2), METHODS))
         if number in (3, 20, 49):
             counts.append(alive())
             memory.append(psutil.Process().memory_info().rss)

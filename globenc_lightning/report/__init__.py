@@ -1,5 +1,1 @@
-"""Where results go: heatmaps, filmstrips and curves as arrays, and the loggers that show them."""
-
-from globenc_lightning.report import canvas, curves, filmstrip, heatmap, publish
-
-__all__ = ["canvas", "curves", "filmstrip", "heatmap", "publish"]
+"""Where results go: heatmaps, filmstrips and curves as arrays, the loggers that show them, and the dashboard."""

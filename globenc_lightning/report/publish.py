@@ -29,6 +29,7 @@ from typing import Any
 from PIL import Image
 
 from globenc_lightning.report.canvas import Picture
+from globenc_lightning.report.dashboard.store import PLUGIN
 from globenc_lightning.report.room import require_room
 
 SCALAR_BYTES = 256
@@ -141,6 +142,39 @@ def _as_figure(picture: Picture) -> Any:
     FigureCanvasAgg(figure)
     figure.figimage(picture)
     return figure
+
+
+def can_keep_records(logger: Any) -> bool:
+    """Tell whether `logger` writes TensorBoard's event files, as `SummaryWriter` of torch and of tensorboardX does.
+
+    Touches `logger.experiment`: for the process of rank zero alone.
+
+    Args:
+        logger: A Lightning logger or anything like one.
+
+    Returns:
+        True if it takes whole events. False for a stand-in that answers to every name, and for an experiment that
+        cannot be reached.
+    """
+    try:
+        return _event_writer(logger) is not None
+    except Exception:
+        return False
+
+
+def _event_writer(logger: Any) -> tuple[Any, Any] | None:
+    """What writes the logger's events, and the class of those that it takes."""
+    # Both have no public way to write an event of one's own; theirs for meshes and texts goes through this one too.
+    find = getattr(_reached(logger)[1], "_get_file_writer", None)
+    writer = find() if callable(find) else None
+    if not callable(getattr(writer, "add_event", None)) or not callable(getattr(writer, "flush", None)):
+        return None
+    # Each package has the same messages in classes of its own, and a writer's thread ends at another's.
+    for home in type(writer).__mro__:
+        messages = getattr(sys.modules.get(home.__module__), "event_pb2", None)
+        if messages is not None:
+            return writer, messages.Event
+    return None
 
 
 def log_scalars(loggers: Iterable[Any], scalars: Mapping[str, Any], step: int) -> None:
@@ -288,3 +322,45 @@ def log_layout(logger: Any, layout: Mapping[str, Any]) -> bool:
 def run_of(logger: Any) -> tuple[str, ...]:
     """What tells the run that a logger writes from other runs, as far as the logger says it."""
     return (type(logger).__name__, *(str(getattr(logger, name, "")) for name in ("save_dir", "name", "version")))
+
+
+def log_records(loggers: Iterable[Any], records: Mapping[str, bytes], step: int) -> None:
+    """Write the dashboard's `records` to every logger that keeps event files (see `can_keep_records`).
+
+    Touches `logger.experiment`: for the process of rank zero alone.
+
+    Args:
+        loggers: The Trainer's loggers.
+        records: What `report.dashboard.store.to_bytes` made, by tag.
+        step: The training step at which they are logged.
+
+    Raises:
+        PublishError: After the last logger, if any of them failed; the first failure is its cause.
+    """
+    # Where nothing keeps event files, a training does not wait for this import.
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+    from tensorboard.compat.proto.types_pb2 import DT_STRING
+
+    plugin = SummaryMetadata.PluginData(plugin_name=PLUGIN)
+    metadata = SummaryMetadata(plugin_data=plugin, data_class=DATA_CLASS_TENSOR)
+    failures: list[tuple[str, Exception]] = []
+    for logger in loggers:
+        try:
+            found = _event_writer(logger)
+            if found is None:
+                continue
+            writer, event = found
+            require_room(logger, 2 * sum(len(data) for data in records.values()))
+            for tag, data in records.items():
+                tensor = TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[data])
+                value = Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
+                writer.add_event(event.FromString(Event(summary=Summary(value=[value])).SerializeToString()), step)
+            # Who watches a training does not want to wait for a buffer to be full.
+            writer.flush()
+        except Exception as error:
+            failures.append((type(logger).__name__, error))
+    if failures:
+        raise PublishError(failures) from failures[0][1]

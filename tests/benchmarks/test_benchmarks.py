@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from benchmarks import common, correlation, logging_cost, naive, overhead, resident, scaling, training
+from benchmarks import common, correlation, dashboard, logging_cost, naive, overhead, resident, scaling, training
 from globenc_lightning import attribute
 
 TINY = common.MODELS["tiny"]
@@ -210,6 +210,25 @@ def test_logging_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     for one in [one for several in results.values() for one in several]:
         assert min(one.values()) > 0
         assert sum(one.values()) == pytest.approx(2 * one["total"])
+
+
+def test_dashboard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--validations", "3", "--sentences", "2", "--layers", "2", "--tokens", "6", "--pairs", "2"]
+    dashboard.main([*THREADS, *sizes, "--json", str(tmp_path / "out.json")])
+
+    printed = capsys.readouterr().out
+    assert_says_where(printed)
+    title = "3 validations, 2 sentences of 6 tokens, 2 layers, 8 methods: "
+    kinds = [row.partition("  ")[0] for row in rows_below(printed, f"{title}kB per validation")]
+    assert kinds == ["summary", "detail", "pictures", "all, at the last validation"]
+    rows = rows_below(printed, f"{title}answers")
+    assert {"index, the first time", "detail, another validation", "movement"} < {
+        row.partition("  ")[0] for row in rows
+    }
+    results = figures_of(tmp_path / "out.json")
+    assert len(results["bytes"]["detail"]) == len(results["bytes"]["summary"]) == 3
+    assert min(min(sizes) for sizes in results["bytes"].values()) > 0
+    assert all(seconds > 0 and size > 0 for several in results["answers"].values() for seconds, size in several)
 
 
 def test_training(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

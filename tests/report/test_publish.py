@@ -338,3 +338,35 @@ def test_runs_are_told_apart(tmp_path: Path) -> None:
     ]
     assert len(set(runs)) == 4
     assert runs[0] == runs[-1] != publish.run_of(CSVLogger(str(tmp_path / "a"), name="n", version=0))
+
+
+def test_who_keeps_records(tmp_path: Path) -> None:
+    class ImagesAlone:
+        """Shows images, and has no event file."""
+
+        class experiment:  # noqa: N801
+            add_image = print
+
+    class NoFile(ImagesAlone):
+        """A writer whose file nobody can write to."""
+
+        class experiment:  # noqa: N801
+            add_image = print
+            _get_file_writer = dict
+
+    able = tensorboard(tmp_path)
+    others = [CSVLogger(str(tmp_path)), DummyLogger(), ImagesAlone(), NoFile(), Unreachable(), object()]
+    assert publish.can_keep_records(able)
+    assert [publish.can_keep_records(other) for other in others] == [False] * len(others)
+    publish.log_records([*others[:4], able], {"a": b"one", "b": b"two"}, 9)
+    log = events(Path(able.log_dir))
+    for tag, data in (("a", b"one"), ("b", b"two")):
+        (point,) = log.Tensors(tag)
+        assert (point.step, point.tensor_proto.string_val[0]) == (9, data)
+
+
+def test_a_record_that_one_logger_refuses_reaches_the_others(tmp_path: Path) -> None:
+    able = tensorboard(tmp_path)
+    with pytest.raises(publish.PublishError, match="Unreachable: ConnectionError: no server"):
+        publish.log_records([Unreachable(), able], {"a": b"one"}, 1)
+    assert events(Path(able.log_dir)).Tags()["tensors"] == ["a"]

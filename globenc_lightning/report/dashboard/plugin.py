@@ -1,0 +1,575 @@
+"""The GlobEnc tab's server side: records out of TensorBoard's data provider, JSON and static files to the browser.
+
+TensorBoard imports this module in its own process, and an ImportError here would keep TensorBoard from starting: so it
+is the standard library, numpy, werkzeug and tensorboard alone.
+
+Axes: ``l`` layer, ``q`` token that receives, ``k`` token that is attended to. Layers are counted from 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from tensorboard import errors, plugin_util
+from tensorboard.backend import http_util
+from tensorboard.data import provider
+from tensorboard.plugins import base_plugin
+from tensorboard.util import tb_logging
+from werkzeug import wrappers
+
+from globenc_lightning.report.dashboard import store
+
+STATIC = Path(__file__).resolve().parent / "static"
+ENTRY = "/static/index.js"
+CONTENT_TYPES = {
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".woff2": "font/woff2",
+}
+# TensorBoard keeps the newest points of a tag in any case; a tag of ours has one, and more where a resumed training
+# wrote some of its validations again.
+POINTS = 1000
+KEPT_VALIDATIONS = 8000
+KEPT_DETAILS = 48
+KEPT_INDICES = 64
+READ_AT_ONCE = 100
+
+logger = tb_logging.get_logger()
+
+_Value = TypeVar("_Value")
+_Answer = dict[str, Any]
+
+
+class _RefusalError(Exception):
+    """A request that has no answer, and why."""
+
+    def __init__(self, message: str, code: int = 400) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class _Recent(Generic[_Value]):
+    """The values that were asked for last, as many as their sizes allow; for several threads."""
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._values: OrderedDict[Hashable, tuple[_Value, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable) -> _Value | None:
+        with self._lock:
+            if key not in self._values:
+                return None
+            self._values.move_to_end(key)
+            return self._values[key][0]
+
+    def put(self, key: Hashable, value: _Value, size: int = 1) -> None:
+        with self._lock:
+            self._values[key] = value, size
+            self._values.move_to_end(key)
+            total = sum(one for _, one in self._values.values())
+            while total > self._room and len(self._values) > 1:
+                total -= self._values.popitem(last=False)[1][1]
+
+
+@dataclass(frozen=True, eq=False)
+class _Validation:
+    """One entry of a training: a summary, the note that there is none, or what is wrong with it."""
+
+    ordinal: int
+    wall_time: float
+    record: store.Summary | store.Missing | None
+    trouble: str | None = None
+
+    @property
+    def summary(self) -> store.Summary | None:
+        return self.record if isinstance(self.record, store.Summary) else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Training:
+    """All validations of one callback in one run, in their order."""
+
+    written: Mapping[int, float | None]
+    read: Mapping[int, _Validation]
+    validations: Sequence[_Validation]
+    newest: store.Summary | None
+    messages: Sequence[str]
+
+
+class GlobEncPlugin(base_plugin.TBPlugin):
+    """The plugin that TensorBoard finds by its entry point.
+
+    Args:
+        context: what TensorBoard gives every plugin.
+    """
+
+    plugin_name = store.PLUGIN
+
+    def __init__(self, context: base_plugin.TBContext) -> None:
+        self._provider = context.data_provider
+        self._trainings: _Recent[_Training] = _Recent(KEPT_VALIDATIONS)
+        self._details: _Recent[store.Detail] = _Recent(KEPT_DETAILS)
+        self._indices: _Recent[tuple[_Training, str]] = _Recent(KEPT_INDICES)
+
+    def get_plugin_apps(self) -> dict[str, Callable[..., Any]]:
+        """What answers below ``data/plugin/globenc``."""
+        routes: dict[str, Callable[[_Request], _Answer | str]] = {
+            "/runs": self._runs,
+            "/index": self._index,
+            "/sentence": self._sentence,
+            "/detail": self._detail,
+            "/tokens": self._tokens,
+            "/movement": self._movement,
+        }
+        return {
+            ENTRY: _static_file,
+            "/static/*": _static_file,
+            **{route: _as_app(answer) for route, answer in routes.items()},
+        }
+
+    def is_active(self) -> bool:
+        """Nothing but data makes the tab active, and TensorBoard sees by itself whether there are any."""
+        return False
+
+    def frontend_metadata(self) -> base_plugin.FrontendMetadata:
+        """Where the tab begins."""
+        return base_plugin.FrontendMetadata(es_module_path=ENTRY, tab_name="GlobEnc")
+
+    def _runs(self, request: _Request) -> _Answer:
+        runs = []
+        for run, times in sorted(self._listed(request).items()):
+            counts: dict[str, int] = {}
+            for name in times:
+                parsed = store.parsed_tag(name)
+                if parsed is not None and parsed[1] == "summary":
+                    counts[parsed[0]] = counts.get(parsed[0], 0) + 1
+            callbacks = [{"tag": tag, "validations": count} for tag, count in sorted(counts.items())]
+            if callbacks:
+                runs.append({"run": run, "callbacks": callbacks})
+        return {"runs": runs}
+
+    def _index(self, request: _Request) -> str:
+        run, tag = request.text("run"), request.text("tag")
+        training = self._training(request, run, tag)
+        # Asked for again and again while a training runs, and long to write down.
+        key = (request.experiment, run, tag)
+        known = self._indices.get(key)
+        if known is None or known[0] is not training:
+            known = training, _as_json(_index_of(run, tag, training))
+            self._indices.put(key, known)
+        return known[1]
+
+    def _sentence(self, request: _Request) -> _Answer:
+        training = self._training(request, request.text("run"), request.text("tag"), refresh=False)
+        newest = _has_data(training)
+        sentence = request.whole("sentence", len(newest.sentences), "sentences")
+        return {
+            "rho": {
+                method: [
+                    None if one.summary is None else _numbers(one.summary.rho[place, sentence])
+                    for one in training.validations
+                ]
+                for place, method in enumerate(newest.methods)
+            }
+        }
+
+    def _detail(self, request: _Request) -> _Answer:
+        training = self._training(request, request.text("run"), request.text("tag"), refresh=False)
+        newest = _has_data(training)
+        index = request.whole("index", len(training.validations), "validations")
+        sentence = request.whole("sentence", len(newest.sentences), "sentences")
+        summary = _seen(training, index)
+        detail = self._read_detail(request, summary)
+        rows = {method: of[sentence] for method, of in detail.rows.items() if sentence in of}
+        maps = {method: of[sentence] for method, of in detail.maps.items() if sentence in of}
+        return {
+            "index": index,
+            "sentence": sentence,
+            "step": summary.moment.step,
+            "rows": {method: _as_shares(codes, store.ROW_LEVELS) for method, codes in rows.items()},
+            "rows_note": _note("rows", summary.methods, rows, detail.budget),
+            "saliency": _as_shares(detail.saliency[sentence], store.ROW_LEVELS),
+            "rollout": {method: _as_shares(codes, store.MAP_LEVELS) for method, codes in maps.items()},
+            "rollout_note": _note("maps", summary.methods, maps, detail.budget),
+            "rho": {method: _numbers(summary.rho[place, sentence]) for place, method in enumerate(summary.methods)},
+        }
+
+    def _tokens(self, request: _Request) -> _Answer:
+        """Every sentence's readout row of one method and layer at one validation: all that a slider's step shows."""
+        training = self._training(request, request.text("run"), request.text("tag"), refresh=False)
+        newest = _has_data(training)
+        index = request.whole("index", len(training.validations), "validations")
+        method, layer = request.method(newest), request.whole("layer", newest.layers, "layers")
+        summary = _seen(training, index)
+        detail = self._read_detail(request, summary)
+        rows = detail.rows.get(method, {})
+        count = len(newest.sentences)
+        return {
+            "index": index,
+            "step": summary.moment.step,
+            "rows": [
+                _as_shares(rows[sentence][layer], store.ROW_LEVELS) if sentence in rows else None
+                for sentence in range(count)
+            ],
+            "saliency": [_as_shares(detail.saliency[sentence], store.ROW_LEVELS) for sentence in range(count)],
+            "rho": _numbers(summary.rho[list(summary.methods).index(method), :, layer]),
+        }
+
+    def _movement(self, request: _Request) -> _Answer:
+        training = self._training(request, request.text("run"), request.text("tag"), refresh=False)
+        newest = _has_data(training)
+        method, layer = request.method(newest), request.whole("layer", newest.layers, "layers")
+        most = request.whole("k", 1000, "tokens", 5)
+        if not most:
+            raise _RefusalError("k must be at least 1.")
+        indices = [request.whole(name, len(training.validations), "validations") for name in ("from", "to")]
+        details = [self._read_detail(request, _seen(training, index)) for index in indices]
+        before, after = (detail.rows.get(method, {}) for detail in details)
+        moved = [
+            {"sentence": sentence, **movement(before[sentence][layer], after[sentence][layer], most)}
+            for sentence in range(len(newest.sentences))
+            if sentence in before and sentence in after
+        ]
+        moved.sort(key=lambda one: (one["distance"] is None, -(one["distance"] or 0.0), one["overlap"]))
+        return {"sentences": moved}
+
+    def _listed(self, request: _Request, run: str | None = None) -> dict[str, dict[str, float | None]]:
+        """Run -> tag -> when its newest point was written."""
+        if self._provider is None:
+            raise _RefusalError("this TensorBoard gives plugins no data.", 404)
+        found = self._provider.list_tensors(
+            request.context,
+            experiment_id=request.experiment,
+            plugin_name=self.plugin_name,
+            run_tag_filter=None if run is None else provider.RunTagFilter(runs=[run]),
+        )
+        return {run: {tag: series.max_wall_time for tag, series in tags.items()} for run, tags in found.items()}
+
+    def _read(self, request: _Request, run: str, tags: Sequence[str]) -> dict[str, tuple[float, Any]]:
+        """Tag -> the newest point: when it was written, and its data."""
+        found = self._provider.read_tensors(
+            request.context,
+            experiment_id=request.experiment,
+            plugin_name=self.plugin_name,
+            downsample=POINTS,
+            run_tag_filter=provider.RunTagFilter(runs=[run], tags=tags),
+        )
+        newest = {
+            tag: max(points, key=lambda point: point.wall_time) for tag, points in found.get(run, {}).items() if points
+        }
+        return {tag: (point.wall_time, point.numpy) for tag, point in newest.items()}
+
+    def _training(self, request: _Request, run: str, tag: str, refresh: bool = True) -> _Training:
+        """All summaries of a run; those that have been read before are not read again."""
+        key = (request.experiment, run, tag)
+        known = self._trainings.get(key)
+        if known is not None and not refresh:
+            return known
+        written = {}
+        for name, time in self._listed(request, run).get(run, {}).items():
+            parsed = store.parsed_tag(name)
+            if parsed is not None and parsed[:2] == (tag, "summary"):
+                written[parsed[2]] = time
+        if not written:
+            raise _RefusalError(f"There are no GlobEnc data of {tag!r} in the run {run!r}.", 404)
+        if known is not None and known.written == written:
+            return known
+        read = {}
+        if known is not None:
+            read = {one: known.read[one] for one, time in written.items() if known.written.get(one, -1.0) == time}
+        wanted = sorted(written.keys() - read.keys())
+        for start in range(0, len(wanted), READ_AT_ONCE):
+            names = {store.tag(tag, "summary", one): one for one in wanted[start : start + READ_AT_ONCE]}
+            for name, (time, data) in self._read(request, run, list(names)).items():
+                read[names[name]] = _read_summary(names[name], time, data)
+        training = _put_together(written, read)
+        self._trainings.put(key, training, len(written))
+        return training
+
+    def _read_detail(self, request: _Request, summary: store.Summary) -> store.Detail:
+        run, tag, ordinal = request.text("run"), request.text("tag"), summary.moment.ordinal
+        name = store.tag(tag, "detail", ordinal)
+        key = (request.experiment, run, name, summary.moment)
+        known = self._details.get(key)
+        if known is not None:
+            return known
+        found = self._read(request, run, [name]).get(name)
+        if found is None:
+            raise _RefusalError("The attributions of this validation have not been written, or not yet.", 404)
+        try:
+            detail = store.detail_from_bytes(_only_item(found[1]))
+        except store.RecordError as error:
+            raise _RefusalError(f"The attributions of this validation cannot be read: {error}.", 404) from error
+        if detail.moment != summary.moment or detail.lengths != tuple(len(one.tokens) for one in summary.sentences):
+            raise _RefusalError("The attributions of this validation belong to another one.", 404)
+        if any(rows.shape[0] != summary.layers for of in detail.rows.values() for rows in of.values()):
+            raise _RefusalError("The attributions of this validation are of another model.", 404)
+        self._details.put(key, detail)
+        return detail
+
+
+class _Request:
+    """What a browser asks for, checked."""
+
+    def __init__(self, request: wrappers.Request) -> None:
+        self._arguments = request.args
+        self.context = plugin_util.context(request.environ)
+        self.experiment = plugin_util.experiment_id(request.environ)
+
+    def text(self, name: str) -> str:
+        value = self._arguments.get(name)
+        if value is None:
+            raise _RefusalError(f"{name}= is missing.")
+        return str(value)
+
+    def whole(self, name: str, count: int, things: str, default: int | None = None) -> int:
+        """A number that counts ``things`` from 0, of which there are ``count``."""
+        text = self._arguments.get(name)
+        if text is None and default is not None:
+            return default
+        value = self.text(name)
+        if not value.isascii() or not value.isdigit() or len(value) > 9:
+            raise _RefusalError(f"{name}= must be a whole number.")
+        if int(value) >= count:
+            raise _RefusalError(f"{name}={value} is out of range: there are {count} {things}, counted from 0.", 404)
+        return int(value)
+
+    def method(self, summary: store.Summary) -> str:
+        method = self.text("method")
+        if method not in summary.methods:
+            raise _RefusalError(f"There are no figures of the method {method!r}.", 404)
+        return method
+
+
+def _as_app(answer: Callable[[_Request], _Answer | str]) -> Callable[..., Any]:
+    """A WSGI application that sends what ``answer`` returns, or why it does not, as JSON."""
+
+    def app(request: wrappers.Request) -> wrappers.Response:
+        content: _Answer | str
+        code = 200
+        try:
+            if request.method not in ("GET", "HEAD"):
+                raise _RefusalError("Only GET is answered here.", 405)
+            content = answer(_Request(request))
+        except _RefusalError as refusal:
+            content, code = {"error": str(refusal)}, refusal.code
+        except errors.PublicError as error:
+            content, code = {"error": str(error)}, error.http_code
+        except Exception as error:
+            logger.error("The GlobEnc tab could not answer %s", request.path, exc_info=True)
+            content, code = {"error": f"The data could not be read ({type(error).__name__})."}, 500
+        text = content if isinstance(content, str) else _as_json(content)
+        return http_util.Respond(request, text, "application/json", code=code)
+
+    return wrappers.Request.application(app)
+
+
+@wrappers.Request.application
+def _static_file(request: wrappers.Request) -> wrappers.Response:
+    """One of the tab's own files."""
+    name = request.path.rpartition("/static/")[2]
+    try:
+        path = (STATIC / name).resolve()
+        served = path.is_relative_to(STATIC) and path.is_file() and path.suffix in CONTENT_TYPES
+    except (ValueError, OSError):
+        served = False
+    if not served or request.method not in ("GET", "HEAD"):
+        return http_util.Respond(request, "Not found", "text/plain", code=404)
+    return http_util.Respond(request, path.read_bytes(), CONTENT_TYPES[path.suffix])
+
+
+def movement(before: ArrayLike, after: ArrayLike, most: int) -> _Answer:
+    """How far a sentence's attributions moved.
+
+    Args:
+        before: (k) attributions, not negative.
+        after: (k) the same tokens' later.
+        most: how many of the largest are compared.
+
+    Returns:
+        ``distance``, 1 - Spearman's rho of the two, None where it is undefined; ``overlap``, the share of the ``most``
+        largest tokens in common; ``gained`` and ``lost``, the tokens whose share of the sum grew and shrank, the most
+        first.
+    """
+    old, new = (np.asarray(values, dtype=np.float64) for values in (before, after))
+    most = min(most, len(old))
+    tops = [set(np.argsort(-values, kind="stable")[:most].tolist()) for values in (old, new)]
+    gain = new / max(new.sum(), 1e-300) - old / max(old.sum(), 1e-300)
+    order = np.argsort(-gain, kind="stable")
+    rho = _spearman(old, new)
+    return {
+        "distance": None if rho is None else round(1 - rho, 4),
+        "overlap": round(len(tops[0] & tops[1]) / most, 4) if most else 1.0,
+        "gained": [int(place) for place in order if gain[place] > 0][:most],
+        "lost": [int(place) for place in order[::-1] if gain[place] < 0][:most],
+    }
+
+
+def _spearman(left: NDArray[np.float64], right: NDArray[np.float64]) -> float | None:
+    ranks = [_ranks(values) for values in (left, right)]
+    x, y = (one - one.mean() if len(one) else one for one in ranks)
+    scale = math.sqrt(float((x * x).sum() * (y * y).sum()))
+    return float((x * y).sum()) / scale if scale > 0 else None
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks from 1; ties share their mean rank."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return ((last - counts + 1 + last) / 2)[which.reshape(-1)]
+
+
+def _only_item(array: Any) -> Any:
+    """The bytes in a tensor of one string."""
+    array = np.asarray(array)
+    return array.item() if array.size == 1 else b""
+
+
+def _read_summary(ordinal: int, wall_time: float, data: Any) -> _Validation:
+    try:
+        record = store.summary_from_bytes(_only_item(data))
+    except store.RecordError as error:
+        return _Validation(ordinal, wall_time, None, str(error))
+    if record.moment.ordinal != ordinal:
+        return _Validation(ordinal, wall_time, None, "it belongs to another validation")
+    return _Validation(ordinal, wall_time, record)
+
+
+def _put_together(written: Mapping[int, float | None], read: Mapping[int, _Validation]) -> _Training:
+    validations: list[_Validation] = []
+    left_out = 0
+    session = -math.inf
+    for ordinal in sorted(read):
+        record = read[ordinal].record
+        if record is not None and record.moment.session < session:
+            left_out += 1
+            continue
+        session = session if record is None else max(session, record.moment.session)
+        validations.append(read[ordinal])
+    newest = next((one.summary for one in reversed(validations) if one.summary is not None), None)
+    if newest is not None:
+        validations = [_if_comparable(one, newest) for one in validations]
+    messages = []
+    troubles = [one.trouble for one in validations if one.trouble is not None]
+    if troubles:
+        messages.append(
+            f"{len(troubles)} of {len(validations)} validations cannot be shown: {'; '.join(sorted(set(troubles)))}."
+        )
+    if left_out:
+        messages.append(
+            f"{left_out} validations are left out: the training was resumed from a checkpoint older than they are."
+        )
+    if newest is None and not troubles:
+        messages.append("No validation has figures yet: the analysis of each of them failed.")
+    return _Training(written, read, validations, newest, messages)
+
+
+def _if_comparable(validation: _Validation, newest: store.Summary) -> _Validation:
+    summary = validation.summary
+    if summary is None or summary is newest:
+        return validation
+    same = summary.sentences == newest.sentences and summary.methods == newest.methods
+    if same and summary.layers == newest.layers and summary.settings == newest.settings:
+        return validation
+    trouble = "another probe, other methods or other settings than the newest validation's"
+    return _Validation(validation.ordinal, validation.wall_time, None, trouble)
+
+
+def _index_of(run: str, tag: str, training: _Training) -> _Answer:
+    newest = training.newest
+    answer: _Answer = {"run": run, "tag": tag, "messages": list(training.messages)}
+    answer["validations"] = [_described(place, one) for place, one in enumerate(training.validations)]
+    if newest is None:
+        return answer | {
+            "methods": [],
+            "drawn_method": None,
+            "layers": 0,
+            "settings": {},
+            "class_names": None,
+            "sentences": [],
+            "correlation": {},
+        }
+    return answer | {
+        "methods": newest.methods,
+        "drawn_method": newest.drawn_method,
+        "layers": newest.layers,
+        "settings": newest.settings,
+        "class_names": newest.class_names,
+        "sentences": [{"tokens": one.tokens, "special": one.special, "label": one.label} for one in newest.sentences],
+        "correlation": {
+            method: {
+                name: [
+                    None if one.summary is None else _numbers(getattr(one.summary, name)[place])
+                    for one in training.validations
+                ]
+                for name in ("mean", "low", "high", "n")
+            }
+            for place, method in enumerate(newest.methods)
+        },
+    }
+
+
+def _described(place: int, validation: _Validation) -> _Answer:
+    record, summary = validation.record, validation.summary
+    return {
+        "index": place,
+        "ordinal": validation.ordinal,
+        "step": None if record is None else record.moment.step,
+        "epoch": None if record is None else record.moment.epoch,
+        "wall_time": validation.wall_time,
+        "missing": isinstance(record, store.Missing),
+        "damaged": validation.trouble,
+        "predicted": None if summary is None else summary.predicted,
+        "probability": None if summary is None else _numbers(summary.probability),
+    }
+
+
+def _has_data(training: _Training) -> store.Summary:
+    if training.newest is None:
+        raise _RefusalError(" ".join(training.messages), 404)
+    return training.newest
+
+
+def _seen(training: _Training, index: int) -> store.Summary:
+    """The summary of a validation that has figures."""
+    validation = training.validations[index]
+    if validation.summary is None:
+        reason = validation.trouble or "its analysis failed"
+        raise _RefusalError(f"This validation has no figures: {reason}.", 404)
+    return validation.summary
+
+
+def _note(things: str, methods: Sequence[str], stored: Mapping[str, Any], budget: int) -> str | None:
+    absent = [method for method in methods if method not in stored]
+    if not absent:
+        return None
+    which = "all methods" if len(absent) == len(methods) else ", ".join(absent)
+    return f"The {things} of {which} are not stored for this sentence: a validation takes at most {budget // 1024} kB."
+
+
+def _as_json(content: _Answer) -> str:
+    return json.dumps(content, allow_nan=False, separators=(",", ":"))
+
+
+def _numbers(values: NDArray[Any]) -> list[Any]:
+    """Numbers as JSON can hold them: NaN becomes null."""
+    if values.dtype.kind != "f":
+        return list(values.tolist())
+    return [round(one, 5) if math.isfinite(one) else None for one in values.tolist()]
+
+
+def _as_shares(codes: NDArray[Any], levels: int) -> list[Any]:
+    """Shares of the row's largest value; five digits tell all steps apart."""
+    return list(np.round(codes.astype(np.float64) / levels, 5).tolist())

@@ -1,0 +1,131 @@
+"""A measurement as the records that the dashboard reads.
+
+Axes: ``b`` sentence, ``l`` layer, ``q`` token that receives, ``k`` token that is attended to.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from globenc_lightning.analysis import Settings
+from globenc_lightning.measurement import Measurement, class_of
+from globenc_lightning.probe import ProbeSet
+from globenc_lightning.report.curves import mean_and_interval
+from globenc_lightning.report.dashboard import store
+from globenc_lightning.report.images import drawn_method
+
+ROWS_ROOM = 384 * 1024
+"""Bytes that one validation's readout rows may take: 16 sentences of 128 tokens, 12 layers and 8 methods fit."""
+MAPS_ROOM = 256 * 1024
+"""Bytes for the last layer's maps: those of 16 sentences of 128 tokens and one method fit."""
+
+
+def kept_maps(lengths: Sequence[int], settings: Settings, drawn: int) -> dict[int, tuple[str, ...]]:
+    """Which of the last layer's maps are kept: those of the method that is drawn first, then the others'.
+
+    Args:
+        lengths: (b) how many tokens each sentence has.
+        settings: what is computed.
+        drawn: so many of the first sentences get pictures, whether or not they fit the room.
+
+    Returns:
+        Sentence -> methods.
+    """
+    kept: dict[int, list[str]] = {index: [drawn_method(settings)] for index in range(min(drawn, len(lengths)))}
+    for index, method in _fitting([length**2 for length in lengths], _methods(settings), MAPS_ROOM):
+        if method not in kept.setdefault(index, []):
+            kept[index].append(method)
+    return {index: tuple(methods) for index, methods in sorted(kept.items())}
+
+
+def records(
+    measurement: Measurement,
+    probe: ProbeSet,
+    settings: Settings,
+    moment: store.Moment,
+    class_names: Sequence[str] | None = None,
+) -> tuple[store.Summary, store.Detail]:
+    """What one validation found, as it is written.
+
+    Args:
+        measurement: the figures.
+        probe: the examples, with their tokens.
+        settings: what was computed.
+        moment: when it was.
+        class_names: the model's names of its classes, or None.
+
+    Returns:
+        The summary, and the attributions as far as they fit.
+
+    Raises:
+        ValueError: an attribution that is no magnitude.
+    """
+    methods = tuple(measurement.correlation)
+    intervals = [mean_and_interval(rho.numpy()) for rho in measurement.correlation.values()]
+    mean, half, n, _ = (np.stack(parts) for parts in zip(*intervals, strict=True))
+    summary = store.Summary(
+        moment=moment,
+        methods=methods,
+        drawn_method=drawn_method(settings),
+        settings={
+            "readout": measurement.readout,
+            "target": settings.target_name,
+            "normalize": settings.normalize,
+            "exclude_special_tokens": settings.exclude_special_tokens,
+            "rule": measurement.rule,
+            "encoder": measurement.encoder,
+            "probe": probe.fingerprint(),
+        },
+        class_names=None if class_names is None else tuple(class_names),
+        sentences=tuple(_sentence(measurement, probe, index) for index in range(len(probe))),
+        predicted=tuple(measurement.predicted.tolist()),
+        probability=measurement.probability.float().numpy(),
+        rho=torch.stack(list(measurement.correlation.values())).float().numpy(),
+        mean=mean.astype(np.float32),
+        low=np.maximum(mean - half, -1.0).astype(np.float32),
+        high=np.minimum(mean + half, 1.0).astype(np.float32),
+        n=n.astype(np.int32),
+    )
+    return summary, _detail(measurement, settings, moment)
+
+
+def _detail(measurement: Measurement, settings: Settings, moment: store.Moment) -> store.Detail:
+    lengths = tuple(len(one) for one in measurement.saliency)
+    order = _methods(settings)
+    layers = len(next(iter(measurement.rows[0].values())))
+    rows: dict[str, dict[int, np.ndarray]] = {method: {} for method in order}
+    for index, method in _fitting([2 * layers * length for length in lengths], order, ROWS_ROOM):
+        rows[method][index] = store.shares(measurement.rows[index][method].numpy(), store.ROW_LEVELS)
+    maps: dict[str, dict[int, np.ndarray]] = {method: {} for method in order}
+    for index, method in _fitting([length**2 for length in lengths], order, MAPS_ROOM):
+        if method in measurement.last.get(index, ()):
+            maps[method][index] = store.shares(measurement.last[index][method].numpy(), store.MAP_LEVELS)
+    saliency = tuple(store.shares(one.numpy(), store.ROW_LEVELS) for one in measurement.saliency)
+    return store.Detail(moment, lengths, saliency, _stored(rows), _stored(maps), ROWS_ROOM + MAPS_ROOM)
+
+
+def _sentence(measurement: Measurement, probe: ProbeSet, index: int) -> store.Sentence:
+    tokens = measurement.names[index]
+    special = probe.special[index] if probe.special else None
+    marks = [False] * len(tokens) if special is None else [bool(mark) for mark in special.tolist()]
+    return store.Sentence(tokens, tuple((marks + [False] * len(tokens))[: len(tokens)]), class_of(probe.rows[index]))
+
+
+def _methods(settings: Settings) -> list[str]:
+    """The method that is drawn, then the others."""
+    drawn = drawn_method(settings)
+    return [drawn, *(method for method in settings.methods if method != drawn)]
+
+
+def _fitting(sizes: Sequence[int], methods: Sequence[str], room: int) -> Iterator[tuple[int, str]]:
+    """Sentences and methods, the first method's sentences first, as long as there is room for them."""
+    for method in methods:
+        for index, size in enumerate(sizes):
+            if size <= room:
+                room -= size
+                yield index, method
+
+
+def _stored(parts: Mapping[str, dict[int, np.ndarray]]) -> dict[str, dict[int, np.ndarray]]:
+    return {method: of for method, of in parts.items() if of}

@@ -1,0 +1,80 @@
+/** Building the page. Every text goes through a text node or an attribute, never through HTML. */
+
+const SVG = "http://www.w3.org/2000/svg";
+
+/**
+ * @param {string} tag
+ * @param {Record<string, any>} [properties] attributes; `on` holds listeners by event name; null and false are left out
+ * @param {...(Node|string|null)} children
+ * @returns {HTMLElement}
+ */
+export function html(tag, properties = {}, ...children) {
+  return fill(document.createElement(tag), properties, children);
+}
+
+/**
+ * @param {string} tag
+ * @param {Record<string, any>} [properties]
+ * @param {...(Node|string|null)} children
+ * @returns {SVGElement}
+ */
+export function svg(tag, properties = {}, ...children) {
+  return fill(document.createElementNS(SVG, tag), properties, children);
+}
+
+function fill(node, properties, children) {
+  for (const [name, value] of Object.entries(properties)) {
+    if (name === "on") {
+      for (const [event, listener] of Object.entries(value)) node.addEventListener(event, listener);
+    } else if (value !== null && value !== undefined && value !== false) {
+      node.setAttribute(name, value === true ? "" : String(value));
+    }
+  }
+  node.append(...children.filter((child) => child !== null));
+  return node;
+}
+
+/**
+ * Changes a node's text only if it differs, so that unchanged parts of the page are not laid out again.
+ * @param {Node} node
+ * @param {string} text
+ */
+export function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+/**
+ * @param {HTMLSelectElement} select
+ * @param {{value: string, label: string}[]} options
+ * @param {string} chosen
+ */
+export function setOptions(select, options, chosen) {
+  const same =
+    select.options.length === options.length &&
+    options.every(({ value, label }, i) => select.options[i].value === value && select.options[i].text === label);
+  if (!same) {
+    select.replaceChildren(...options.map(({ value, label }) => new Option(label, value)));
+  }
+  select.value = chosen;
+}
+
+/**
+ * A label with its select.
+ * @param {string} title
+ * @param {(value: string) => void} choose
+ * @returns {{element: HTMLElement, select: HTMLSelectElement}}
+ */
+export function labelledSelect(title, choose) {
+  const select = /** @type {HTMLSelectElement} */ (html("select", { on: { change: () => choose(select.value) } }));
+  return { element: html("label", { class: "field" }, html("span", { class: "field-name" }, title), select), select };
+}
+
+/**
+ * What is shown in place of figures that are not there.
+ * @param {string} title
+ * @param {string} [text]
+ * @returns {HTMLElement}
+ */
+export function notice(title, text = "") {
+  return html("div", { class: "notice", role: "status" }, html("strong", {}, title), text ? html("p", {}, text) : null);
+}

@@ -1,0 +1,158 @@
+/**
+ * What a person has chosen, its form in the address, and what it means for the data that there is.
+ *
+ * In the address everything counts from 1, as on the page. What was not chosen is not written: the last layer and the
+ * latest validation are then whatever is last at the time, so that a view of a running training follows it.
+ */
+
+/**
+ * @typedef {object} State
+ * @property {string} view
+ * @property {string|null} run
+ * @property {string|null} tag
+ * @property {string|null} method
+ * @property {number|null} layer from 0; null for the last
+ * @property {number|null} validation ordinal; null for the latest
+ * @property {number} sentence from 0
+ * @property {number|null} token from 0, the token whose own row is shown; null for the readout
+ * @property {number|null} from ordinal of the validation that Movement compares with; null for the first
+ * @property {string[]} overlay further runs in Correlation
+ * @property {string[]|null} methods drawn in Correlation; null for the usual ones
+ * @property {boolean} curve whether Correlation shows one sentence's curve
+ */
+
+export const VIEWS = ["tokens", "maps", "correlation", "movement"];
+
+/** @returns {State} */
+function initialState() {
+  return {
+    view: VIEWS[0],
+    run: null,
+    tag: null,
+    method: null,
+    layer: null,
+    validation: null,
+    sentence: 0,
+    token: null,
+    from: null,
+    overlay: [],
+    methods: null,
+    curve: false,
+  };
+}
+
+/**
+ * @param {Record<string, string>} link
+ * @returns {State} whatever the link holds: what makes no sense is taken as not chosen
+ */
+export function stateFromLink(link) {
+  const count = (name, least) => {
+    const number = Number(link[name] ?? NaN);
+    return Number.isInteger(number) && number >= least ? number - least : null;
+  };
+  const list = (name) => {
+    try {
+      const value = JSON.parse(link[name] ?? "null");
+      return Array.isArray(value) && value.every((entry) => typeof entry === "string") ? value : null;
+    } catch {
+      return null;
+    }
+  };
+  return {
+    view: VIEWS.includes(link.view) ? link.view : VIEWS[0],
+    run: link.run ?? null,
+    tag: link.tag ?? null,
+    method: link.method ?? null,
+    layer: count("layer", 1),
+    validation: count("validation", 0),
+    sentence: count("sentence", 1) ?? 0,
+    token: count("token", 1),
+    from: count("from", 0),
+    overlay: list("overlay") ?? [],
+    methods: list("methods"),
+    curve: link.curve === "1",
+  };
+}
+
+/**
+ * @param {State} state
+ * @returns {Record<string, string>}
+ */
+export function linkFromState(state) {
+  const start = initialState();
+  /** @type {Record<string, string>} */
+  const link = { view: state.view };
+  for (const name of ["run", "tag", "method"]) if (state[name] !== null) link[name] = state[name];
+  for (const name of ["validation", "from"]) if (state[name] !== null) link[name] = String(state[name]);
+  for (const name of ["layer", "sentence", "token"]) {
+    if (state[name] !== start[name]) link[name] = String(state[name] + 1);
+  }
+  if (state.overlay.length) link.overlay = JSON.stringify(state.overlay);
+  if (state.methods) link.methods = JSON.stringify(state.methods);
+  if (state.curve) link.curve = "1";
+  return link;
+}
+
+/**
+ * The state, made fit for one run's data.
+ * @typedef {object} Selection
+ * @property {import("./api.js").Index} index
+ * @property {string} run
+ * @property {string} tag
+ * @property {string} method
+ * @property {number} layer
+ * @property {number} position of the chosen validation in the run's list
+ * @property {import("./api.js").Validation} validation
+ * @property {number} from position of the validation that Movement compares with
+ * @property {number} sentence
+ * @property {number|null} token
+ */
+
+/**
+ * @param {State} state
+ * @param {import("./api.js").Index} index with at least one validation and sentence
+ * @returns {Selection}
+ */
+export function select(state, index) {
+  const { validations, sentences, methods, layers } = index;
+  const position = positionOf(validations, state.validation, validations.length - 1);
+  const sentence = Math.min(state.sentence, sentences.length - 1);
+  const usual = methods.includes(index.drawn_method) ? index.drawn_method : methods[methods.length - 1];
+  return {
+    index,
+    run: index.run,
+    tag: index.tag,
+    method: state.method !== null && methods.includes(state.method) ? state.method : usual,
+    layer: Math.min(state.layer ?? layers - 1, layers - 1),
+    position,
+    validation: validations[position],
+    from: positionOf(validations, state.from, Math.max(validations.findIndex(hasFigures), 0)),
+    sentence,
+    token: state.token !== null && state.token < sentences[sentence].tokens.length ? state.token : null,
+  };
+}
+
+/** The validation with this ordinal, or the last one before it. */
+function positionOf(validations, ordinal, otherwise) {
+  if (ordinal === null) return otherwise;
+  let found = 0;
+  for (const [position, validation] of validations.entries()) if (validation.ordinal <= ordinal) found = position;
+  return found;
+}
+
+/**
+ * @param {import("./api.js").Validation} validation
+ * @returns {boolean}
+ */
+export function hasFigures(validation) {
+  return !validation.missing && !validation.damaged;
+}
+
+/**
+ * @param {import("./api.js").Validation} validation
+ * @returns {string} why it has no figures
+ */
+export function whyEmpty(validation) {
+  if (validation.damaged) return `The record of this validation cannot be read: ${validation.damaged}`;
+  return `The analysis of this validation${validation.step === null ? "" : `, at step ${validation.step},`} failed.`;
+}

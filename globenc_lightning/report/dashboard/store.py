@@ -1,0 +1,456 @@
+"""How one validation is kept in an event file: two records of numbers and JSON, compressed; nothing is unpickled.
+
+Each record is one string tensor: a magic word, a version, and compressed, the length of a JSON header, the header, and
+the arrays that it lists, little-endian, one after the other. ``Summary`` is small and enough for everything but
+the tokens' colours; ``Detail`` holds those. A reader trusts nothing: what does not add up is a ``RecordError``.
+
+This module is read by TensorBoard's process: the standard library and numpy alone.
+
+Axes: ``m`` method, ``b`` sentence, ``l`` layer, ``q`` token that receives, ``k`` token that is attended to.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+PLUGIN = "globenc"
+VERSION = 1
+LARGEST = 16 * 1024 * 1024
+"""A record that claims to be larger than this, in bytes, is not read."""
+ROW_LEVELS = 65535
+MAP_LEVELS = 255
+
+_MAGIC = b"GlobEnc\n"
+_PREFIX = struct.Struct("<8sI")
+_LENGTH = struct.Struct("<I")
+_TYPES = ("<f4", "<i4", "<u2", "|u1")
+_TAG = re.compile(r"(?P<callback>.+)/dashboard/(?P<kind>summary|detail)/(?P<ordinal>[0-9]{6,9})", re.DOTALL)
+
+_Floats = NDArray[np.float32]
+_Codes = NDArray[np.uint16]
+_Bytes = NDArray[np.uint8]
+_Value = TypeVar("_Value")
+
+
+class RecordError(ValueError):
+    """A record that is damaged, or that another version has written."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a validation was.
+
+    Attributes:
+        ordinal: its place among the analysed validations of this training, from 0.
+        step: the step of its figures; several validations may share one.
+        epoch: the training's epoch.
+        session: when this training, or its resumption, was started, in seconds. Where a training was resumed from an
+            older checkpoint, it tells the validations that count from those that were then done again.
+    """
+
+    ordinal: int
+    step: int
+    epoch: int
+    session: float
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One example of the probe.
+
+    Attributes:
+        tokens: (k) what to write at each position.
+        special: (k) true for special tokens.
+        label: the class that the data gives, or None.
+    """
+
+    tokens: tuple[str, ...]
+    special: tuple[bool, ...]
+    label: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Missing:
+    """A validation whose analysis failed.
+
+    Attributes:
+        moment: when it was.
+    """
+
+    moment: Moment
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """What one validation found, without the attributions.
+
+    Attributes:
+        moment: when it was.
+        methods: (m) their names.
+        drawn_method: the one that is shown first.
+        settings: the run's choices by name: texts, whole numbers and truth values.
+        class_names: the model's names of its classes, or None.
+        sentences: (b) the probe.
+        predicted: (b) index of the predicted class.
+        probability: (b) its probability, NaN where there is a single logit.
+        rho: (m, b, l) Spearman's rho, NaN where undefined.
+        mean: (m, l) over the sentences that have one; NaN where there is none.
+        low: (m, l) lower end of the mean's 95 % interval; NaN where there is none.
+        high: (m, l) upper end.
+        n: (m, l) the number of sentences with a defined rho.
+    """
+
+    moment: Moment
+    methods: tuple[str, ...]
+    drawn_method: str
+    settings: Mapping[str, str | int | bool | None]
+    class_names: tuple[str, ...] | None
+    sentences: tuple[Sentence, ...]
+    predicted: tuple[int, ...]
+    probability: _Floats
+    rho: _Floats
+    mean: _Floats
+    low: _Floats
+    high: _Floats
+    n: NDArray[np.int32]
+
+    @property
+    def layers(self) -> int:
+        """The number of layers."""
+        return int(self.rho.shape[2])
+
+
+@dataclass(frozen=True, eq=False)
+class Detail:
+    """One validation's attributions, as shares of the largest value in each row.
+
+    Attributes:
+        moment: when it was.
+        lengths: (b) how many tokens each sentence has.
+        saliency: (k) per sentence, in steps of 1 / ``ROW_LEVELS``.
+        rows: method -> sentence -> (l, k) the readout row of every layer, in steps of 1 / ``ROW_LEVELS``.
+        maps: method -> sentence -> (q, k) the last layer's rollout, in steps of 1 / ``MAP_LEVELS``.
+        budget: how many bytes the attributions were allowed to take, before compression. What did not fit is absent.
+    """
+
+    moment: Moment
+    lengths: tuple[int, ...]
+    saliency: tuple[_Codes, ...]
+    rows: Mapping[str, Mapping[int, _Codes]]
+    maps: Mapping[str, Mapping[int, _Bytes]] = field(default_factory=dict)
+    budget: int = 0
+
+
+def tag(callback: str, kind: str, ordinal: int) -> str:
+    """Where a record is written: each has a tag of its own, since TensorBoard keeps a sample of a tag's points."""
+    return f"{callback}/dashboard/{kind}/{ordinal:06d}"
+
+
+def parsed_tag(name: str) -> tuple[str, str, int] | None:
+    """The callback's tag, the kind of record and the ordinal; None for what is no tag of ours."""
+    found = _TAG.fullmatch(name)
+    return None if found is None else (found["callback"], found["kind"], int(found["ordinal"]))
+
+
+def shares(values: ArrayLike, levels: int) -> NDArray[Any]:
+    """Magnitudes as shares of the largest of their row, in steps.
+
+    Args:
+        values: (..., k), finite and not negative.
+        levels: 65535 or 255: the code of the largest.
+
+    Returns:
+        (..., k) codes from 0 to ``levels``; a row of zeros stays one.
+
+    Raises:
+        ValueError: a value that is negative, infinite or NaN.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(array).all() or (array < 0).any():
+        raise ValueError("an attribution is negative, infinite or NaN, so it cannot be shown as a share.")
+    peak = array.max(axis=-1, keepdims=True, initial=0.0)
+    shared = np.divide(array, peak, out=np.zeros_like(array), where=peak > 0)
+    return np.rint(shared * levels).astype(np.uint16 if levels > 255 else np.uint8)
+
+
+def to_bytes(record: Summary | Detail | Missing) -> bytes:
+    """The record as it is written.
+
+    Args:
+        record: what one validation found.
+
+    Returns:
+        The bytes of its tensor.
+    """
+    header: dict[str, Any] = {"moment": [*vars(record.moment).values()]}
+    arrays: dict[str, NDArray[Any]] = {}
+    if isinstance(record, Summary):
+        header |= {
+            "kind": "summary",
+            "methods": record.methods,
+            "drawn_method": record.drawn_method,
+            "settings": dict(record.settings),
+            "class_names": record.class_names,
+            "sentences": [[one.tokens, [int(mark) for mark in one.special], one.label] for one in record.sentences],
+            "predicted": record.predicted,
+        }
+        arrays |= {name: getattr(record, name).astype("<f4") for name in ("probability", "rho", "mean", "low", "high")}
+        arrays["n"] = record.n.astype("<i4")
+    elif isinstance(record, Detail):
+        header |= {
+            "kind": "detail",
+            "lengths": record.lengths,
+            "rows": [[method, list(of)] for method, of in record.rows.items()],
+            "maps": [[method, list(of)] for method, of in record.maps.items()],
+            "budget": record.budget,
+        }
+        arrays["saliency"] = _joined(record.saliency, "<u2")
+        arrays |= {f"rows {name}": _joined(of.values(), "<u2") for name, of in record.rows.items()}
+        arrays |= {f"maps {name}": _joined(of.values(), "|u1") for name, of in record.maps.items()}
+    else:
+        header["kind"] = "missing"
+    return encode(header, arrays)
+
+
+def summary_from_bytes(data: bytes) -> Summary | Missing:
+    """Read what :func:`to_bytes` wrote.
+
+    Args:
+        data: the record.
+
+    Returns:
+        The summary, or the note that there is none.
+
+    Raises:
+        RecordError: it is damaged, or another version's.
+    """
+    header, arrays = decode(data)
+    return _checked(lambda: _summary(header, arrays))
+
+
+def detail_from_bytes(data: bytes) -> Detail:
+    """Read what :func:`to_bytes` wrote.
+
+    Args:
+        data: the record.
+
+    Returns:
+        The attributions.
+
+    Raises:
+        RecordError: it is damaged, or another version's.
+    """
+    header, arrays = decode(data)
+    return _checked(lambda: _detail(header, arrays))
+
+
+def encode(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """A JSON header and arrays in one string of bytes.
+
+    Args:
+        header: what JSON can hold, NaN left out.
+        arrays: by name, of one of the types that are allowed.
+
+    Returns:
+        The bytes.
+    """
+    listed = [[name, array.dtype.str, array.shape] for name, array in arrays.items()]
+    text = json.dumps({**header, "arrays": listed}, allow_nan=False, separators=(",", ":")).encode("ascii")
+    parts = [_LENGTH.pack(len(text)), text, *(array.tobytes() for array in arrays.values())]
+    return _PREFIX.pack(_MAGIC, VERSION) + zlib.compress(b"".join(parts), 6)
+
+
+def decode(data: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Read what :func:`encode` wrote; everything is checked before it is used.
+
+    Args:
+        data: the bytes.
+
+    Returns:
+        The header and the arrays.
+
+    Raises:
+        RecordError: it is damaged, or another version's.
+    """
+    if not isinstance(data, bytes) or len(data) < _PREFIX.size or not data.startswith(_MAGIC):
+        raise RecordError("it does not begin as a record of this package does")
+    version = _PREFIX.unpack_from(data)[1]
+    if version != VERSION:
+        raise RecordError(f"it is written in format {version}, and this version of the package reads format {VERSION}")
+    raw = _decompressed(data[_PREFIX.size :])
+    return _checked(lambda: _split(raw))
+
+
+def _decompressed(data: bytes) -> bytes:
+    engine = zlib.decompressobj()
+    try:
+        raw = engine.decompress(data, LARGEST)
+    except zlib.error as error:
+        raise RecordError("its compressed part is damaged") from error
+    if engine.unconsumed_tail:
+        raise RecordError(f"it would take more than {LARGEST // 1024 // 1024} MB")
+    if not engine.eof or engine.unused_data:
+        raise RecordError("it is cut off, or something follows it")
+    return raw
+
+
+def _checked(read: Callable[[], _Value]) -> _Value:
+    """Whatever goes wrong while strange data is read is one kind of error."""
+    try:
+        return read()
+    except RecordError:
+        raise
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError, struct.error) as error:
+        raise RecordError("its header is damaged") from error
+
+
+def _split(raw: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    start = _LENGTH.size + _LENGTH.unpack_from(raw)[0]
+    if start > len(raw):
+        raise RecordError("its header is longer than the record")
+    header = json.loads(raw[_LENGTH.size : start])
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, kind, shape in header["arrays"]:
+        sizes = [_whole(size) for size in shape]
+        if kind not in _TYPES or len(sizes) > 3 or not isinstance(name, str):
+            raise RecordError(f"it holds an array of an unknown kind, {kind!r}")
+        dtype = np.dtype(kind)
+        count = math.prod(sizes)
+        arrays[name] = np.frombuffer(raw, dtype, count, start).reshape(sizes)
+        start += count * dtype.itemsize
+    if start != len(raw):
+        raise RecordError("it is larger than its arrays")
+    return header, arrays
+
+
+def _summary(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Summary | Missing:
+    moment = _moment(header)
+    if header["kind"] == "missing":
+        return Missing(moment)
+    if header["kind"] != "summary":
+        raise RecordError("it is another kind of record than its tag says")
+    methods = tuple(_text(one) for one in header["methods"])
+    sentences = tuple(_sentence(*one) for one in header["sentences"])
+    sizes = len(methods), len(sentences), arrays["rho"].shape[-1]
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {
+        "probability": ("<f4", sizes[1:2]),
+        "rho": ("<f4", sizes),
+        **dict.fromkeys(("mean", "low", "high"), ("<f4", (sizes[0], sizes[2]))),
+        "n": ("<i4", (sizes[0], sizes[2])),
+    }
+    found = {name: _array(arrays, name, *wanted) for name, wanted in expected.items()}
+    predicted = tuple(_whole(one) for one in header["predicted"])
+    drawn = _text(header["drawn_method"])
+    if len(predicted) != len(sentences) or drawn not in methods or len(set(methods)) < len(methods) or not sizes[2]:
+        raise RecordError("its parts do not belong together")
+    names = header["class_names"]
+    return Summary(
+        moment=moment,
+        methods=methods,
+        drawn_method=drawn,
+        settings={_text(name): _plain(value) for name, value in header["settings"].items()},
+        class_names=None if names is None else tuple(_text(one) for one in names),
+        sentences=sentences,
+        predicted=predicted,
+        **found,
+    )
+
+
+def _detail(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Detail:
+    if header["kind"] != "detail":
+        raise RecordError("it is another kind of record than its tag says")
+    lengths = tuple(_whole(one) for one in header["lengths"])
+    rows: dict[str, dict[int, _Codes]] = {}
+    layers: set[int] = set()
+    for method, of in header["rows"]:
+        codes = _array(arrays, f"rows {method}", "<u2")
+        total = sum(lengths[_place(one, lengths)] for one in of)
+        count, rest = divmod(codes.size, total) if total else (0, codes.size)
+        if rest:
+            raise RecordError("its rows do not fit its sentences")
+        layers.add(count)
+        rows[_text(method)] = _divided(codes, {one: (count, lengths[one]) for one in of})
+    if len(layers - {0}) > 1:
+        raise RecordError("its methods differ in their number of layers")
+    maps = {
+        _text(method): _divided(
+            _array(arrays, f"maps {method}", "|u1"), {_place(one, lengths): (lengths[one], lengths[one]) for one in of}
+        )
+        for method, of in header["maps"]
+    }
+    saliency = _divided(
+        _array(arrays, "saliency", "<u2"), {place: (length,) for place, length in enumerate(lengths)}
+    ).values()
+    return Detail(_moment(header), lengths, tuple(saliency), rows, maps, _whole(header["budget"]))
+
+
+def _moment(header: Mapping[str, Any]) -> Moment:
+    ordinal, step, epoch, session = header["moment"]
+    if isinstance(session, bool) or not isinstance(session, int | float) or not math.isfinite(session):
+        raise RecordError("its header is damaged")
+    return Moment(_whole(ordinal), _whole(step), _whole(epoch), float(session))
+
+
+def _sentence(tokens: Sequence[Any], special: Sequence[Any], label: Any) -> Sentence:
+    if len(tokens) != len(special):
+        raise RecordError("its tokens and their marks differ in number")
+    return Sentence(
+        tuple(_text(one) for one in tokens),
+        tuple(bool(one) for one in special),
+        None if label is None else _whole(label, least=-(2**53)),
+    )
+
+
+def _array(
+    arrays: Mapping[str, NDArray[Any]], name: str, kind: str, shape: tuple[int, ...] | None = None
+) -> NDArray[Any]:
+    array = arrays[name]
+    if array.dtype.str != kind or (shape is not None and array.shape != shape):
+        raise RecordError(f"its {name} are of another kind or size than its header says")
+    return array
+
+
+def _joined(parts: Any, kind: str) -> NDArray[Any]:
+    return np.concatenate([np.zeros(0, kind), *(np.asarray(part).reshape(-1) for part in parts)]).astype(kind)
+
+
+def _divided(codes: NDArray[Any], shapes: Mapping[int, tuple[int, ...]]) -> dict[int, NDArray[Any]]:
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    if sum(sizes) != codes.size:
+        raise RecordError("its numbers do not fit its sentences")
+    parts = np.split(codes.reshape(-1), np.cumsum(sizes)[:-1]) if sizes else []
+    return {place: part.reshape(shape) for (place, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def _place(value: Any, within: Sequence[Any]) -> int:
+    if _whole(value) >= len(within):
+        raise RecordError("it names a sentence that it does not hold")
+    return int(value)
+
+
+def _whole(value: Any, least: int = 0) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**53:
+        raise RecordError("a whole number is missing from its header")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise RecordError("a text is missing from its header")
+    return value
+
+
+def _plain(value: Any) -> str | int | bool | None:
+    if value is None or isinstance(value, bool | str):
+        return value
+    return _whole(value, least=-(2**53))
