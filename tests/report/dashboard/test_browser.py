@@ -509,7 +509,7 @@ def test_the_copied_link_names_the_validation(tab: Tab) -> None:
 
 def test_a_running_training_is_followed(tab: Tab, logdir: Path) -> None:
     tab.open(run="live")
-    tab.press(Keys.ARROW_DOWN)
+    tab.press(Keys.ARROW_DOWN, Keys.ARROW_LEFT, Keys.ARROW_RIGHT)
     logger = TensorBoardLogger(str(logdir), name=None, version="live")
 
     def add(validation: int) -> None:
@@ -688,7 +688,7 @@ def test_the_scale_is_even_and_told_by_lightness_alone(dark: bool) -> None:
 # Time
 
 
-@pytest.mark.parametrize("view", ["tokens", "maps"])
+@pytest.mark.parametrize("view", VIEWS)
 def test_a_step_of_the_slider_takes_less_than_200_ms(tab: Tab, view: str) -> None:
     tab.open(run="large", view=view)
     draw = torch.Generator().manual_seed(0)
