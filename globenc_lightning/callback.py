@@ -55,7 +55,8 @@ class GlobEncCallback(Callback):
       rho at the last layer, mean over the probe set;
     - ``globenc/spearman_by_layer/<method>/layer_<NN>``: the same for every layer, from 01;
     - images ``globenc/heatmap/...``, ``globenc/filmstrip/...``, ``globenc/correlation/...`` where a logger can show
-      images (its ``experiment`` has ``add_image``).
+      images (its ``experiment`` has ``add_image``);
+    - two records ``globenc/dashboard/...`` for the GlobEnc tab, where a logger writes TensorBoard's event files.
 
     The first point of every curve is the model before the first training step, if the sanity check has already shown
     enough examples or the probe was given.
