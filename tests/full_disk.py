@@ -101,6 +101,8 @@ def main() -> None:
         },
         result,
     )
+    # Not left to the end of the process: what a failed writer leaves behind may still hold this file then.
+    result.close()
 
 
 if __name__ == "__main__":

@@ -45,9 +45,9 @@ def test_a_share_of_single_tokens_does_not_know_that_a_model_is_causal(readout: 
     ]
     probe = ProbeSet.from_batch({key: torch.cat([row[key] for row in rows]) for key in rows[0]})
     settings = Settings(METHODS, readout=readout)
-    whole = measure(Reader(model), probe, settings, range(2))
+    whole = measure(Reader(model), probe, settings)
     halves = [range(0, 6, 2), range(1, 6, 2)]
-    shares = [(half, measure(Reader(model), probe, settings, range(2), half)) for half in halves]
+    shares = [(half, measure(Reader(model), probe, settings, chosen=half)) for half in halves]
     found = put_together(shares)
     assert found.readout == whole.readout == {"cls": "last", "mean": "mean"}[readout]
     assert (found.rule, found.calls, found.encoder, found.head_reads) == (
