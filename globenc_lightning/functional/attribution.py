@@ -53,11 +53,13 @@ def linearized(vectors: Tensor, norms: Sequence[FrozenNorm]) -> Tensor:
 
 def _unscaled(vectors: Tensor, norms: Sequence[FrozenNorm]) -> Tensor:
     """:func:`linearized` without the division by the scales, (b, q, d)."""
+    fresh = False
     for norm in norms:
         if norm.centered:
-            vectors = vectors - vectors.mean(-1, keepdim=True)
+            mean = vectors.mean(-1, keepdim=True)
+            vectors, fresh = vectors.sub_(mean) if fresh else vectors - mean, True
         if norm.weight is not None:
-            vectors = vectors * norm.weight
+            vectors, fresh = vectors.mul_(norm.weight) if fresh else vectors * norm.weight, True
     return vectors
 
 
