@@ -184,6 +184,7 @@ class GlobEncCallback(Callback):
         self._analyzed = False
         self._said: set[str] = set()
         self._session = 0.0
+        self._looks_back = False
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
@@ -192,6 +193,7 @@ class GlobEncCallback(Callback):
             self._reader = None
         self._probe_is_shared = False
         self._session = time.time()
+        self._looks_back = stage != "fit" and bool(self.history)
         same = [one for one in getattr(trainer, "callbacks", []) if isinstance(one, GlobEncCallback)]
         place = next((index for index, one in enumerate(same) if one is self), 0)
         self._tag = f"{TAG}_{place + 1}" if place else TAG
@@ -302,8 +304,13 @@ class GlobEncCallback(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a checkpoint was written; its probe goes before any other."""
-        self._guarded(lambda: self._load(state_dict))
+        """Go on where a checkpoint was written; its probe goes before any other.
+
+        After a training, ``validate()`` and ``test()`` look at a checkpoint's weights and go on from nowhere: what has
+        been seen since is kept.
+        """
+        if not self._looks_back:
+            self._guarded(lambda: self._load(state_dict))
 
     @override
     def on_save_checkpoint(
