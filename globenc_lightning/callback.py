@@ -856,7 +856,10 @@ def _class_names(pl_module: "pl.LightningModule") -> list[str] | None:
     """What the model calls its classes; None where it has no names but the default ones."""
     for module in pl_module.modules():
         names = getattr(getattr(module, "config", None), "id2label", None)
-        if isinstance(names, Mapping) and names and set(names) == set(range(len(names))):
+        # A body without a head may still name the classes of the head that it once had.
+        if not isinstance(names, Mapping) or getattr(module, "num_labels", None) != len(names):
+            continue
+        if names and set(names) == set(range(len(names))):
             ordered = [str(names[index]) for index in range(len(names))]
             return None if ordered == [f"LABEL_{index}" for index in range(len(names))] else ordered
     return None

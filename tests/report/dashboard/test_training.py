@@ -25,6 +25,7 @@ from tests.training import (
     ODD_WORDS,
     Album,
     Memory,
+    OwnHead,
     Sentences,
     SpoilsOne,
     Steps,
@@ -312,6 +313,13 @@ def test_class_names_are_the_model_s_own_or_none(
     model.config.id2label = names
     fit(Steps(model), GlobEncCallback(**FEW), logger=board(tmp_path))
     assert index(tmp_path)["class_names"] == expected
+
+
+def test_class_names_of_a_head_that_the_body_once_had_are_nobody_s(tmp_path: Path) -> None:
+    module = OwnHead()
+    module.model.config.id2label = {0: "negative", 1: "positive"}
+    fit(module, GlobEncCallback(**FEW), logger=board(tmp_path))
+    assert index(tmp_path)["class_names"] is None
 
 
 @pytest.mark.parametrize("package", ["torch.utils.tensorboard", "tensorboardX"])
