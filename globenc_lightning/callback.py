@@ -185,6 +185,7 @@ class GlobEncCallback(Callback):
         self._analyzed = False
         self._said: set[str] = set()
         self._session = 0.0
+        self._looks_back = False
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
@@ -193,6 +194,7 @@ class GlobEncCallback(Callback):
             self._reader = None
         self._probe_is_shared = False
         self._session = time.time()
+        self._looks_back = stage != "fit" and bool(self.history)
         same = [one for one in getattr(trainer, "callbacks", []) if isinstance(one, GlobEncCallback)]
         place = next((index for index, one in enumerate(same) if one is self), 0)
         self._tag = f"{TAG}_{place + 1}" if place else TAG
@@ -303,8 +305,13 @@ class GlobEncCallback(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a checkpoint was written; its probe goes before any other."""
-        self._guarded(lambda: self._load(state_dict))
+        """Go on where a checkpoint was written; its probe goes before any other.
+
+        After a training, ``validate()`` and ``test()`` look at a checkpoint's weights and go on from nowhere: what has
+        been seen since is kept.
+        """
+        if not self._looks_back:
+            self._guarded(lambda: self._load(state_dict))
 
     @override
     def on_save_checkpoint(
@@ -850,7 +857,10 @@ def _class_names(pl_module: "pl.LightningModule") -> list[str] | None:
     """What the model calls its classes; None where it has no names but the default ones."""
     for module in pl_module.modules():
         names = getattr(getattr(module, "config", None), "id2label", None)
-        if isinstance(names, Mapping) and names and set(names) == set(range(len(names))):
+        # A body without a head may still name the classes of the head that it once had.
+        if not isinstance(names, Mapping) or getattr(module, "num_labels", None) != len(names):
+            continue
+        if names and set(names) == set(range(len(names))):
             ordered = [str(names[index]) for index in range(len(names))]
             return None if ordered == [f"LABEL_{index}" for index in range(len(names))] else ordered
     return None

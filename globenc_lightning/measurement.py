@@ -362,12 +362,12 @@ def _measure(
         error = torch.maximum(error, found.reconstruction_error) if len(error) else found.reconstruction_error
         for place, index in enumerate(indices):
             length = int(found.attention_mask[place].nonzero()[-1]) + 1
-            rows[index] = {method: row[place, :, :length].cpu() for method, row in found.rows.items()}
-            saliency[index] = found.saliency[place, :length].cpu()
+            # A view would keep, and send to other processes, what belongs to the whole batch.
+            rows[index] = {method: row[place, :, :length].clone().cpu() for method, row in found.rows.items()}
+            saliency[index] = found.saliency[place, :length].clone().cpu()
             ids = None if found.input_ids is None else found.input_ids[place].cpu()
             names[index] = probe.names(index, length, ids)
             if index in shown:
-                # A view would keep, and send to other processes, the maps of the whole batch.
                 part = place, slice(length), slice(length)
                 last[index] = {method: found.last[method][part].clone().cpu() for method in shown[index]}
     return Measurement(

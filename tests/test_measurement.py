@@ -118,6 +118,12 @@ def test_figures_are_detached_and_in_double_precision() -> None:
     assert 0 < float(found.reconstruction_error.max()) < 1e-4
 
 
+def test_an_example_s_figures_hold_no_other_s() -> None:
+    found = measure(Reader(classifier().eval()), ProbeSet.from_batch(Sentences(6).first(6)), EVERYTHING, {0: METHODS})
+    parts = [*found.saliency, *(row for rows in [*found.rows, *found.last.values()] for row in rows.values())]
+    assert all(part.untyped_storage().nbytes() == part.numel() * part.element_size() for part in parts)
+
+
 def test_the_reconstruction_error_is_the_largest_of_any_batch() -> None:
     model, probe = classifier().eval(), without_masks()
     reader = Reader(model)

@@ -12,13 +12,16 @@ import psutil
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 
+from benchmarks.dashboard import application, reader
 from globenc_lightning import METHODS, GlobEncCallback
 from globenc_lightning.analysis import Reader, Settings
 from globenc_lightning.measurement import measure
 from globenc_lightning.probe import ProbeSet
+from tests.report.dashboard.serving import ask
 from tests.test_callback import MONITORED, assert_figures, given_batch
 from tests.training import (
     Album,
@@ -149,6 +152,26 @@ def test_validate_from_a_checkpoint_keeps_its_probe_and_its_history(tmp_path: Pa
     assert again.probe is not None
     assert again.probe.rows[0]["input_ids"].tolist() == Sentences().ids(0)
     assert torch.equal(again.history[-1].by_example["N-Enc"], again.history[-2].by_example["N-Enc"])
+
+
+@pytest.mark.parametrize("look", ["validate", "test"])
+def test_an_older_checkpoint_takes_nothing_away_from_the_history(look: str, tmp_path: Path) -> None:
+    module, callback = Tests(), GlobEncCallback(**QUIET)
+    trainer = build_trainer(
+        [callback, ModelCheckpoint(tmp_path, save_top_k=-1)],
+        logger=TensorBoardLogger(str(tmp_path), name=None, version="run"),
+        max_epochs=3,
+        enable_checkpointing=True,
+    )
+    trainer.fit(module, loader(Sentences(16, seed=1)), loader(Sentences()))
+    assert steps_of(callback) == [0, 1, 3, 5]
+    oldest = next(tmp_path.glob("*step=2.ckpt"))
+    getattr(trainer, look)(module, loader(Sentences()), ckpt_path=oldest, verbose=False)
+    seen = [0, 1, 3, 5] + [6] * (look == "validate")
+    assert steps_of(callback) == seen
+    shown = ask(application(reader(tmp_path)), "index", run="run", tag="globenc").content
+    assert [one["step"] for one in shown["validations"]] == seen
+    assert shown["messages"] == []
 
 
 def test_test_alone_and_after_a_training_leaves_everything_alone() -> None:

@@ -29,8 +29,9 @@ def normalize_rows(local: Tensor) -> Tensor:
 def rollout_step(local: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """One layer more: ``map^l R^(l-1)``, times one power of two per example.
 
-    Products of many layers overflow, so each example's matrix is scaled to a largest entry in [0.5, 1). A power of
-    two changes no digit: the order of the entries is that of the unscaled product, ties included.
+    Products of many layers overflow, so each example's matrix is scaled to a largest entry in [0.5, 1), or as far as
+    that is a normal number's distance away. A power of two changes no digit: the order of the entries is that of the
+    unscaled product, ties included.
 
     Args:
         local: (b, q, k) the layer's own map.
@@ -42,6 +43,8 @@ def rollout_step(local: Tensor, previous: Tensor | None = None) -> tuple[Tensor,
     product = local if previous is None else torch.matmul(local, previous)
     peak = product.flatten(1).amax(1) if product.shape[-1] else product.new_zeros(len(product))
     exponent = torch.frexp(torch.where(torch.isfinite(peak), peak, torch.zeros_like(peak))).exponent
+    # Of what lies below the normal numbers, the inverse would be infinite.
+    exponent = exponent.clamp(min=round(math.log2(torch.finfo(peak.dtype).tiny)))
     factor = torch.ldexp(torch.ones_like(peak), -exponent).view(-1, 1, 1)
     return local * factor if previous is None else product.mul_(factor), exponent
 

@@ -116,6 +116,14 @@ def test_sixty_layers_of_small_entries_do_not_vanish(size: float) -> None:
     torch.testing.assert_close(grown, base + 60 * math.log(size), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e-42), (torch.float64, 1e-320)])
+def test_entries_below_the_normal_numbers_stay_finite(dtype: torch.dtype, size: float) -> None:
+    local = torch.tensor([[[[4.0, 0.0], [1.0, 2.0]]]], dtype=torch.float64).mul(size).to(dtype)
+    scaled, log = rollout(local)
+    torch.testing.assert_close(scaled / scaled.max(), local / local.max(), rtol=0.01, atol=0)
+    assert log.item() + scaled.double().max().log().item() == pytest.approx(local.double().max().log().item())
+
+
 def test_ties_of_the_raw_product_stay_ties() -> None:
     # Small integers: every product is exact in float32, and two tokens that nothing distinguishes tie in all layers.
     local = torch.from_numpy(np.random.default_rng(1).integers(0, 4, (1, 6, 6, 6))).float()

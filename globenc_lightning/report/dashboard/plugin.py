@@ -150,12 +150,16 @@ class GlobEncPlugin(base_plugin.TBPlugin):
     def _runs(self, request: _Request) -> _Answer:
         runs = []
         for run, times in sorted(self._listed(request).items()):
-            counts: dict[str, int] = {}
-            for name in times:
+            found: dict[str, list[float]] = {}
+            for name, time in times.items():
                 parsed = store.parsed_tag(name)
                 if parsed is not None and parsed[1] == "summary":
-                    counts[parsed[0]] = counts.get(parsed[0], 0) + 1
-            callbacks = [{"tag": tag, "validations": count} for tag, count in sorted(counts.items())]
+                    found.setdefault(parsed[0], []).append(time or 0.0)
+            # A resumed training may write validations again: their number stays, and the newest of them is newer.
+            callbacks = [
+                {"tag": tag, "validations": len(written), "written": max(written)}
+                for tag, written in sorted(found.items())
+            ]
             if callbacks:
                 runs.append({"run": run, "callbacks": callbacks})
         return {"runs": runs}

@@ -532,6 +532,16 @@ def test_a_running_training_is_followed(tab: Tab, logdir: Path) -> None:
     logger.experiment.close()
     wait_until(lambda: last() == 3, "the fourth validation")
     assert tab.position == 1
+    tab.settled()
+    # Resumed from a checkpoint after the first validation: the second is written again, and there are no more tags.
+    logger = TensorBoardLogger(str(logdir), name=None, version="live")
+    again = synthetic_measurement(9, 4, sentences=3, layers=2, tokens=8)
+    write(logger, again, store.Moment(1, 25, 0, 2.0))
+    logger.experiment.close()
+    wait_until(lambda: last() == 1, "the list of the resumed training")
+    tab.settled()
+    assert tab.position == 1
+    assert_colours(tab.colours(0, 1), shares(store.shares(again.rows[1]["N-Enc"].numpy(), store.ROW_LEVELS)[-1]))
 
 
 # Data that are odd

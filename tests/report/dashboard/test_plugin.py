@@ -83,6 +83,8 @@ def test_runs_and_their_callbacks(tmp_path: Path) -> None:
     with SummaryWriter(str(tmp_path / "scalars only")) as writer:
         writer.add_scalar("loss", 1.0, 0)
     answer = ask(application(reader(tmp_path)), "runs")
+    written = [callback.pop("written") for run in answer.content["runs"] for callback in run["callbacks"]]
+    assert written == [max(newest(tmp_path / name).values()) for name in (ODD, "run", "second")]
     assert answer == Answer(
         200,
         "application/json",
@@ -94,6 +96,25 @@ def test_runs_and_their_callbacks(tmp_path: Path) -> None:
             ]
         },
     )
+
+
+def newest(run: Path) -> dict[str, float]:
+    """Tag of a summary -> when it was last written."""
+    log = events(run)
+    tags = [tag for tag in log.Tags()["tensors"] if "/dashboard/summary/" in tag]
+    return {tag: max(point.wall_time for point in log.Tensors(tag)) for tag in tags}
+
+
+def test_a_validation_that_is_written_again_makes_its_run_newer(tmp_path: Path) -> None:
+    write_run(tmp_path, range(4), session=1.0)
+    multiplexer = reader(tmp_path)
+    client = application(multiplexer)
+    ((before,),) = [run["callbacks"] for run in ask(client, "runs").content["runs"]]
+    write_run(tmp_path, [1], session=2.0)
+    multiplexer.Reload()
+    ((after,),) = [run["callbacks"] for run in ask(client, "runs").content["runs"]]
+    assert after["validations"] == before["validations"] == 4
+    assert after["written"] > before["written"]
 
 
 def test_index_holds_what_was_measured(client: Client) -> None:

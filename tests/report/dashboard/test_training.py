@@ -25,6 +25,7 @@ from tests.training import (
     ODD_WORDS,
     Album,
     Memory,
+    OwnHead,
     Sentences,
     SpoilsOne,
     Steps,
@@ -160,7 +161,7 @@ def test_two_callbacks_have_two_tags(tmp_path: Path) -> None:
     first, second = GlobEncCallback(**FEW), GlobEncCallback(**{**FEW, "methods": ["N"]}, readout="mean")
     fit(Steps(), first, second, logger=board(tmp_path), max_epochs=2)
     (run,) = ask(shown(tmp_path), "runs").content["runs"]
-    assert run["callbacks"] == [{"tag": "globenc", "validations": 3}, {"tag": "globenc_2", "validations": 3}]
+    assert [(one["tag"], one["validations"]) for one in run["callbacks"]] == [("globenc", 3), ("globenc_2", 3)]
     assert index(tmp_path)["methods"] == ["W", "N-Enc"]
     other = index(tmp_path, tag="globenc_2")
     assert (other["methods"], other["drawn_method"], other["settings"]["readout"]) == (["N"], "N", "mean")
@@ -312,6 +313,13 @@ def test_class_names_are_the_model_s_own_or_none(
     model.config.id2label = names
     fit(Steps(model), GlobEncCallback(**FEW), logger=board(tmp_path))
     assert index(tmp_path)["class_names"] == expected
+
+
+def test_class_names_of_a_head_that_the_body_once_had_are_nobody_s(tmp_path: Path) -> None:
+    module = OwnHead()
+    module.model.config.id2label = {0: "negative", 1: "positive"}
+    fit(module, GlobEncCallback(**FEW), logger=board(tmp_path))
+    assert index(tmp_path)["class_names"] is None
 
 
 @pytest.mark.parametrize(("package", "late"), [("torch.utils.tensorboard", 0), ("tensorboardX", 1)])

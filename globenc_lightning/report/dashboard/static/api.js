@@ -1,6 +1,6 @@
 /** The plugin's JSON, fetched once and kept while it is likely to be shown again. */
 
-/** @typedef {{run: string, callbacks: {tag: string, validations: number}[]}} Run */
+/** @typedef {{run: string, callbacks: {tag: string, validations: number, written: number}[]}} Run */
 /** @typedef {{tokens: string[], special: boolean[], label: number|null}} Sentence */
 /**
  * @typedef {{index: number, ordinal: number, step: number, epoch: number, wall_time: number, missing: boolean,
@@ -29,6 +29,8 @@ const KEPT = 600;
 export function createApi() {
   /** @type {Map<string, Promise<any>>} the least recently used first */
   const kept = new Map();
+  /** @type {Map<string, number[]>} when each validation was written, by run and tag */
+  const times = new Map();
 
   async function get(route, parameters) {
     const url = new URL(route, document.baseURI);
@@ -49,15 +51,28 @@ export function createApi() {
     return body;
   }
 
-  /** @param {number} [state] what has been added so far, where an answer grows with the training */
-  function once(route, parameters, state = 0) {
-    const key = JSON.stringify([route, parameters, state]);
+  /** @param {(number|undefined)[]} written when what is asked for was written: a resumed training may write it again */
+  function once(route, parameters, ...written) {
+    const key = JSON.stringify([route, parameters, written]);
     const answer = kept.get(key) ?? get(route, parameters);
     kept.delete(key);
     kept.set(key, answer);
     answer.catch(() => kept.delete(key));
     if (kept.size > KEPT) kept.delete(/** @type {string} */ (kept.keys().next().value));
     return answer;
+  }
+
+  /** @returns {Promise<Index>} */
+  async function index(run, tag, written) {
+    const answer = await once("index", { run, tag }, written);
+    const each = answer.validations.map((validation) => validation.wall_time);
+    times.set(JSON.stringify([run, tag]), each);
+    return answer;
+  }
+
+  /** @returns {number|undefined} */
+  function writtenAt(run, tag, position) {
+    return times.get(JSON.stringify([run, tag]))?.[position];
   }
 
   return {
@@ -67,19 +82,26 @@ export function createApi() {
     /** @returns {Promise<string[]>} the names of all of TensorBoard's runs, in its order */
     allRuns: () => get("../../runs", {}),
 
-    /** @returns {Promise<Index>} */
-    index: (run, tag, validations) => once("index", { run, tag }, validations),
+    index,
 
     /** @returns {Promise<Tokens>} every sentence's readout row of one method and layer */
-    tokens: (run, tag, index, method, layer) => once("tokens", { run, tag, index, method, layer }),
+    tokens: (run, tag, index, method, layer) =>
+      once("tokens", { run, tag, index, method, layer }, writtenAt(run, tag, index)),
 
     /** @returns {Promise<Detail>} one sentence at one validation */
-    detail: (run, tag, index, sentence) => once("detail", { run, tag, index, sentence }),
+    detail: (run, tag, index, sentence) =>
+      once("detail", { run, tag, index, sentence }, writtenAt(run, tag, index)),
 
     /** @returns {Promise<{rho: Record<string, (number|null)[][]>}>} one sentence over all validations */
-    sentence: (run, tag, sentence, validations) => once("sentence", { run, tag, sentence }, validations),
+    sentence: (run, tag, sentence, written) => once("sentence", { run, tag, sentence }, written),
 
     /** @returns {Promise<{sentences: Moved[]}>} */
-    movement: (run, tag, from, to, method, layer) => once("movement", { run, tag, from, to, method, layer, k: 5 }),
+    movement: (run, tag, from, to, method, layer) =>
+      once(
+        "movement",
+        { run, tag, from, to, method, layer, k: 5 },
+        writtenAt(run, tag, from),
+        writtenAt(run, tag, to),
+      ),
   };
 }

@@ -261,7 +261,7 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
       const { run, tag, index, sentence } = selection;
       const [others, curve] = await Promise.all([
         Promise.all(state.overlay.filter((name) => name !== run).map((name) => runs.index(name, tag))),
-        state.curve ? api.sentence(run, tag, sentence, index.validations.length) : null,
+        state.curve ? api.sentence(run, tag, sentence, index.validations.at(-1)?.wall_time) : null,
       ]);
       if (!isCurrent()) return;
       shown = { selection, state, others: others.filter((other) => other !== null), curve: curve?.rho ?? null };

@@ -82,7 +82,7 @@ function createTab(host) {
         const callbacks = known.find((one) => one.run === run)?.callbacks ?? [];
         const callback = callbacks.find((one) => one.tag === tag) ?? callbacks[0];
         if (!callback) return null;
-        const index = await api.index(run, callback.tag, callback.validations).catch(() => null);
+        const index = await api.index(run, callback.tag, callback.written).catch(() => null);
         return index?.validations.length ? index : null;
       },
     },
@@ -211,7 +211,7 @@ function createTab(host) {
       );
       return;
     }
-    const index = await api.index(chosen.name, chosen.tag, chosen.validations);
+    const index = await api.index(chosen.name, chosen.tag, chosen.written);
     if (!isCurrent()) return;
     paintRuns(all, chosen);
     paintNotes(index.messages);
