@@ -218,6 +218,12 @@ class History(list[HistoryEntry]):
         """The entries of the latest training."""
         return self[self.start :]
 
+    def clear(self) -> None:
+        """Forget all entries, and where the latest training began among them."""
+        super().clear()
+        self.missing_steps.clear()
+        self.start = 0
+
     def save_sentence(
         self,
         path: str | os.PathLike[str],

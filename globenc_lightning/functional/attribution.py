@@ -162,6 +162,8 @@ def _lengths(attention: Tensor, grams: Sequence[Tensor]) -> list[Tensor]:
     """
     b, h, q, k = attention.shape
     lengths = [attention.new_empty(b, q, k) for _ in grams]
+    if not grams:
+        return lengths
     # Examples and attended tokens.
     for examples, tokens in chunks(b, k, h * q):
         part = attention[examples, :, :, tokens].permute(0, 3, 2, 1).contiguous()

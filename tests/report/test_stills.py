@@ -228,6 +228,17 @@ def test_an_empty_history_is_told(tmp_path: Path) -> None:
                 save(tmp_path / "a.svg")
 
 
+def test_a_history_that_is_cleared_begins_anew(tmp_path: Path) -> None:
+    made = history(missing=(3,))
+    entries = list(made)
+    made.begin()
+    made.clear()
+    assert (list(made), made.latest, made.missing_steps, made.start) == ([], [], [], 0)
+    made.extend(entries)
+    assert made.latest == entries
+    assert made.save_sentence(tmp_path / "a.svg", 0).is_file()
+
+
 def test_many_steps_are_shortened_in_the_message(tmp_path: Path) -> None:
     made = history(steps=range(0, 300, 10))
     with pytest.raises(ValueError, match=r"the steps are 0, 10, .*, 100, …, 290\."):

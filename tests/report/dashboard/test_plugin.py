@@ -496,6 +496,21 @@ def test_answers_to_many_at_once_are_the_same(client: Client, folder: Path) -> N
     assert all(one in expected for one in found)
 
 
+def test_tokens_that_stay_the_same_are_kept_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, range(4))
+    kept: list[Any] = []
+    real = plugin._put_together
+
+    def seen(written: Any, read: Any) -> Any:
+        kept.extend(one.summary.sentences for one in read.values())
+        return real(written, read)
+
+    monkeypatch.setattr(plugin, "_put_together", seen)
+    assert len(ask(application(reader(tmp_path)), "index", run="run", tag="globenc").content["validations"]) == 4
+    assert len(kept) == 4
+    assert len({id(one) for one in kept}) == 1
+
+
 def test_what_is_remembered_has_a_bound() -> None:
     recent: plugin._Recent[str] = plugin._Recent(10)
     for key in range(5):
