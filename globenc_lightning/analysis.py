@@ -237,8 +237,8 @@ class _Layers:
 
     def add(self, done: LayerDone, kernel: Callable[..., Tensor]) -> None:
         """Take one layer more: its maps, one step of the rollout, the row that is read."""
-        inputs = layer_inputs(done.layer, done.activations, done.weights)
         methods, (b, s) = self.settings.methods, done.mask.shape
+        inputs = layer_inputs(done.layer, done.activations, done.weights, mixed="W-Res" in methods)
         if self._maps is None:
             # The same memory for every layer: fresh pages would cost more than what is computed in them.
             self._maps = inputs.attention.new_empty(len(methods), b, s, s)

@@ -118,7 +118,7 @@ class LayerInputs(NamedTuple):
     values: Tensor
     projection: Tensor
     residual: Tensor
-    mixed: Tensor
+    mixed: Tensor | None
     norms: dict[str, tuple[FrozenNorm, ...]]
 
 
@@ -172,10 +172,11 @@ def layer_weights(layer: Layer, width: int, like: Tensor) -> LayerWeights:
     return LayerWeights(weight, bias)
 
 
-def layer_inputs(layer: Layer, activations: LayerActivations, weights: LayerWeights) -> LayerInputs:
-    """What the maths takes of a layer: working precision, frozen norms, the sum of what is mixed."""
+def layer_inputs(
+    layer: Layer, activations: LayerActivations, weights: LayerWeights, *, mixed: bool = True
+) -> LayerInputs:
+    """What the maths takes of a layer: working precision, frozen norms, the sum of what is mixed if it is wanted."""
     attended = working(_seen(activations.attended))
-    mixed = attended if weights.bias is None else attended - weights.bias
     frozen = frozen_norms(layer, activations)
     if layer.rule == POST_LN:
         norms = {"N-ResLN": frozen[:1], "N-Enc": frozen}
@@ -186,7 +187,7 @@ def layer_inputs(layer: Layer, activations: LayerActivations, weights: LayerWeig
         working(activations.attention.repeated_values()),
         weights.projection,
         working(activations.residual),
-        mixed,
+        (attended if weights.bias is None else attended - weights.bias) if mixed else None,
         norms,
     )
 
@@ -247,8 +248,8 @@ def reconstruction_error(
         through2 = _transposed(directions, frozen[1])
         through1 = _transposed(through2, frozen[0])
         total = _added_by_attention(activations, weights, through1) + F.linear(residual, through1)
-        rest = stream - working(_seen(activations.normed))
-        rest = F.linear(rest, through2, None if biases[0] is None else through2 @ biases[0])
+        rest = F.linear(stream, through2, None if biases[0] is None else through2 @ biases[0])
+        rest -= F.linear(working(_seen(activations.normed)), through2)
         total = total / frozen[0].scale.unsqueeze(-1) + rest
         total = total / frozen[1].scale.unsqueeze(-1)
         total = total if biases[1] is None else total + directions @ biases[1]

@@ -431,13 +431,17 @@ def read(
     readings: list[_Reading] = []
     current: list[_Reading] = []
 
+    def done(layer: LayerDone) -> None:
+        on_layer(layer)
+        trace.give_back(layer.activations.attention)
+
     def encoder_entered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         index = len(readings)
         if index >= len(structures) or structures[index].encoder is not module or current:
             raise UnsupportedEncoderError(
                 "the forward pass called its encoders in another order than when their structure was found."
             )
-        readings.append(_Reading(index, structures[index], given_mask(module, args, kwargs), on_layer))
+        readings.append(_Reading(index, structures[index], given_mask(module, args, kwargs), done))
         readings[-1].ids = _given(module, "input_ids", args, kwargs)
         current.append(readings[-1])
 
@@ -461,6 +465,7 @@ def read(
         if current:
             current[-1].attended(found)
 
+    trace = AttentionTrace(attended)
     if any(makeup_of(structure.encoder) != structure.makeup for structure in structures):
         raise UnsupportedEncoderError("the encoder has been changed since its structure was found.")
     for encoder in find_encoders(model).values():
@@ -471,7 +476,7 @@ def read(
     for module in _distinct(one.module for structure in structures for one in structure.order):
         handles.append(module.register_forward_pre_hook(entered, with_kwargs=True))
         handles.append(module.register_forward_hook(left, with_kwargs=True))
-    with AttentionTrace(attended):
+    with trace:
         output = call(batch)
     _remove(handles)
     calls = []

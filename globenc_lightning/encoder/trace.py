@@ -50,6 +50,7 @@ def attention_probabilities(
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
     scale: float | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The probabilities inside ``F.scaled_dot_product_attention``, outside the autograd graph.
 
@@ -59,6 +60,7 @@ def attention_probabilities(
         attn_mask: broadcastable to (b, h, q, k): boolean, or added to the scores.
         is_causal: whether tokens see only what comes before them.
         scale: what the scores are multiplied by; one over the square root of the head width when None.
+        out: (b, h, q, k) to write them into; allocated when None, or when it does not fit.
 
     Returns:
         (b, h, q, k).
@@ -75,7 +77,8 @@ def attention_probabilities(
         b, h, q, k = *query.shape[:3], key.shape[-1]
         seen = torch.ones(q, k, dtype=torch.bool, device=query.device).tril() if is_causal else None
         mask = None if attn_mask is None else attn_mask.broadcast_to(b, h, q, k)
-        probabilities = query.new_empty(b, h, q, k)
+        fits = out is not None and (out.shape, out.dtype, out.device) == ((b, h, q, k), query.dtype, query.device)
+        probabilities = out if out is not None and fits else query.new_empty(b, h, q, k)
         # A few heads at a time, so that the scores stay in the cache until they are probabilities.
         for part in chunks(b, h, q * k):
             scores = torch.matmul(query[part], key[part])
@@ -99,6 +102,8 @@ class AttentionTrace(TorchFunctionMode):
     def __init__(self, report: Callable[[AttentionCall], None]) -> None:
         super().__init__()
         self._report = report
+        self._ours: Tensor | None = None
+        self._spare: Tensor | None = None
         self._pending: tuple[Tensor, list[Tensor]] | None = None
 
     def __torch_function__(
@@ -118,6 +123,15 @@ class AttentionTrace(TorchFunctionMode):
                 self._pending[1].append(result)
         return result
 
+    def give_back(self, call: AttentionCall) -> None:
+        """Say that nobody looks at a call's probabilities any more: the next call's may take their place in memory.
+
+        Fresh memory costs as much as what is computed in it. Only what was computed here is used again: eager
+        probabilities are the model's own.
+        """
+        if call.probabilities is self._ours:
+            self._ours, self._spare = None, call.probabilities
+
     def _fused(
         self,
         result: Tensor,
@@ -132,7 +146,8 @@ class AttentionTrace(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> None:
         if query.dim() == 4:
-            probabilities = attention_probabilities(query, key, attn_mask, is_causal, scale)
+            probabilities = attention_probabilities(query, key, attn_mask, is_causal, scale, self._spare)
+            self._ours, self._spare = probabilities, None
             self._report(AttentionCall(probabilities, value, result.detach()))
 
     def _softmax(self, result: Tensor, *args: Any, **kwargs: Any) -> None:

@@ -1,5 +1,6 @@
 """The one context in which a user's model is touched, and that puts everything back."""
 
+import operator
 import random
 import sys
 from collections.abc import Iterator
@@ -110,7 +111,8 @@ def _parts(module: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def _restore(now: dict[str, Any], before: dict[str, Any]) -> None:
-    if now.keys() != before.keys() or any(now[name] is not value for name, value in before.items()):
+    # In their order, too: nothing is slower to compare than all parts of all modules by their names.
+    if list(now) != list(before) or not all(map(operator.is_, now.values(), before.values())):
         now.clear()
         now.update(before)
 

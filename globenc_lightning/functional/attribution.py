@@ -213,7 +213,7 @@ def local_maps(
     values: Tensor,
     projection: Tensor,
     residual: Tensor,
-    mixed: Tensor,
+    mixed: Tensor | None,
     norms: Mapping[str, Sequence[FrozenNorm]],
     mask: Tensor,
     methods: Collection[str] = METHODS,
@@ -239,7 +239,7 @@ def local_maps(
         projection: (d, h * v) weight of the output projection.
         residual: (b, q, d) what the residual connection adds to the attention's output: the layer's input.
         mixed: (b, q, d) the sum of ``r_qk`` over all ``k``: what enters LayerNorm 1 less the projection's bias. Only
-            W-Res needs it.
+            W-Res needs it; None where it is not asked for.
         norms: the frozen norms of ``"N-Res"`` (none in the paper), ``"N-ResLN"`` and ``"N-Enc"``, in the order of the
             forward pass; a method that is left out has none.
         mask: (b, s) true for real tokens, with s = q = k.
@@ -251,9 +251,11 @@ def local_maps(
         For each method (b, q, k), a view of ``out``; zero wherever ``q`` or ``k`` is padding.
 
     Raises:
-        ValueError: a method that does not exist.
+        ValueError: a method that does not exist, or W-Res without ``mixed``.
     """
     _check_methods(methods)
+    if "W-Res" in methods and mixed is None:
+        raise ValueError("W-Res needs mixed, the sum of what is mixed: what enters LayerNorm 1 less the bias")
     b, s = mask.shape
     maps = torch.empty(len(methods), b, s, s, dtype=attention.dtype, device=attention.device) if out is None else out
     found = dict(zip(methods, maps.unbind(0), strict=True))
@@ -294,7 +296,7 @@ def local_maps(
         if "N-FixedRes" in found:
             _half_fixed(found["N-FixedRes"], _row_share(length), real)
 
-    if "W-Res" in found:
+    if "W-Res" in found and mixed is not None:
         chain = chains["N-Enc"]
         preserving, mixing = _norm(_unscaled(own, chain)), _norm(_unscaled(mixed - own, chain))
         torch.diagonal(weights, dim1=1, dim2=2).zero_()

@@ -267,3 +267,33 @@ def test_a_softmax_in_float32_before_a_product_in_float64() -> None:
     assert call.probabilities.dtype == torch.float64
     assert torch.equal(call.probabilities, weights.double())
     torch.testing.assert_close(call.probabilities @ call.repeated_values(), output, rtol=0, atol=0)
+
+
+def test_memory_is_used_again_once_it_was_given_back_and_never_the_model_s_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 5, 4, generator=generator) for _ in range(3))
+    calls: list[AttentionCall] = []
+    with AttentionTrace(calls.append) as trace:
+        for _ in range(2):
+            F.scaled_dot_product_attention(query, key, value)
+        assert calls[0].probabilities.data_ptr() != calls[1].probabilities.data_ptr()
+        # Only the latest is nobody else's.
+        trace.give_back(calls[0])
+        F.scaled_dot_product_attention(key, query, value)
+        assert calls[2].probabilities.data_ptr() not in [one.probabilities.data_ptr() for one in calls[:2]]
+        trace.give_back(calls[2])
+        F.scaled_dot_product_attention(query, key, value)
+        assert calls[3].probabilities.data_ptr() == calls[2].probabilities.data_ptr()
+        assert torch.equal(calls[3].probabilities, calls[0].probabilities)
+        # Another size does not fit.
+        trace.give_back(calls[3])
+        F.scaled_dot_product_attention(query[:, :, :4], key, value)
+        assert calls[4].probabilities.shape == (2, 3, 4, 5)
+        torch.testing.assert_close(calls[4].probabilities, calls[0].probabilities[:, :, :4])
+
+        eager = (query @ key.transpose(-2, -1)).softmax(-1)
+        torch.matmul(eager, value)
+        before = eager.clone()
+        trace.give_back(calls[5])
+        F.scaled_dot_product_attention(key, query, value)
+        assert torch.equal(eager, before)
