@@ -19,8 +19,12 @@ TESTS = ("test_callback.py", "test_trainer_flags.py", "test_checkpoints.py")
 
 
 def copied(target: Path) -> None:
-    """Copy the tests and pytest's configuration, with one name for the other but in strings."""
-    shutil.copytree(ROOT / "tests", target / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    """Copy the tests, what they take from the benchmarks, and pytest's configuration; one name for the other.
+
+    In strings, names stay as they are.
+    """
+    for name in ("tests", "benchmarks"):
+        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", target)
     for path in target.rglob("*.py"):
         source = path.read_text(encoding="utf-8")
