@@ -215,8 +215,8 @@ def test_probabilities_that_are_not_the_models_do_not_pass(monkeypatch: pytest.M
     reader = reader_of(models.build("bert"))
     right = trace.attention_probabilities
 
-    def without_mask(query: Tensor, key: Tensor, attn_mask: Any, is_causal: bool, scale: float | None) -> Tensor:
-        return right(query, key, None, is_causal, scale)
+    def without_mask(query: Tensor, key: Tensor, attn_mask: Any, *others: Any) -> Tensor:
+        return right(query, key, None, *others)
 
     monkeypatch.setattr(trace, "attention_probabilities", without_mask)
     with pytest.raises(UnsupportedEncoderError, match=r"layer 1 \(bert\.encoder\.layer\.0\): .* misses "):
