@@ -61,7 +61,7 @@ class GlobEncCallback(Callback):
     - images ``globenc/heatmap/...``, ``globenc/filmstrip/...``, ``globenc/correlation/...`` where a logger can show
       images (TensorBoard, Weights & Biases, MLflow, Comet, Aim and others, see
       :mod:`globenc_lightning.report.publish`);
-    - one text ``globenc/about``, where a logger takes texts: all choices, and the probe's sentences.
+    - one text ``globenc/about``, where a logger takes texts: all choices, and the probe's sentences;
     - two records ``globenc/dashboard/...`` for the GlobEnc tab, where a logger writes TensorBoard's event files.
 
     The first point of every curve is the model before the first training step, if the sanity check has already shown
