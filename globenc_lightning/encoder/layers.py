@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from globenc_lightning.encoder.norms import Norm, tolerance, working
+from globenc_lightning.encoder.norms import Norm, at_least, tolerance, working
 from globenc_lightning.encoder.trace import AttentionCall
 from globenc_lightning.functional import FrozenNorm
 
@@ -234,33 +234,42 @@ def reconstruction_error(
             with probability one. All directions when None, which costs what the projection costs.
 
     Returns:
-        The largest distance over the real tokens: relative to the largest entry of the output (post-LN), or of what is
-        added to the stream, as far as the stream's own rounding lets it be told (pre-LN); infinite if anything is not
-        finite.
+        The largest distance over the real tokens and directions, each relative to its own size, so that nothing large
+        hides what is small beside it: the attention's output by what it is itself, as far as the rounding of the stream
+        that it is added to lets it be told; the output (post-LN) or what is added to the stream (pre-LN) likewise.
+        Infinite if anything is not finite.
     """
     attended, stream = working(_seen(activations.attended)), working(_seen(activations.stream))
+    dtype = activations.residual.dtype
+    everywhere = directions is None
     if directions is None:
         directions = torch.eye(attended.shape[-1], dtype=attended.dtype, device=attended.device)
     frozen = frozen_norms(layer, activations)
     biases = [norm.parameter(norm.bias) for norm in layer.norms]
     residual = working(activations.residual)
+    tested = directions
     if layer.rule == POST_LN:
         through2 = _transposed(directions, frozen[1])
-        through1 = _transposed(through2, frozen[0])
-        total = _added_by_attention(activations, weights, through1) + F.linear(residual, through1)
+        tested = torch.cat([directions, _transposed(through2, frozen[0])])
+    added_by_attention = _added_by_attention(activations, weights, tested)
+    attention, n = added_by_attention[..., : len(directions)], len(directions)
+    kept = F.linear(residual, tested)
+    along = F.linear(attended, directions)
+    size = attention
+    if everywhere:
+        # Terms that cancel leave their rounding.
+        terms = _added_by_attention(activations, weights, directions, absolute=True)
+        size = attention.abs() + 64 * torch.finfo(dtype).eps / tolerance(dtype) * terms
+    errors = [_relative(attention + kept[..., :n] - along, size, mask, along, dtype)]
+    if layer.rule == POST_LN:
         rest = F.linear(stream, through2, None if biases[0] is None else through2 @ biases[0])
         rest -= F.linear(working(_seen(activations.normed)), through2)
-        total = total / frozen[0].scale.unsqueeze(-1) + rest
+        total = (added_by_attention[..., n:] + kept[..., n:]) / frozen[0].scale.unsqueeze(-1) + rest
         total = total / frozen[1].scale.unsqueeze(-1)
         total = total if biases[1] is None else total + directions @ biases[1]
         expected = F.linear(working(_seen(activations.output)), directions)
-        return _relative(total - expected, expected, mask)
+        return max(*errors, _relative(total - expected, expected, mask, dtype=dtype))
 
-    attention = _added_by_attention(activations, weights, directions)
-    along = F.linear(attended, directions)
-    dtype = activations.residual.dtype
-    distance = attention + F.linear(residual, directions) - along
-    errors = [_relative(distance, attention, mask, along, dtype)]
     added = working(_seen(activations.added))
     added = F.linear(added if layer.gains[1] is None else added * layer.gains[1].value(), directions)
     after = F.linear(stream, directions)
@@ -269,7 +278,7 @@ def reconstruction_error(
         total = F.linear(stream, _transposed(directions, frozen[0])) / frozen[0].scale.unsqueeze(-1)
         total = total if biases[0] is None else total + directions @ biases[0]
         expected = F.linear(working(_seen(activations.output)), directions)
-        errors.append(_relative(total - expected, expected, mask))
+        errors.append(_relative(total - expected, expected, mask, dtype=dtype))
     return max(errors)
 
 
@@ -279,15 +288,20 @@ def _transposed(directions: Tensor, norm: FrozenNorm) -> Tensor:
     return directions - directions.mean(-1, keepdim=True) if norm.centered else directions
 
 
-def _added_by_attention(activations: LayerActivations, weights: LayerWeights, directions: Tensor) -> Tensor:
-    """The attention's output along the directions, bias included, (b, q, n)."""
-    values = working(activations.attention.repeated_values())
+def _added_by_attention(
+    activations: LayerActivations, weights: LayerWeights, directions: Tensor, absolute: bool = False
+) -> Tensor:
+    """The attention's output along the directions, bias included, (b, q, n); the sum of its terms' sizes if wanted."""
+    values, projection = working(activations.attention.repeated_values()), weights.projection
+    bias = weights.bias
+    if absolute:
+        values, projection, bias = values.abs(), projection.abs(), None if bias is None else bias.abs()
     h, v = values.shape[1], values.shape[3]
-    through = (directions @ weights.projection).view(-1, h, v).transpose(0, 1)
+    through = (directions @ projection).view(-1, h, v).transpose(0, 1)
     # Tokens come last in memory: a product with a few columns side by side would take four times as long.
     seen = torch.matmul(through, values.transpose(2, 3)).transpose(2, 3)
     total = torch.matmul(working(activations.attention.probabilities), seen).sum(1)
-    return total if weights.bias is None else total + directions @ weights.bias
+    return total if bias is None else total + directions @ bias
 
 
 def _relative(
@@ -297,22 +311,23 @@ def _relative(
     stream: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> float:
-    """The largest distance relative to a size; a stream that is much larger than what is added to it rounds it off.
+    """The largest distance relative to the size of its direction.
 
-    Of the real tokens alone: (b, q, n) each, with the mask (b, q). Infinite where there is none, or nothing to compare.
+    A stream that is much larger than what is added to it rounds it off. Of the real tokens alone: (b, q, n) each, with
+    the mask (b, q). Infinite where there is none, or nothing to compare.
     """
     if not distance.numel() or not bool(mask.any()):
         return float("inf")
     scale = _largest(size, mask)
     if stream is not None:
         scale = scale + 8 * torch.finfo(dtype).eps / tolerance(dtype) * _largest(stream, mask)
-    error = _largest(distance, mask) / scale.clamp(min=torch.finfo(scale.dtype).tiny)
+    error = (_largest(distance, mask) / at_least(scale, dtype)).max()
     return float(error) if torch.isfinite(error) else float("inf")
 
 
 def _largest(tensor: Tensor, mask: Tensor) -> Tensor:
-    """The largest entry of the real tokens, NaN if one of them holds NaN: (b, q, n), (b, q) -> ()."""
-    return tensor.abs().amax(-1).masked_fill_(~mask, 0.0).max()
+    """The largest entry of the real tokens in each direction, NaN if one holds NaN: (b, q, n), (b, q) -> (n,)."""
+    return tensor.abs().masked_fill_(~mask.unsqueeze(-1), 0.0).flatten(0, 1).amax(0)
 
 
 def random_directions(width: int, like: Tensor, count: int = 2) -> Tensor:

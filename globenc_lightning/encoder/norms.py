@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from globenc_lightning.encoder.precision import matmul_coarseness
 from globenc_lightning.functional import FrozenNorm
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -16,8 +17,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torc
 
 def tolerance(*precisions: torch.dtype) -> float:
     """The tolerance for activations that were computed in these precisions."""
-    # "high" and "medium" let matrix products of float32 run in TensorFloat-32 or bfloat16.
-    loosened = {"highest": 0.0, "high": 5e-3, "medium": 5e-2}[torch.get_float32_matmul_precision()]
+    loosened = matmul_coarseness()
     return max(max(TOLERANCE.get(dtype, 1e-4), loosened if dtype == torch.float32 else 0.0) for dtype in precisions)
 
 
@@ -106,9 +106,27 @@ def _apply(norm: Norm, entering: Tensor) -> Tensor:
     return out if bias is None else out + bias.to(out)
 
 
-def difference(left: Tensor, right: Tensor) -> float:
-    """Largest distance relative to the right tensor's largest entry; infinite if anything is not finite."""
+def difference(left: Tensor, right: Tensor, size: Tensor | None = None) -> float:
+    """Largest distance of any channel, relative to what that channel holds.
+
+    A distance relative to the largest entry of all would hide a wrong channel beside a large one.
+
+    Args:
+        left: (n, d).
+        right: (n, d) what it is to be.
+        size: (n, d) what it was computed from, where that is larger; the right tensor when None.
+
+    Returns:
+        The distance; infinite if anything is not finite, or there is nothing to compare.
+    """
     if left.shape != right.shape or right.numel() == 0:
         return float("inf")
-    distance = (left - right).abs().max() / right.abs().max().clamp(min=torch.finfo(right.dtype).tiny)
-    return float(distance) if torch.isfinite(distance) else float("inf")
+    held = (right if size is None else size).abs().flatten(0, -2).amax(0)
+    distance = (left - right).abs().flatten(0, -2).amax(0) / at_least(held, right.dtype)
+    return float(distance.max()) if torch.isfinite(distance).all() else float("inf")
+
+
+def at_least(sizes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sizes that a distance is divided by, (n,), none so small that rounding beside the largest would exceed it."""
+    share = min(64 * torch.finfo(dtype).eps / TOLERANCE[dtype], 1.0)
+    return sizes.clamp(min=sizes.max() * share).clamp(min=torch.finfo(sizes.dtype).tiny)

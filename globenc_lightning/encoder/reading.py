@@ -7,7 +7,8 @@ layer's attention is held.
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,13 +25,16 @@ from globenc_lightning.encoder.layers import (
     reconstruction_error,
 )
 from globenc_lightning.encoder.norms import tolerance
+from globenc_lightning.encoder.precision import LOW, FullPrecision, exact_products
 from globenc_lightning.encoder.structure import (
     ModuleCall,
     Recording,
     Structure,
+    drawn_sets,
     makeup_of,
     misses,
     names_of,
+    prove_token_by_token,
     resolve,
     tensors_in,
 )
@@ -51,6 +55,7 @@ class EncoderCall:
         errors: the reconstruction error of each layer in two random directions.
         last: (b, s, d) its last hidden states, as it returned them.
         ids: (b, s) the token ids that it was called with, or None.
+        span: the number of tokens over which it was shown to mix them by attention alone.
     """
 
     hidden: Tensor
@@ -58,6 +63,7 @@ class EncoderCall:
     errors: list[float]
     last: Tensor
     ids: Tensor | None
+    span: int
 
 
 class ReadForward(NamedTuple):
@@ -152,7 +158,7 @@ def find_structures(
             f"there is no Hugging Face encoder in {type(model).__name__}: GlobEncCallback needs a module that holds a "
             "transformers model (a PreTrainedModel such as AutoModel.from_pretrained gives), for example as self.model."
         )
-    recorder = _Recorder()
+    recorder = _Recorder(batch, {path: makeup_of(encoder) for path, encoder in encoders.items()})
     for path, encoder in encoders.items():
         handles.append(encoder.register_forward_pre_hook(recorder.encoder_entered(path), with_kwargs=True))
         handles.append(encoder.register_forward_hook(recorder.encoder_left, with_kwargs=True))
@@ -160,16 +166,21 @@ def find_structures(
             if module is not encoder:
                 handles.append(module.register_forward_pre_hook(recorder.entered, with_kwargs=True))
                 handles.append(module.register_forward_hook(recorder.left(name), with_kwargs=True))
-    with AttentionTrace(recorder.attended):
-        output = call(batch)
-    _remove(handles)
+    # What bfloat16 rounds off, and what a faster matrix product does, would hide a wrong structure.
+    devices = _devices(model)
+    with exact_products():
+        with AttentionTrace(recorder.attended), FullPrecision(devices):
+            output = call(batch)
+        _remove(handles)
+        with FullPrecision(devices):
+            structures = tuple(_structure(span) for span in recorder.spans)
     if not recorder.spans:
         raise UnsupportedEncoderError(
             f"{type(model).__name__} holds {names_of(encoders.items())}, and its forward pass calls none of them. Name "
             "one that does, for example GlobEncCallback(forward=lambda module, batch: "
             "module.head(module.encoder(**batch).last_hidden_state[:, 0]))."
         )
-    return tuple(_structure(span) for span in recorder.spans), output
+    return structures, output
 
 
 @dataclass(eq=False)
@@ -188,8 +199,10 @@ class _Span:
 class _Recorder:
     """The hooks of the structure pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch: Mapping[str, Any], makeups: Mapping[str, tuple[Any, ...]]) -> None:
         self.spans: list[_Span] = []
+        self._batch = batch
+        self._makeups = makeups
         self._clock = 0
         self._open: list[tuple[nn.Module, int, bool]] = []
         self._inside = 0
@@ -198,7 +211,8 @@ class _Recorder:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._inside += 1
             if self._inside == 1:
-                self.spans.append(_Span(path, module, given_mask(module, args, kwargs), makeup_of(module)))
+                mask = told_mask(module, args, kwargs, self._batch)
+                self.spans.append(_Span(path, module, mask, self._makeups[path]))
 
         return hook
 
@@ -247,37 +261,107 @@ def _structure(span: _Span) -> Structure:
     return resolve(recording, span.encoder)
 
 
-def given_mask(encoder: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The padding mask that an encoder was called with, (b, s), or None where it got none that can be read."""
-    mask = _given(encoder, "attention_mask", args, kwargs)
-    return None if mask is None else mask.bool()
+def told_mask(
+    encoder: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: Mapping[str, Any]
+) -> Tensor | None:
+    """Which tokens are real, as far as an encoder's arguments or the batch tell it.
+
+    Args:
+        encoder: the encoder.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        batch: the batch that the model was called with.
+
+    Returns:
+        (b, s): the padding mask that the encoder was called with; else the mask of the batch's text that it was called
+        with; else the tokens that a mask of more axes lets others see. None where nothing tells it.
+    """
+    own = _given(encoder, "attention_mask", args, kwargs)
+    if own is not None and own.dim() == 2:
+        return own.bool()
+    of_batch = _mask_in(batch, _given(encoder, "input_ids", args, kwargs))
+    if of_batch is not None:
+        return of_batch
+    return None if own is None else seen_tokens(own)
 
 
 def _given(encoder: nn.Module, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The argument of that name, if it is a matrix."""
+    """The argument of that name, if it is a tensor of two axes or more."""
     value = kwargs.get(name)
     if value is None and args:
         names = list(inspect.signature(encoder.forward).parameters)
         place = names.index(name) if name in names else len(args)
         value = args[place] if place < len(args) else None
-    return value if isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] > 0 else None
+    return value if isinstance(value, Tensor) and value.dim() >= 2 and value.shape[1] > 0 else None
 
 
-def real_tokens(given: Tensor | None, probabilities: Tensor) -> Tensor:
+def _mask_in(batch: Mapping[str, Any], ids: Tensor | None) -> Tensor | None:
+    """The padding mask of a text in the batch, (b, s); of the only text where the encoder was given no ids."""
+    masks = {
+        key: batch.get(f"{key.removesuffix('input_ids')}attention_mask")
+        for key, value in batch.items()
+        if str(key).endswith("input_ids") and isinstance(value, Tensor)
+    }
+    found = [
+        mask
+        for key, mask in masks.items()
+        if isinstance(mask, Tensor) and mask.dim() == 2 and (ids is None or _same_ids(batch[key], ids))
+    ]
+    return found[0].bool() if len(found) == 1 or (found and ids is not None) else None
+
+
+def _same_ids(left: Tensor, right: Tensor) -> bool:
+    return left.shape == right.shape and torch.equal(left, right.to(left))
+
+
+def seen_tokens(mask: Tensor) -> Tensor:
+    """The real tokens in an attention mask of three or four axes: those that another token may attend to.
+
+    Args:
+        mask: (b, q, k) or (b, h or 1, q, k): true, or 1, where a token is attended to; or what is added to the scores,
+            large and negative where it is not.
+
+    Returns:
+        (b, k). A token that nobody but itself may see is padding, except the last one of a causal mask. So are the
+        columns that are seen only by rows which see everything, as a fully masked row is opened for the softmax's sake.
+    """
+    additive = mask.is_floating_point() and not bool((mask > 0).any())
+    allowed = mask > -1e3 if additive else mask.bool()
+    allowed = allowed if allowed.dim() == 3 else allowed.any(1)
+    b, q, k = allowed.shape
+    if q != k or k == 1:
+        return allowed.any(1)
+    itself = torch.eye(k, dtype=torch.bool, device=mask.device)
+    opened = allowed.all(2, keepdim=True)
+    opened[:, -1] = False
+    opened &= ~opened[:, :-1].all(1, keepdim=True)
+    others = allowed & ~itself
+    seen = (others & ~opened).any(1)
+    seen[:, -1] |= allowed[:, -1, -1] & others[:, -1].any(1)
+    # A text of one token is seen by nobody else.
+    alone = ~seen.any(1, keepdim=True)
+    return torch.where(alone, allowed.diagonal(dim1=1, dim2=2), seen)
+
+
+def real_tokens(told: Tensor | None, probabilities: Tensor) -> Tensor:
     """Which tokens of a sequence are real.
 
     Args:
-        given: the mask that the encoder was called with, or None.
+        told: what the encoder's arguments or the batch tell, see :func:`told_mask`, or None.
         probabilities: (b, h, q, k) of its first attention call.
 
     Returns:
-        (b, s): the given mask if it has one entry per token; else true where any token attends.
+        (b, s): what is told if it has one entry per token; else true where any token attends. Rows that attend to
+        everything alike do not tell: softmax makes them of a row that is masked as a whole.
     """
     b, _, _, k = probabilities.shape
-    if given is not None and tuple(given.shape) == (b, k):
-        return given.to(probabilities.device)
+    if told is not None and tuple(told.shape) == (b, k):
+        return told.to(probabilities.device)
     # Frames of audio have no mask of their own: nobody attends to those that are padding.
-    return (probabilities != 0).any(1).any(1)
+    attends = (probabilities != 0).any(1)
+    even = (probabilities == probabilities[..., :1]).all(-1).all(1)
+    even &= ~even.all(1, keepdim=True)
+    return (attends & ~even.unsqueeze(-1)).any(1)
 
 
 class _Reading:
@@ -302,6 +386,9 @@ class _Reading:
         self._layer = 0
         self._stream: Tensor | None = None
         self._directions: Tensor | None = None
+        self._tape: LayerActivations | None = None
+        self._taped_stream: Tensor | None = None
+        self.proves = False
 
     def another_way(self) -> UnsupportedEncoderError:
         return UnsupportedEncoderError(
@@ -314,10 +401,13 @@ class _Reading:
             # The very tensor that the model goes on with, so that nothing is replaced and every use of it is seen.
             self.hidden = tensor if tensor.requires_grad else tensor.requires_grad_()
             self._stream = tensor.detach()
+            self._taped_stream = self.hidden
 
     def attended(self, call: AttentionCall) -> None:
         if self.mask is None:
             self.mask = real_tokens(self._given, call.probabilities)
+            # What was shown of the beginning of a text may not hold over longer distances.
+            self.proves = torch.is_grad_enabled() and self.mask.shape[1] > self.structure.span
         if self._attention is not None:
             raise self.another_way()
         self._attention = call
@@ -364,17 +454,21 @@ class _Reading:
         return bool((returned[mask] - last[mask]).abs().max() <= allowed)
 
     def _see(self, index: int, name: str, tensor: Tensor) -> None:
-        tensor = tensor.detach()
+        taped, tensor = tensor, tensor.detach()
         if self.structure.channels_first:
             tensor = tensor.transpose(1, 2)
         if name == "attended":
             if self._attention is None or self._stream is None or index != self._layer or self._current is not None:
                 raise self.another_way()
             self._current = LayerActivations(self._attention, self._stream)
+            if self.proves and self._taped_stream is not None:
+                self._tape = LayerActivations(self._attention, self._taped_stream)
             self._attention = None
         if self._current is None or index != self._layer:
             raise self.another_way()
         setattr(self._current, name, tensor)
+        if self._tape is not None:
+            setattr(self._tape, name, taped)
         layer = self.structure.layers[index]
         last = "output" if layer.norms else "stream"
         if name == last:
@@ -393,11 +487,31 @@ class _Reading:
             if not error <= allowed:
                 raise _wrong(self._layer, layer, activations, error, allowed, self.mask)
             self.errors.append(error)
+            if self._tape is not None:
+                self._prove(layer, self._tape, self.mask)
             self._done(LayerDone(self._index, self._layer, layer, activations, weights, self.mask))
         # The final norm of a pre-LN encoder follows its last layer.
         self._stream = activations.stream if activations.output is None else activations.output
-        self._current = None
+        if self._tape is not None:
+            self._taped_stream = self._tape.stream if self._tape.output is None else self._tape.output
+        self._current = self._tape = None
         self._layer += 1
+
+    def _prove(self, layer: Layer, tape: LayerActivations, mask: Tensor) -> None:
+        """Show that values and feed-forward network look at one token at a time over the whole length."""
+        originals: dict[int, Tensor] = {}
+        if self.structure.channels_first:
+            # The first hidden states are seen before the encoder turns them around.
+            names = ("attended", "normed", "added", "stream", *(("residual",) if self._layer else ()))
+            turned = {}
+            for name in names:
+                tensor = getattr(tape, name)
+                if tensor is not None:
+                    turned[name] = tensor.transpose(1, 2)
+                    originals[id(turned[name])] = tensor
+            tape = replace(tape, **turned)
+        with torch.enable_grad():
+            prove_token_by_token(self._layer, layer, tape, mask, drawn_sets(mask), originals)
 
 
 def read(
@@ -441,8 +555,9 @@ def read(
             raise UnsupportedEncoderError(
                 "the forward pass called its encoders in another order than when their structure was found."
             )
-        readings.append(_Reading(index, structures[index], given_mask(module, args, kwargs), done))
-        readings[-1].ids = _given(module, "input_ids", args, kwargs)
+        readings.append(_Reading(index, structures[index], told_mask(module, args, kwargs, batch), done))
+        ids = _given(module, "input_ids", args, kwargs)
+        readings[-1].ids = ids if ids is not None and ids.dim() == 2 else None
         current.append(readings[-1])
 
     def encoder_left(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -476,14 +591,19 @@ def read(
     for module in _distinct(one.module for structure in structures for one in structure.order):
         handles.append(module.register_forward_pre_hook(entered, with_kwargs=True))
         handles.append(module.register_forward_hook(left, with_kwargs=True))
-    with trace:
+    with ExitStack() as stack:
+        stack.enter_context(trace)
+        if not any(_computes_low(structure.encoder) for structure in structures):
+            # Autocast inside a forward: the analysis is made in the precision of the weights, as it is outside of it.
+            stack.enter_context(FullPrecision(_devices(model)))
         output = call(batch)
     _remove(handles)
     calls = []
     for reading in readings:
         if reading.hidden is None or reading.mask is None or reading.last is None:
             raise reading.another_way()
-        calls.append(EncoderCall(reading.hidden, reading.mask, reading.errors, reading.last, reading.ids))
+        span = reading.mask.shape[1] if reading.proves else reading.structure.span
+        calls.append(EncoderCall(reading.hidden, reading.mask, reading.errors, reading.last, reading.ids, span))
     if len(calls) != len(structures):
         raise UnsupportedEncoderError("the forward pass called fewer encoders than when their structure was found.")
     return ReadForward(output, tuple(calls))
@@ -500,6 +620,15 @@ def _wrong(
 
 def _not_finite(where: str) -> str:
     return f"{where}: the hidden states of real tokens hold NaN or infinity, so there is nothing to attribute."
+
+
+def _computes_low(encoder: nn.Module) -> bool:
+    """Whether an encoder's weights are in half precision."""
+    return any(parameter.dtype in LOW for parameter in encoder.parameters())
+
+
+def _devices(model: nn.Module) -> set[str]:
+    return {parameter.device.type for parameter in model.parameters()} | {"cpu"}
 
 
 def _is_hidden(value: Any) -> bool:

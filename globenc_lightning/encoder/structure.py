@@ -32,7 +32,7 @@ from globenc_lightning.encoder.layers import (
     layer_weights,
     reconstruction_error,
 )
-from globenc_lightning.encoder.norms import Norm, find_norm, tolerance, working
+from globenc_lightning.encoder.norms import Norm, difference, find_norm, tolerance, working
 from globenc_lightning.encoder.trace import AttentionCall
 from globenc_lightning.errors import UnsupportedEncoderError
 
@@ -122,6 +122,8 @@ class Structure:
         causal: whether no token attends to what comes after it.
         errors: the reconstruction error of each layer.
         length: the number of real tokens of the longest example that it was proven with.
+        span: the number of tokens, padding included, over which values and feed-forward networks were shown to look at
+            one token at a time.
         makeup: what the encoder was made of, see :func:`makeup_of`.
         width: the size ``d`` of its hidden states.
     """
@@ -138,6 +140,7 @@ class Structure:
     length: int
     makeup: tuple[Any, ...]
     width: int
+    span: int
 
     @property
     def rule(self) -> str:
@@ -245,16 +248,30 @@ def _resolve(recording: Recording, encoder: nn.Module) -> Structure:
         int(recording.mask.sum(1).max()),
         recording.makeup,
         found[0].activations.residual.shape[-1],
+        recording.mask.shape[1],
     )
 
 
 def makeup_of(encoder: nn.Module) -> tuple[Any, ...]:
-    """The modules of an encoder, and whatever stands in for the forward of one of them.
+    """What an encoder is made of: modules, hooks, whatever stands in for a forward, and flags.
 
     The reconstruction identity sees what the decomposition uses. That values and feed-forward network look at one token
-    at a time is shown by gradients when the structure is found; it has to be shown anew when a module is exchanged.
+    at a time is shown by gradients when the structure is found; it has to be shown anew when one of these changes.
     """
-    return tuple((module, vars(module).get("forward")) for module in encoder.modules())
+    return tuple(
+        (
+            module,
+            type(module),
+            vars(module).get("forward"),
+            tuple(module._forward_pre_hooks.values()),
+            tuple(module._forward_hooks.values()),
+            tuple((name, value) for name, value in vars(module).items() if type(value) in _FLAGS),
+        )
+        for module in encoder.modules()
+    )
+
+
+_FLAGS = (bool, int, float, str, type(None))
 
 
 def misses(index: int, layer: Layer, error: float, allowed: float) -> str:
@@ -392,42 +409,88 @@ def _close(recording: Recording, norms: Mapping[int, Norm], found: list[_Found])
 
 
 def _prove_token_by_token(index: int, layer: Layer, activations: LayerActivations, recording: Recording) -> None:
-    """Show by gradients that values and feed-forward network look at one token at a time."""
-    mask = recording.mask
-    example = int(mask.sum(1).argmax())
-    tokens = mask[example].nonzero().flatten()
-    if len(tokens) < 2:
-        return
-    token = int(tokens[len(tokens) // 2])
-    generator = torch.Generator().manual_seed(0)
-    values = activations.attention.values
+    """Show by gradients that values and feed-forward network of each token look at no other token."""
+    prove_token_by_token(
+        index, layer, activations, recording.mask, separating_sets(recording.mask), recording.originals
+    )
+
+
+def prove_token_by_token(
+    index: int,
+    layer: Layer,
+    activations: LayerActivations,
+    mask: Tensor,
+    sets: Iterable[Tensor],
+    originals: Mapping[int, Tensor] | None = None,
+) -> None:
+    """Show that values and feed-forward network of the tokens of each set depend on no token outside of it.
+
+    Args:
+        index: the layer's index.
+        layer: the layer.
+        activations: its activations, in the autograd graph.
+        mask: (b, s) true for real tokens.
+        sets: (s,) each, true for the tokens of the set.
+        originals: the tensors (b, d, q) that activations are transposed views of, by the identity of the view.
+
+    Raises:
+        UnsupportedEncoderError: naming the layer and what depends on other tokens.
+    """
     after, source = (
         (activations.stream, activations.normed) if layer.rule == POST_LN else (activations.added, activations.attended)
     )
     if after is None or source is None:
         raise AssertionError("a layer that was found has all of its activations")
-    parts = (
-        ("the values", values[example, :, token], activations.residual),
-        ("the feed-forward network", after[example, token], source),
-    )
+    values = activations.attention.values.transpose(1, 2).flatten(2)
+    parts = (("the values", values, activations.residual), ("the feed-forward network", after, source))
+    generator = torch.Generator().manual_seed(0)
+    sets = list(sets)
     for what, part, seen in parts:
-        hidden = recording.originals.get(id(seen), seen)
-        direction = torch.randn(part.shape, generator=generator).to(part)
-        gradient = None
-        if part.requires_grad and hidden.requires_grad:
-            (gradient,) = torch.autograd.grad((part * direction).sum(), hidden, retain_graph=True, allow_unused=True)
-        if gradient is None:
-            raise UnsupportedEncoderError(
-                f"layer {index + 1} ({layer.name}): {what} cannot be followed back to the layer's hidden states."
+        hidden = (originals or {}).get(id(seen), seen)
+        if not part.requires_grad or not hidden.requires_grad:
+            raise UnsupportedEncoderError(_cannot_be_followed(index, layer, what))
+        direction = torch.randn(part.shape, generator=generator, dtype=torch.float32).to(part)
+        direction = direction.masked_fill(~mask.unsqueeze(-1), 0.0)
+        for chosen in sets:
+            inside = chosen.to(mask.device).expand_as(mask)
+            (gradient,) = torch.autograd.grad(
+                part, hidden, direction.masked_fill(~inside.unsqueeze(-1), 0.0), retain_graph=True, allow_unused=True
             )
-        spread = (gradient if hidden is seen else gradient.transpose(1, 2)).abs().amax(-1)
-        inside = float(spread[example, token])
-        spread[example, token] = 0
-        if not float(spread.max()) <= 1e-6 * inside:
-            raise UnsupportedEncoderError(
-                f"layer {index + 1} ({layer.name}): {what} of one token depends on other tokens (a convolution, say); "
-                "the decomposition knows no mixing but attention's."
-            )
+            if gradient is None:
+                raise UnsupportedEncoderError(_cannot_be_followed(index, layer, what))
+            spread = (gradient if hidden is seen else gradient.transpose(1, 2)).abs().amax(-1)
+            largest = spread.masked_fill(~inside, 0.0).amax(1)
+            # What is not finite has no gradient that tells anything; the identity speaks of it.
+            if not bool((spread.masked_fill(inside, 0.0).amax(1) <= 1e-6 * largest).all()):
+                raise UnsupportedEncoderError(
+                    f"layer {index + 1} ({layer.name}): {what} of one token depends on other tokens (a convolution, "
+                    "say); the decomposition knows no mixing but attention's."
+                )
+
+
+def separating_sets(mask: Tensor) -> list[Tensor]:
+    """Sets of tokens that tell every token from every other: for any two, one set holds the first and not the second.
+
+    Args:
+        mask: (b, s) true for real tokens; only its width counts.
+
+    Returns:
+        (s,) each: the tokens whose number has a certain binary digit, and those whose number has not.
+    """
+    place = torch.arange(mask.shape[1])
+    digits = [(place >> digit & 1).bool() for digit in range(max(mask.shape[1] - 1, 0).bit_length())]
+    return [one for digit in digits for one in (digit, ~digit)]
+
+
+def drawn_sets(mask: Tensor) -> list[Tensor]:
+    """Half of the tokens, drawn, and the other half: any mixing over a distance shows, at a fraction of the cost."""
+    generator = torch.Generator().manual_seed(mask.shape[1])
+    half = torch.rand(mask.shape[1], generator=generator) < 0.5
+    return [half, ~half]
+
+
+def _cannot_be_followed(index: int, layer: Layer, what: str) -> str:
+    return f"layer {index + 1} ({layer.name}): {what} cannot be followed back to the layer's hidden states."
 
 
 def _entry(recording: Recording, first_hidden: Tensor) -> tuple[nn.Module, int | str]:
@@ -543,12 +606,11 @@ def _argument(call: ModuleCall) -> tuple[int | str]:
 
 
 def _equal(left: Tensor, right: Tensor, mask: Tensor, scale: Tensor | None = None) -> bool:
-    """Whether two tensors agree at the real tokens, relative to the largest entry of the right one or of a third."""
+    """Whether two tensors agree at the real tokens, each channel relative to itself or to a third tensor's channel."""
     if left.shape != right.shape or left.shape[:2] != mask.shape:
         return False
-    a, b = working(left)[mask], working(right)[mask]
-    size = b if scale is None else working(scale)[mask]
-    return float((a - b).abs().max()) <= tolerance(left.dtype) * float(size.abs().max())
+    size = None if scale is None else working(scale)[mask]
+    return difference(working(left)[mask], working(right)[mask], size) <= tolerance(left.dtype)
 
 
 def _common_path(*names: str) -> str:

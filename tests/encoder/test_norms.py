@@ -174,13 +174,23 @@ def test_parameters_are_read_as_they_stand_now() -> None:
 
 def test_difference() -> None:
     right = torch.tensor([[2.0, -4.0]])
-    assert difference(right + 1, right) == 0.25
+    assert difference(right + 1, right) == 0.5, "each channel by its own size"
+    assert difference(right + 1, right, 2 * right) == 0.25
     assert difference(right, right) == 0
     assert difference(torch.full((1, 2), float("nan")), right) == float("inf")
     assert difference(right, torch.tensor([[2.0, float("inf")]])) == float("inf")
     assert difference(right[:, :1], right) == float("inf")
     assert difference(torch.zeros(0, 2), torch.zeros(0, 2)) == float("inf")
     assert difference(torch.zeros(1, 2), torch.zeros(1, 2)) == 0
+
+
+def test_difference_beside_a_large_channel() -> None:
+    right = torch.tensor([[1.0, 1000.0], [-1.0, 900.0]])
+    wrong = right.clone()
+    wrong[:, 0] *= 2
+    assert difference(wrong, right) > 100 * tolerance(torch.float32)
+    # What rounding in float32 makes of the large channel says nothing of the small one.
+    assert difference(right + 1000 * torch.finfo(torch.float32).eps, right) < tolerance(torch.float32)
 
 
 def test_working_precision() -> None:
