@@ -361,10 +361,9 @@ def _analyze(
         # whole text than for its beginning.
         _find(reader, batch, lengths)
         found = _forward_and_backward(reader, batch, settings, keep_maps)
-    reader.structures = tuple(
-        structure if structure.span == call.span else replace(structure, span=call.span)
-        for structure, call in zip(reader.structures, found.calls, strict=True)
-    )
+    pairs = list(zip(reader.structures, found.calls, strict=True))
+    if any(structure.span != call.span for structure, call in pairs):
+        reader.structures = tuple(replace(structure, span=call.span) for structure, call in pairs)
     records = [
         _record(structure, call, layers, saliency, head, found.logits, special, settings)
         for structure, call, layers, saliency, head in zip(

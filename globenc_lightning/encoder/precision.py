@@ -1,8 +1,8 @@
 """Run a model in full precision, whatever it was written for.
 
-A structure that rounding hides is no structure that was proven: beside one large channel, bfloat16 cannot tell a residual
-connection from a scaled one. So the structure of an encoder is found and proven in float32 (float64 where the model is),
-one operation at a time: nothing of the model is copied or changed.
+A structure that rounding hides is no structure that was proven: beside one large channel, bfloat16 cannot tell a
+residual connection from a scaled one. So the structure of an encoder is found and proven in float32 (float64 where the
+model is), one operation at a time: nothing of the model is copied or changed.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -328,7 +328,7 @@ def seen_tokens(mask: Tensor) -> Tensor:
     additive = mask.is_floating_point() and not bool((mask > 0).any())
     allowed = mask > -1e3 if additive else mask.bool()
     allowed = allowed if allowed.dim() == 3 else allowed.any(1)
-    b, q, k = allowed.shape
+    q, k = allowed.shape[1:]
     if q != k or k == 1:
         return allowed.any(1)
     itself = torch.eye(k, dtype=torch.bool, device=mask.device)
@@ -500,17 +500,16 @@ class _Reading:
     def _prove(self, layer: Layer, tape: LayerActivations, mask: Tensor) -> None:
         """Show that values and feed-forward network look at one token at a time over the whole length."""
         originals: dict[int, Tensor] = {}
-        if self.structure.channels_first:
-            # The first hidden states are seen before the encoder turns them around.
-            names = ("attended", "normed", "added", "stream", *(("residual",) if self._layer else ()))
-            turned = {}
-            for name in names:
+        turned: dict[str, Any] = {}
+        # The first hidden states are seen before the encoder turns them around.
+        names = ("attended", "normed", "added", "stream", *(("residual",) if self._layer else ()))
+        with torch.enable_grad():
+            for name in names if self.structure.channels_first else ():
                 tensor = getattr(tape, name)
                 if tensor is not None:
                     turned[name] = tensor.transpose(1, 2)
                     originals[id(turned[name])] = tensor
             tape = replace(tape, **turned)
-        with torch.enable_grad():
             prove_token_by_token(self._layer, layer, tape, mask, drawn_sets(mask), originals)
 
 
