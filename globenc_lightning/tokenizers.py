@@ -356,9 +356,11 @@ def _replaced(ids: list[int], pieces: list[_Piece], tokenizer: Any) -> list[str]
     while start < len(pieces):
         for end in range(start + 1, min(start + _LONGEST, len(pieces)) + 1):
             text = _decoded(tokenizer, "decode", ids[start:end])
-            kept = "".join(piece.spelling for piece in pieces[start:end]).split("\ufffd")
-            if text and "\ufffd" not in text and all(part.strip() in text for part in kept):
-                space = SPACE if kept[0].startswith(" ") and not text.startswith(" ") else ""
+            spelled = "".join(piece.spelling for piece in pieces[start:end])
+            # Every character takes the place of a sign at least; the others stay.
+            whole = text is not None and "\ufffd" not in text and 0 < len(text) <= len(spelled)
+            if text and whole and all(part.strip() in text for part in spelled.split("\ufffd")):
+                space = SPACE if spelled.startswith(" ") and not text.startswith(" ") else ""
                 names[start:end] = [space + _shown(text), *[CONTINUED] * (end - start - 1)]
                 start = end - 1
                 break
