@@ -189,7 +189,11 @@ class _Vocabulary:
         if byte := _FALLBACK.fullmatch(text):
             return _of_bytes(text, text, bytes.fromhex(byte[1]))
         if token in self.added:
-            return _Piece(text, text, _shown(text), within=False)
+            # A text that somebody wrote: its own spaces are no part of a spelling.
+            inner = text.strip(" ")
+            name = " ".join(map(_shown, inner.split(" ")))
+            before, after = text.split(inner, 1) if inner else (text, "")
+            return _Piece(text, text, f"{_shown(before)}{name}{_shown(after)}", within=False)
         body = text.removesuffix(self.word_end) if self.word_end else text
         ends = body != text
         # A vocabulary may hold the mark of a word's end alone.

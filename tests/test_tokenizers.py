@@ -288,10 +288,10 @@ def test_word_pieces_stay(tokenizer: Any) -> None:
 
 def test_added_and_special_tokens_are_as_they_were_given() -> None:
     some = byte_level_tokenizer(TEXTS)
-    some.add_tokens(["éclair", "Ġ|", "  "])
+    some.add_tokens(["éclair", "Ġ|", "  ", " of two\twords", "\n\n"])
     some.add_special_tokens({"additional_special_tokens": ["<ÃŁ>", "<two words>"]})
-    ids = some.convert_tokens_to_ids(["éclair", "Ġ|", "  ", "<ÃŁ>", "<two words>"])
-    assert tokens_of(ids, some) == ["éclair", "Ġ|", "▁▁", "<ÃŁ>", "<two words>"]
+    ids = some.convert_tokens_to_ids(["éclair", "Ġ|", "  ", " of two\twords", "\n\n", "<ÃŁ>", "<two words>"])
+    assert tokens_of(ids, some) == ["éclair", "Ġ|", "▁▁", "▁of two⇥words", "↵↵", "<ÃŁ>", "<two words>"]
 
 
 def test_special_tokens_that_cannot_be_seen_are_shown_by_their_role() -> None:
