@@ -189,11 +189,7 @@ class _Vocabulary:
         if byte := _FALLBACK.fullmatch(text):
             return _of_bytes(text, text, bytes.fromhex(byte[1]))
         if token in self.added:
-            # A text that somebody wrote: its own spaces are no part of a spelling.
-            inner = text.strip(" ")
-            name = " ".join(map(_shown, inner.split(" ")))
-            before, after = text.split(inner, 1) if inner else (text, "")
-            return _Piece(text, text, f"{_shown(before)}{name}{_shown(after)}", within=False)
+            return _Piece(text, text, _as_written(text), within=False)
         body = text.removesuffix(self.word_end) if self.word_end else text
         ends = body != text
         # A vocabulary may hold the mark of a word's end alone.
@@ -203,7 +199,7 @@ class _Vocabulary:
             if all(letter in letters for letter in body):
                 data = bytes(letters[letter] for letter in body)
                 return _of_bytes(text, body, data, bool(self.byte_level) or body.isascii(), ends)
-        return _Piece(text, body, _shown(body), ends=ends)
+        return _Piece(text, body, _as_written(body), ends=ends)
 
     def _role(self, token: int, text: str) -> str:
         """What a special token that cannot be seen is for: CANINE's are private code points."""
@@ -268,6 +264,13 @@ def _of_bytes(spelling: str, body: str, data: bytes, certain: bool = True, ends:
 
 def _shown(text: str) -> str:
     return text.replace("\r\n", "\n").translate(_SIGNS)
+
+
+def _as_written(text: str) -> str:
+    """The name of a token that is spelled as its text: spaces inside are the text's own."""
+    inner = text.strip(" ")
+    before, after = text.split(inner, 1) if inner else (text, "")
+    return f"{_shown(before)}{' '.join(map(_shown, inner.split(' ')))}{_shown(after)}"
 
 
 def _named(ids: list[int], vocabulary: _Vocabulary) -> list[str]:
