@@ -386,7 +386,12 @@ class GlobEncCallback(Callback):
         if self.probe is None or self.probe.tokens == self.probe.with_tokens(None).tokens:
             return
         tokenizer = self._within_reach(trainer, pl_module)
-        if tokenizer is not None and self.probe.with_tokens(tokenizer).tokens != self.probe.tokens:
+        if tokenizer is None:
+            return
+        if self.probe.is_named_by(tokenizer):
+            # Earlier versions stored the tokenizer's internal spelling.
+            self.probe = self.probe.with_tokens(tokenizer)
+        else:
             self._say(
                 "GlobEncCallback: the tokenizer is not the one that the probe in the checkpoint was made with. The "
                 "probe and its tokens are kept, so that the curves and filmstrips go on."

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from globenc_lightning.encoder.calling import LABELS
 from globenc_lightning.errors import EmptyProbeError, GlobEncWarning, ProbeError
-from globenc_lightning.tokenizers import tokens_of
+from globenc_lightning.tokenizers import naming, spelling_of
 
 Row = dict[str, Any]
 
@@ -235,20 +235,35 @@ class ProbeSet:
         }
 
     def with_tokens(self, tokenizer: Any | None) -> "ProbeSet":
-        """The same examples with the tokens of a tokenizer, or with token ids if it is None."""
+        """The same examples with the tokens of a tokenizer (see ``tokens_of``), or with token ids if it is None."""
+        name = naming(tokenizer)
+        # An unknown or masked word stands for a word of the text.
+        words = {getattr(tokenizer, "unk_token_id", None), getattr(tokenizer, "mask_token_id", None)}
+        known = set(getattr(tokenizer, "all_special_ids", ())) - words
         tokens, special = [], []
-        for row in self.rows:
-            main = main_input(row)
-            ids = row[main].tolist() if main is not None and main.endswith("input_ids") else []
-            tokens.append(tuple(tokens_of(ids, tokenizer)))
+        for row, ids in zip(self.rows, self._ids(), strict=True):
+            tokens.append(tuple(name(ids)))
             marks = row.get("special_tokens_mask")
             if marks is None and tokenizer is not None:
-                # An unknown or masked word stands for a word of the text.
-                words = {getattr(tokenizer, "unk_token_id", None), getattr(tokenizer, "mask_token_id", None)}
-                known = set(getattr(tokenizer, "all_special_ids", ())) - words
                 marks = torch.tensor([token in known for token in ids])
             special.append(None if marks is None else marks.bool())
         return replace(self, tokens=tuple(tokens), special=tuple(special))
+
+    def is_named_by(self, tokenizer: Any) -> bool:
+        """Whether its tokens are those of a tokenizer, as they are named now or as earlier versions spelled them."""
+        name = naming(tokenizer)
+        return all(
+            tokens == tuple(name(ids)) or tokens == tuple(spelling_of(ids, tokenizer))
+            for tokens, ids in zip(self.tokens, self._ids(), strict=True)
+        )
+
+    def _ids(self) -> list[list[int]]:
+        """Every example's token ids, as many as it has."""
+        mains = [main_input(row) for row in self.rows]
+        return [
+            row[main].tolist() if main is not None and main.endswith("input_ids") else []
+            for row, main in zip(self.rows, mains, strict=True)
+        ]
 
     def batches(self, max_tokens: int = 4096, chosen: Sequence[int] | None = None) -> Iterator[tuple[list[int], Row]]:
         """The examples in batches of similar length, so that little work goes into padding.

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from globenc_lightning import GlobEncCallback, ProbeSet
+from globenc_lightning.tokenizers import spelling_of
 from tests.neutrality import EveryStep, equal
 from tests.test_callback import MONITORED, assert_same, given_batch, probed_ids
 from tests.training import (
@@ -32,6 +33,7 @@ from tests.training import (
     said,
     tokenizer,
 )
+from tests.vocabulary import byte_level_tokenizer
 
 FILMSTRIP = "globenc/filmstrip/example_00"
 
@@ -418,3 +420,28 @@ def test_unknown_length_and_snapshots_on_resume(tmp_path: Path) -> None:
     trainer.fit(Steps(), loader(Sentences(16, seed=1)), loader(Stream(Sentences())), ckpt_path=path)
     assert [entry.step for entry in callback.history] == [0, 1, 3]
     assert len(snapshots.weights) == 1
+
+
+@pytest.mark.parametrize("stored", ["now", "earlier"])
+def test_tokens_in_the_spelling_of_earlier_versions_are_the_same_tokenizers(tmp_path: Path, stored: str) -> None:
+    bytewise = byte_level_tokenizer(["café naïve"], 258)
+    texts = ["é a", "ï"]
+    callback = GlobEncCallback(texts, tokenizer=bytewise, heatmap_examples=0)
+    fit(Steps(classifier(vocab_size=260)), callback, max_epochs=1)
+    probe = callback.probe
+    assert probe is not None
+    assert probe.tokens == (("é", "⋯", "▁", "a"), ("ï", "⋯"))
+    earlier = tuple(tuple(spelling_of(row["input_ids"], bytewise)) for row in probe.rows)
+    assert earlier == (("Ã", "©", "Ġ", "a"), ("Ã", "¯"))
+    state = callback.state_dict()
+    if stored == "earlier":
+        state["probe"]["tokens"] = [list(tokens) for tokens in earlier]
+    for given, told in ((bytewise, False), (byte_level_tokenizer(["other"], 262), False), (tokenizer(), True)):
+        resumed = GlobEncCallback(texts, tokenizer=given, heatmap_examples=0)
+        resumed.load_state_dict(copy.deepcopy(state))
+        with said() as messages:
+            fit(Steps(classifier(vocab_size=260)), resumed, max_epochs=1)
+        assert any("the tokenizer is not the one" in message for message in messages) == told
+        assert resumed.probe is not None
+        # Text takes the place of the spelling, where the tokenizer is known to be the same.
+        assert resumed.probe.tokens == (earlier if told and stored == "earlier" else probe.tokens)

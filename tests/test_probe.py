@@ -1,5 +1,6 @@
 import copy
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from transformers import BatchEncoding
 from globenc_lightning import ProbeSet, attribute
 from globenc_lightning.errors import ProbeError
 from globenc_lightning.probe import is_by_token
+from globenc_lightning.tokenizers import spelling_of
 from tests import models
-from tests.vocabulary import bert_tokenizer
+from tests.vocabulary import bert_tokenizer, byte_level_tokenizer
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "joy", "to", "watch", "dull", "##er", "film", ".")
 
@@ -440,3 +442,22 @@ def test_tokens_can_be_named_later(tokenizer: Any) -> None:
 def test_ids_that_no_tokenizer_knows(tokenizer: Any) -> None:
     probe = ProbeSet.from_batch({"input_ids": torch.tensor([[2, 6, 500, 10**12, -1, 3]])}, tokenizer=tokenizer)
     assert probe.tokens == (("[CLS]", "joy", "500", "1000000000000", "-1", "[SEP]"),)
+
+
+def test_tokens_are_text_however_the_examples_were_given() -> None:
+    bytewise = byte_level_tokenizer(["Das Café"], 300)
+    probe = ProbeSet.from_texts(["Das Café", "語"], bytewise)
+    assert probe.tokens == (("Das", "▁Café"), ("語", "⋯", "⋯"))
+    batch = bytewise(["Das Café", "語"], padding=True, return_tensors="pt")
+    assert ProbeSet.from_batch(batch, tokenizer=bytewise).tokens == probe.tokens
+    assert ProbeSet.from_batch(batch).with_tokens(bytewise).tokens == probe.tokens
+
+
+def test_a_tokenizer_is_known_by_its_names_and_by_its_spelling(tokenizer: Any) -> None:
+    bytewise = byte_level_tokenizer(["Das Café"], 300)
+    probe = ProbeSet.from_texts(["Das Café", "語"], bytewise)
+    spelled = replace(probe, tokens=tuple(tuple(spelling_of(row["input_ids"], bytewise)) for row in probe.rows))
+    assert spelled.tokens[0] == ("Das", "ĠCafÃ©")
+    for known in (probe, spelled):
+        assert known.is_named_by(bytewise)
+        assert not known.is_named_by(tokenizer)

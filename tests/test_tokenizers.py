@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, ByT5Tokenizer, CanineTokenizer
 
-from globenc_lightning.tokenizers import as_tokenizer, find_tokenizer, tokens_of
+from globenc_lightning.tokenizers import as_tokenizer, find_tokenizer, naming, spelling_of, tokens_of
 from tests import models
-from tests.vocabulary import bert_tokenizer
+from tests.vocabulary import bert_tokenizer, byte_level_tokenizer, sentencepiece_tokenizer
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "joy", "to", "watch", "dull", "##er", "film", ".")
 
@@ -164,3 +164,172 @@ def test_ids_that_the_tokenizer_does_not_know(tokenizer: Any) -> None:
 def test_tokens_are_strings_even_in_a_hole_of_the_vocabulary() -> None:
     holes = bert_tokenizer({word: 2 * index for index, word in enumerate(WORDS)})
     assert all(isinstance(token, str) for token in tokens_of(range(-2, 30), holes))
+
+
+# Text that people can read
+
+TEXTS = ("Das Café ist schön", "Привет мир", "Καλημέρα", "日本語のテスト", "naïve 🦄 ёлка", "مرحبا بالعالم")
+
+
+class PythonOnly:
+    """A tokenizer without a part of the tokenizers library, as those that come with a model's own code."""
+
+    def __init__(self, inner: Any, decodes: Any = None) -> None:
+        self.inner, self.decodes = inner, decodes
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def convert_ids_to_tokens(self, token: int) -> Any:
+        return self.inner.convert_ids_to_tokens(token)
+
+    def decode(self, ids: list[int]) -> Any:
+        return self.inner.decode(ids) if self.decodes is None else self.decodes(ids)
+
+
+def in_bytes(text: str) -> list[bytes]:
+    """A text in tokens of two bytes."""
+    data = text.encode()
+    return [data[place : place + 2] for place in range(0, len(data), 2)]
+
+
+class Pieces:
+    """A tokenizer of given pieces, whatever they are."""
+
+    def __init__(self, pieces: Any, decode: Any = None) -> None:
+        self.pieces = list(pieces)
+        if decode is not None:
+            self.decode = decode
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def convert_ids_to_tokens(self, token: int) -> Any:
+        return self.pieces[token]
+
+
+KINDS = {
+    "byte level": lambda: byte_level_tokenizer(TEXTS),
+    "byte level, single bytes": lambda: byte_level_tokenizer(TEXTS, 258),
+    "byte level, no decoder": lambda: byte_level_tokenizer(TEXTS, 280, decodes=False),
+    "byte level, Python only": lambda: PythonOnly(byte_level_tokenizer(TEXTS, 280)),
+    "sentence pieces": lambda: sentencepiece_tokenizer(TEXTS, 360),
+    "sentence pieces, bytes": lambda: sentencepiece_tokenizer(["Das ist"]),
+    "sentence pieces, bytes, Python only": lambda: PythonOnly(sentencepiece_tokenizer(["Das ist"])),
+    "word ends": lambda: byte_level_tokenizer(TEXTS, 700, word_end="</w>"),
+    "word ends, pieces": lambda: byte_level_tokenizer(TEXTS, 520, word_end="</w>"),
+    "ByT5": ByT5Tokenizer,
+    "CANINE": CanineTokenizer,
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Any:
+    return KINDS[request.param]()
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_names_of_a_text_are_the_text(kind: Any, text: str) -> None:
+    encode = getattr(kind, "inner", kind)
+    ids = encode(text, add_special_tokens=False)["input_ids"]
+    names = tokens_of(ids, kind)
+    assert len(names) == len(ids)
+    assert all(names)
+    assert "".join(names).replace("⋯", "").replace("▁", " ").strip() == text
+    # A word after a space begins with the mark, and nothing else holds it.
+    assert [name for name in names if "▁" in name[1:]] == []
+    assert naming(kind)(ids) == names
+
+
+def test_a_character_is_shown_by_its_first_token() -> None:
+    single = byte_level_tokenizer([], 258)
+    assert tokens_of(single("e\u0301x")["input_ids"], single) == ["e", "\u0301", "⋯", "x"]
+    assert tokens_of(single("é 語!")["input_ids"], single) == ["é", "⋯", "▁", "語", "⋯", "⋯", "!"]
+    halves = Pieces(in_bytes("a語éb語"))
+    assert tokens_of(range(len(halves)), halves) == ["a語", "⋯", "é", "b語", "⋯"]
+    assert tokens_of([0, 1], Pieces([b"\xc3", b"\xa9\xc3"])) == ["é", "⋯<0xC3>"]
+    assert tokens_of([0, 1, 2], Pieces([b"\xe8\xaa", b"\x9e\xe8", b"\xaa\x9e"])) == ["語", "⋯語", "⋯"]
+
+
+def test_bytes_that_make_no_character() -> None:
+    single = byte_level_tokenizer([], 258)
+    ids = single("語語")["input_ids"]
+    cut = [ids[0], ids[1], single.bos_token_id, ids[2], ids[3]]
+    assert tokens_of(cut, single) == ["<0xE8>", "<0xAA>", "<s>", "<0x9E>", "<0xE8>"]
+    spelled = sentencepiece_tokenizer(["Das ist"])
+    assert tokens_of(spelled.convert_tokens_to_ids(["<0xE2>", "▁Das", "<0xFF>"]), spelled) == [
+        "<0xE2>",
+        "▁Das",
+        "<0xFF>",
+    ]
+
+
+def test_line_ends_and_tabs_are_seen() -> None:
+    for some in (byte_level_tokenizer([], 258), sentencepiece_tokenizer(["Das ist"]), CanineTokenizer()):
+        ids = some("a\n\tb\r\nc", add_special_tokens=False)["input_ids"]
+        assert "".join(tokens_of(ids, some)).lstrip("▁") == "a↵⇥b↵↵c"
+    assert tokens_of([0, 1], Pieces([b"\r\n", "\n\n"])) == ["↵", "↵↵"]
+
+
+def test_word_ends_become_word_beginnings() -> None:
+    pieces = ["<s>", "Caf", "é</w>", "is", "t</w>", "</w>", "gut</w>"]
+    assert tokens_of(range(1, 7), Pieces(pieces)) == ["▁Caf", "é", "▁is", "t", "▁</w>", "▁gut"]
+    clip = byte_level_tokenizer(["Das Café"], 400, word_end="</w>")
+    ids = [clip.bos_token_id, *clip("Das Café", add_special_tokens=False)["input_ids"], clip.pad_token_id]
+    assert tokens_of(ids, clip) == ["<s>", "▁Das", "▁Café", "<pad>"]
+
+
+def test_word_pieces_stay(tokenizer: Any) -> None:
+    german = bert_tokenizer({word: place for place, word in enumerate((*WORDS, "Ã©", "##é", "Ġ", "ñandú"))})
+    ids = german.convert_tokens_to_ids(["[CLS]", "Ã©", "##é", "Ġ", "ñandú", "[SEP]"])
+    assert tokens_of(ids, german) == ["[CLS]", "Ã©", "##é", "Ġ", "ñandú", "[SEP]"]
+    assert tokens_of(ids, PythonOnly(german)) == tokens_of(ids, german)
+
+
+def test_added_and_special_tokens_are_as_they_were_given() -> None:
+    some = byte_level_tokenizer(TEXTS)
+    some.add_tokens(["éclair", "Ġ|", "  ", " of two\twords", "\n\n"])
+    some.add_special_tokens({"additional_special_tokens": ["<ÃŁ>", "<two words>"]})
+    ids = some.convert_tokens_to_ids(["éclair", "Ġ|", "  ", " of two\twords", "\n\n", "<ÃŁ>", "<two words>"])
+    assert tokens_of(ids, some) == ["éclair", "Ġ|", "▁▁", "▁of two⇥words", "↵↵", "<ÃŁ>", "<two words>"]
+
+
+def test_special_tokens_that_cannot_be_seen_are_shown_by_their_role() -> None:
+    some = CanineTokenizer()
+    assert tokens_of(some("é")["input_ids"], some) == ["[CLS]", "é", "[SEP]"]
+
+
+@pytest.mark.parametrize(
+    "said", [lambda ids: 1 / 0, lambda ids: 3, lambda ids: "something else", lambda ids: None, lambda ids: ["é"]]
+)
+def test_a_decoder_that_fails_leaves_the_spelling(said: Any) -> None:
+    some = PythonOnly(byte_level_tokenizer(["Das Café"]), said)
+    ids = some.inner("Das Café")["input_ids"]
+    assert tokens_of(ids, some) == spelling_of(ids, some) == ["Das", "ĠCafÃ©"]
+    assert tokens_of([0, 1], Pieces(["▁a\ufffd", "\ufffd"], said)) == ["▁a\ufffd", "\ufffd"]
+
+
+def test_characters_that_the_tokenizer_replaced_are_decoded_together() -> None:
+    data = [" é".encode()[:2], "é".encode()[1:], b"!", *in_bytes("語x")]
+    some = Pieces(
+        [part.decode("utf-8", "replace") for part in data],
+        lambda ids: b"".join(data[place] for place in ids).decode("utf-8", "replace"),
+    )
+    assert spelling_of(range(5), some) == [" \ufffd", "\ufffd", "!", "\ufffd", "\ufffdx"]
+    assert tokens_of(range(5), some) == ["▁é", "⋯", "!", "語x", "⋯"]
+
+
+def test_what_is_no_token_is_shown_as_a_number() -> None:
+    some = Pieces(["a", None, "", b"", "b"])
+    assert tokens_of([0, 1, 2, 3, 4, 5, -1], some) == ["a", "1", "2", "3", "b", "5", "-1"]
+
+
+def test_a_tokenizer_that_raises_for_an_id(tokenizer: Any) -> None:
+    assert tokens_of([6, 7], Raises(tokenizer)) == ["joy", "7"]
+
+
+class Raises(PythonOnly):
+    def convert_ids_to_tokens(self, token: int) -> Any:
+        if token == 7:
+            raise IndexError("piece id is out of range")
+        return super().convert_ids_to_tokens(token)

@@ -2,7 +2,8 @@
 
 Pictures are plain `numpy.uint8` arrays (height, width, 3). Text is rendered by Pillow into small coverage masks, which
 are cached, since a probe set shows the same tokens at every validation. Matplotlib lends its fonts and its colour
-tables and is imported when the first picture is drawn.
+tables and is imported when the first picture is drawn. Characters that its font does not have are drawn with a font of
+the system, where there is one (`fonts`).
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from globenc_lightning.report import fonts as system_fonts
+from globenc_lightning.report.fonts import Fonts
 
 Picture = NDArray[np.uint8]
 """A picture (height, width, 3) or a coverage mask (height, width)."""
@@ -41,21 +44,12 @@ _SLANT = math.radians(45)
 @lru_cache(maxsize=64)
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """Return DejaVu Sans, from the copy that comes with matplotlib, at `size` pixels."""
-    return ImageFont.truetype(str(_font_file(bold)), size)
+    return ImageFont.truetype(str(system_fonts.dejavu(bold)), size)
 
 
-def _font_file(bold: bool) -> Path:
-    import matplotlib
-
-    return Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
-
-
-@lru_cache(maxsize=1)
-def _drawable() -> frozenset[int]:
-    from matplotlib.ft2font import FT2Font
-
-    regular, bold = (frozenset(FT2Font(str(_font_file(bold))).get_charmap()) for bold in (False, True))
-    return regular & bold
+def _drawable() -> Fonts:
+    """The code points that can be drawn."""
+    return system_fonts.installed()
 
 
 @lru_cache(maxsize=16)
@@ -66,24 +60,25 @@ def colour_table(name: str) -> Picture:
     return np.round(matplotlib.colormaps[name](np.arange(256))[:, :3] * 255).astype(np.uint8)
 
 
-def readable(text: str, limit: int | None = None) -> str:
+def readable(text: str, limit: int | None = None, fonts: Fonts | None = None) -> str:
     r"""Rewrite `text` so that every part of it can be seen on one line.
 
-    Control characters become their Python escape (`\n`, `\x00`), everything without a visible glyph in the font (CJK,
-    most emoji, zero-width and direction marks, lone surrogates) becomes its code point (`U+4E2D`, runs as
-    `U+4E2D+6587`, `‹U+4E2D›` beside other text), spaces at either end become `␣`, and the empty string becomes
-    `(empty)`.
+    Control characters become their Python escape (`\n`, `\x00`), everything without a visible glyph in any font of this
+    machine (zero-width and direction marks, lone surrogates; CJK and most emoji where no font for them is installed)
+    becomes its code point (`U+4E2D`, runs as `U+4E2D+6587`, `‹U+4E2D›` beside other text), spaces at either end become
+    `␣`, and the empty string becomes `(empty)`.
 
     Args:
         text: Any string, a token or a title.
         limit: Largest number of characters in the result; the last one is then an ellipsis. None: no limit.
+        fonts: The fonts beside DejaVu Sans that it will be drawn with; those of this machine when None.
 
     Returns:
         The text to draw.
     """
     if not text:
         return "(empty)"
-    return _rewritten(text if limit is None else text[: limit + 1], limit, True)
+    return _rewritten(text if limit is None else text[: limit + 1], limit, fonts or _drawable())
 
 
 def visible(text: str, limit: int | None = None) -> str:
@@ -98,11 +93,11 @@ def visible(text: str, limit: int | None = None) -> str:
     """
     if not text:
         return "(empty)"
-    return _rewritten(text if limit is None else text[: limit + 1], limit, False)
+    return _rewritten(text if limit is None else text[: limit + 1], limit, None)
 
 
 @lru_cache(maxsize=8192)
-def _rewritten(text: str, limit: int | None, drawn: bool) -> str:
+def _rewritten(text: str, limit: int | None, fonts: Fonts | None) -> str:
     inner = text.strip(" ")
     start = len(text) - len(text.lstrip(" "))
     runs: list[tuple[bool, str]] = []
@@ -110,7 +105,7 @@ def _rewritten(text: str, limit: int | None, drawn: bool) -> str:
         category = unicodedata.category(character)
         if category == "Cc":
             piece, coded = character.encode("unicode_escape").decode("ascii"), False
-        elif character != " " and (category[0] in "CZ" or (drawn and ord(character) not in _drawable())):
+        elif character != " " and (category[0] in "CZ" or (fonts is not None and ord(character) not in fonts)):
             piece, coded = f"+{ord(character):04X}", True
         else:
             piece, coded = character, False
@@ -135,24 +130,66 @@ def text_width(text: str, size: int, bold: bool = False) -> int:
     return text_mask(text, size, bold).shape[1]
 
 
-@lru_cache(maxsize=4096)
 def text_mask(text: str, size: int, bold: bool = False) -> Picture:
     """Render one line of text as a coverage mask (line height, width) of uint8; treat the result as read-only."""
+    return _text_mask(text, size, bold, _drawable())
+
+
+@lru_cache(maxsize=4096)
+def _text_mask(text: str, size: int, bold: bool, fonts: Fonts) -> Picture:
+    runs = fonts.runs(text)
+    if all(file is None for _, file in runs):
+        mask = _own_mask(text, size, bold)
+    else:
+        mask = np.concatenate(
+            [_own_mask(run, size, bold) if file is None else _other_mask(run, size, file) for run, file in runs], axis=1
+        )
+    mask.flags.writeable = False
+    return mask
+
+
+def _own_mask(text: str, size: int, bold: bool) -> Picture:
+    """One line of text in DejaVu Sans."""
     face = font(size, bold)
     ascent, descent = face.getmetrics()
     left, _, right, _ = face.getbbox(text, anchor="ls")
     left, right = min(math.floor(left), 0), max(math.ceil(right), math.ceil(face.getlength(text)), 1)
     image = Image.new("L", (right - left, ascent + descent))
     ImageDraw.Draw(image).text((-left, ascent), text, fill=255, font=face, anchor="ls")
-    mask = np.asarray(image)
-    mask.flags.writeable = False
+    return np.asarray(image)
+
+
+def _other_mask(text: str, size: int, file: str) -> Picture:
+    """One line of text in a font of the system, made smaller where its letters are higher than a line."""
+    ascent, descent = font(size).getmetrics()
+    try:
+        face, native = system_fonts.face(file, size)
+        inked, base = system_fonts.ink(text, face)
+    except Exception:
+        # A single letter was drawn, the run of them is not: at least its code points are seen.
+        return _own_mask("".join(f"‹U+{ord(character):04X}›" for character in text), size, False)
+    below = inked.height - base
+    ratio = min(size / native, *(room / has for room, has in ((ascent, base), (descent, below)) if has > 0))
+    if ratio != 1:
+        shape = (max(1, round(inked.width * ratio)), max(1, round(inked.height * ratio)))
+        inked = inked.resize(shape, Image.Resampling.BOX if ratio < 0.5 else Image.Resampling.BILINEAR)
+    mask = np.zeros((ascent + descent, inked.width), dtype=np.uint8)
+    top = min(max(0, ascent - round(base * ratio)), ascent + descent - inked.height)
+    mask[top : top + inked.height] = np.asarray(inked)
     return mask
 
 
+def _length(text: str, size: int, bold: bool, fonts: Fonts) -> float:
+    """The width of a text in pixels, in fractions where one font draws it."""
+    if all(file is None for _, file in fonts.runs(text)):
+        return font(size, bold).getlength(text)
+    return _text_mask(text, size, bold, fonts).shape[1]
+
+
 @lru_cache(maxsize=4096)
-def _slanted_mask(text: str, size: int) -> tuple[Picture, int, int]:
+def _slanted_mask(text: str, size: int, fonts: Fonts) -> tuple[Picture, int, int]:
     """Render text rising to the right at 45 degrees: the mask and where in it (x, y) the text ends."""
-    wide = Image.fromarray(text_mask(text, size * _SUPERSAMPLING))
+    wide = Image.fromarray(_text_mask(text, size * _SUPERSAMPLING, False, fonts))
     turned = wide.rotate(math.degrees(_SLANT), resample=Image.Resampling.BILINEAR, expand=True)
     end_x = (turned.width + wide.width * math.cos(_SLANT)) / 2 / _SUPERSAMPLING
     end_y = (turned.height - wide.width * math.sin(_SLANT)) / 2 / _SUPERSAMPLING
@@ -173,7 +210,7 @@ def stamp(picture: Picture, mask: Picture, x: int, y: int, ink: tuple[int, int, 
     place[:] = place + (np.array(ink, dtype=np.int32) - place) * cover // 255
 
 
-def wrap(text: str, size: int, width: int, bold: bool = False) -> list[str]:
+def wrap(text: str, size: int, width: int, bold: bool = False, fonts: Fonts | None = None) -> list[str]:
     """Break `text` into lines of at most `width` pixels, at spaces and line ends, inside a word where it must be.
 
     Args:
@@ -181,23 +218,25 @@ def wrap(text: str, size: int, width: int, bold: bool = False) -> list[str]:
         size: Font size in pixels.
         width: Room in pixels.
         bold: Whether the bold face is used.
+        fonts: The fonts beside DejaVu Sans that it will be drawn with; those of this machine when None.
 
     Returns:
         The lines, readable, in order; none for an empty text.
     """
+    fonts = fonts or _drawable()
     lines: list[str] = []
     for paragraph in text.splitlines():
         line = ""
-        for word in readable(paragraph).split(" ") if paragraph else [""]:
+        for word in readable(paragraph, fonts=fonts).split(" ") if paragraph else [""]:
             longer = f"{line} {word}" if line else word
-            if font(size, bold).getlength(longer) <= width:
+            if _length(longer, size, bold, fonts) <= width:
                 line = longer
                 continue
             if line:
                 lines.append(line)
-            while font(size, bold).getlength(word) > width and len(word) > 1:
+            while _length(word, size, bold, fonts) > width and len(word) > 1:
                 fitting = len(word) - 1
-                while fitting > 1 and font(size, bold).getlength(word[:fitting]) > width:
+                while fitting > 1 and _length(word[:fitting], size, bold, fonts) > width:
                     fitting -= 1
                 lines.append(word[:fitting])
                 word = word[fitting:]
@@ -314,7 +353,7 @@ def column_labels(tokens: Sequence[str], cell: int, left: int, top: int) -> list
     if slope == 0:
         return [Label(mask, x - mask.shape[1] // 2, top) for mask, x in zip(masks, centres, strict=True)]
     if slope == 45:
-        slanted = [_slanted_mask(texts[column], size) for column in shown]
+        slanted = [_slanted_mask(texts[column], size, _drawable()) for column in shown]
         lowest = min(end_y for _, _, end_y in slanted)
         return [
             Label(mask, x - end_x + 3, top + lowest - end_y)

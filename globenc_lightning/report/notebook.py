@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from globenc_lightning.report import canvas
 from globenc_lightning.report.heatmap import TABLE
 from globenc_lightning.report.images import EXTENSION, READOUT_NAMES, rollout_name
-from globenc_lightning.tokenizers import tokens_of
+from globenc_lightning.tokenizers import naming
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,7 +119,8 @@ def _names(found: Attributions, masks: NDArray[np.bool_], tokens: Any) -> list[l
     if tokens is None or hasattr(tokens, "convert_ids_to_tokens"):
         if ids is None:
             return [[str(place) for place in np.flatnonzero(mask)] for mask in masks]
-        return [tokens_of([int(one) for one in row[mask]], tokens) for row, mask in zip(ids, masks, strict=True)]
+        name = naming(tokens)
+        return [name([int(one) for one in row[mask]]) for row, mask in zip(ids, masks, strict=True)]
     given = [[str(token) for token in one] for one in tokens]
     if len(given) != len(masks):
         raise ValueError(f"there are {len(masks)} examples and tokens of {len(given)}; give one sequence per example.")

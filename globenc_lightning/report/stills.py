@@ -11,7 +11,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from globenc_lightning.measurement import About, History
-from globenc_lightning.report import canvas, curves, images
+from globenc_lightning.report import canvas, curves, fonts, images
 from globenc_lightning.report.heatmap import TABLE
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def save_sentence(
         f"{chosen}{images.EXTENSION[about.rule]}, {images.rollout_name(about)}, {images.READOUT_NAMES[about.readout]}"
         f"{'' if label is None else f'; label {label}'}"
     )
-    rewrite = canvas.visible if target.suffix.lower() == ".svg" else canvas.readable
+    rewrite = canvas.visible if target.suffix.lower() == ".svg" else _readable
     return _save(target, dpi, lambda: _strip(rows, tokens, steps, rho, heading, below, rewrite))
 
 
@@ -294,7 +294,7 @@ def _head(title: str, subtitle: str, width: int) -> _Block:
 
 def _paragraph(text: str, top: int, width: int, size: int, ink: tuple[int, int, int], bold: bool = False) -> _Block:
     pitch = round(size * 1.35)
-    lines = canvas.wrap(text, size, width - 2 * canvas.MARGIN, bold)
+    lines = canvas.wrap(text, size, width - 2 * canvas.MARGIN, bold, fonts.installed(outlines=True))
     words = [
         curves.Word(line, canvas.MARGIN, top + number * pitch + pitch // 2, "left", size, ink, bold)
         for number, line in enumerate(lines)
@@ -303,9 +303,14 @@ def _paragraph(text: str, top: int, width: int, size: int, ink: tuple[int, int, 
     return _Block(words, top + len(lines) * pitch)
 
 
+def _readable(text: str, limit: int | None = None) -> str:
+    """Rewrite a text for matplotlib, which draws outlines alone."""
+    return canvas.readable(text, limit, fonts.installed(outlines=True))
+
+
 def _width(text: str, size: int) -> int:
     """The width of a text in pixels; letters that the font does not have count as wide as they are high."""
-    drawn = "".join(letter for letter in text if canvas.readable(letter) == letter or letter == " ")
+    drawn = "".join(letter for letter in text if _readable(letter) == letter or letter == " ")
     return (canvas.text_width(drawn, size) if drawn else 0) + (len(text) - len(drawn)) * size
 
 
@@ -313,9 +318,15 @@ def _save(path: Path, dpi: int, draw: Callable[[], Scene]) -> Path:
     """Draw and write a figure; the file is written when all went well."""
     buffer = io.BytesIO()
     vector = path.suffix.lower() == ".svg"
-    with _defaults():
+    with _defaults(), ExitStack() as block:
         scene = draw()
-        _set_texts(scene)
+        families = _FAMILIES
+        if not vector:
+            # Those who look at an SVG bring fonts of their own.
+            texts = [word.text for word in (*scene.words, *(word for _, word in scene.slanted))]
+            others = block.enter_context(fonts.registered(texts, fonts.installed(outlines=True)))
+            families = [_FAMILIES[0], *others, *_FAMILIES[1:]]
+        _set_texts(scene, families)
         metadata: dict[str, str | None] = {"Date": None, "Creator": None} if vector else {"Software": None}
         if scene.title:
             metadata["Title"] = canvas.visible(scene.title)
@@ -337,7 +348,7 @@ def _defaults() -> Iterator[None]:
         yield
 
 
-def _set_texts(scene: Scene) -> None:
+def _set_texts(scene: Scene, families: Sequence[str]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(scene.figure)
@@ -354,7 +365,7 @@ def _set_texts(scene: Scene) -> None:
             1 - y / height,
             word.text,
             color=tuple(channel / 255 for channel in word.ink),
-            fontfamily=_FAMILIES,
+            fontfamily=list(families),
             fontsize=word.size * 72 / curves.DPI,
             fontweight="bold" if word.bold else "normal",
             ha={"left": "left", "middle": "center", "right": "right"}[word.anchor],

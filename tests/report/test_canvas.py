@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import colormaps
 
-from globenc_lightning.report import canvas
+from globenc_lightning.report import canvas, fonts
 
 NASTY = [
     "<script>", "\"'`", "\x00", "😀", "🦄", "中文", "مرحبا", "שלום", "", " ", "x" * 60, "a\nb\t", "\u202eabc", "\ud800",
@@ -43,19 +43,19 @@ NASTY = [
     ],
 )
 def test_readable_shows_every_part_of_a_text(text: str, shown: str) -> None:
-    assert canvas.readable(text) == shown
+    assert canvas.readable(text, fonts=fonts.Fonts([])) == shown
 
 
 def test_readable_shortens_with_an_ellipsis_and_only_what_is_too_long() -> None:
     assert canvas.readable("x" * 60, 20) == "x" * 19 + "…"
     assert canvas.readable("x" * 20, 20) == "x" * 20
-    assert len(canvas.readable("中" * 9, 20)) == 20
+    assert len(canvas.readable("中" * 9, 20, fonts.Fonts([]))) == 20
     assert len(canvas.readable("x" * 100_000, 20)) == 20
 
 
 @given(st.text(alphabet=st.characters(codec=None), max_size=12))
 @settings(max_examples=200, deadline=None)
-def test_any_string_can_be_drawn_with_glyphs_of_the_font(text: str) -> None:
+def test_any_string_can_be_drawn_with_glyphs_of_the_fonts(text: str) -> None:
     shown = canvas.readable(text, canvas.LABEL_LIMIT)
     assert shown
     assert all(ord(character) in canvas._drawable() for character in shown)

@@ -11,6 +11,7 @@ from globenc_lightning import METHODS, Attributions, attribute
 from globenc_lightning.report import canvas, notebook
 from globenc_lightning.report.heatmap import TABLE
 from tests.training import Sentences, classifier, tokenizer
+from tests.vocabulary import byte_level_tokenizer
 
 ODD = (
     "<script>alert(1)</script>",
@@ -126,6 +127,12 @@ def test_tokens_from_a_tokenizer_or_with_the_padding() -> None:
     padded = [[f"t{number}.{place}" for place in range(width)] for number in range(4)]
     shown = [[text for text, _, _ in row] for row in Page(made.to_html(padded)).rows[::2]]
     assert shown == [one[: int(mask.sum())] for one, mask in zip(padded, made.attention_mask, strict=True)]
+
+
+def test_tokens_of_a_byte_level_tokenizer_are_text() -> None:
+    bytewise = byte_level_tokenizer([], 258)
+    made = attribute(classifier(vocab_size=260), dict(bytewise(["é ж"], return_tensors="pt")))
+    assert [text for text, _, _ in Page(made.to_html(bytewise)).rows[0]] == ["é", "⋯", "▁", "ж", "⋯"]
 
 
 def test_positions_where_there_are_no_token_ids() -> None:

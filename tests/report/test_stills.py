@@ -12,12 +12,14 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib import font_manager
 from PIL import Image
 
 from globenc_lightning import METHODS, GlobEncCallback
 from globenc_lightning.measurement import History, about, history_entry
-from globenc_lightning.report import canvas, curves
+from globenc_lightning.report import canvas, curves, fonts, stills
 from globenc_lightning.report.heatmap import TABLE
+from tests.report.test_fonts import RARE, write_font
 from tests.report.test_images import LENGTHS, measured, probe
 from tests.training import Sentences, SpoilsOne, Steps, build_trainer, fit, loader, tokenizer
 
@@ -300,3 +302,35 @@ def test_stills_from_a_checkpoint(tmp_path: Path) -> None:
     one, other = callback.history.save_sentence(tmp_path / "a.svg"), again.history.save_sentence(tmp_path / "b.svg")
     assert one.read_bytes() == other.read_bytes()
     assert build_trainer([again]) is not None
+
+
+def test_a_picture_is_drawn_with_a_font_of_the_machine_and_a_drawing_with_the_readers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_font(tmp_path / "Rare.ttf", "Rare", RARE)
+    known = list(font_manager.fontManager.ttflist)
+    made = history()
+    assert made.about is not None
+    tokens = (*made.about.tokens[:2], (f"▁{RARE}", *ODD[1:]))
+    made = History(list(made), replace(made.about, tokens=tokens), ())
+    written = {}
+    for name, files in (("none", []), ("rare", [file])):
+        found = fonts.Fonts(files)
+        monkeypatch.setattr(fonts, "installed", lambda outlines=False, found=found: found)
+        shown: list[str] = []
+        setting = stills._set_texts
+        monkeypatch.setattr(
+            stills,
+            "_set_texts",
+            lambda scene, families, to=shown, run=setting: (to.extend(families), run(scene, families)),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            written[name] = made.save_sentence(tmp_path / f"{name}.png", 2, title=RARE).read_bytes()
+        monkeypatch.setattr(stills, "_set_texts", setting)
+        assert shown == (["DejaVu Sans", "sans-serif"] if name == "none" else ["DejaVu Sans", "Rare", "sans-serif"])
+    assert written["none"] != written["rare"]
+    assert font_manager.fontManager.ttflist == known
+    drawing = made.save_sentence(tmp_path / "a.svg", 2)
+    assert f"▁{RARE}" in texts(drawing)
+    assert "Rare" not in drawing.read_text().replace("Rare.ttf", "")

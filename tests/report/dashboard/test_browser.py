@@ -66,6 +66,9 @@ SHOWN = {
 }
 """Odd tokens, and what is to be read on the page."""
 
+BYTEWISE = ("Das", "▁Caf", "é", "⋯", "▁日", "⋯", "⋯", "本", "▁難しいテストの結果はとても良い", "▁🦄", "⋯", "▁안녕")
+"""Names of tokens of a byte-level vocabulary, one of letters as wide as they are high."""
+
 
 def odd_run(folder: Path, name: str) -> None:
     """128-token sentences: one from right to left, one of odd tokens; one method has no rho in the first layer."""
@@ -75,6 +78,7 @@ def odd_run(folder: Path, name: str) -> None:
         names = [list(one) for one in measurement.names]
         names[0][1:-1] = [HEBREW[k % len(HEBREW)] for k in range(len(names[0]) - 2)]
         names[1][1 : 1 + len(SHOWN)] = SHOWN
+        names[2][1 : 1 + len(BYTEWISE)] = BYTEWISE
         measurement.correlation["W"][:, 0] = float("nan")
         moment = store.Moment(validation, 10 * validation, 0, 1.0)
         write(logger, replace(measurement, names=[tuple(one) for one in names]), moment)
@@ -563,6 +567,26 @@ def test_tokens_are_text_and_nothing_else(tab: Tab) -> None:
         chip = tab.all(".tokens-view .sentence:nth-of-type(2) .chips .chip")[k]
         tab.script("arguments[0].focus()", chip)
         assert tab.text(".tooltip strong") == shown
+
+
+def test_marks_of_spaces_and_split_characters_are_read_as_a_sentence(tab: Tab) -> None:
+    tab.open(run="odd", sentence=3)
+    chips = tab.all(".tokens-view .sentence:nth-of-type(3) .chips .chip")[1 : 1 + len(BYTEWISE)]
+    assert tuple(chip.text for chip in chips) == BYTEWISE
+    # A mark does not part from its word at the end of a line.
+    assert {tab.script("return arguments[0].getClientRects().length", chip) for chip in chips} == {1}
+    tab.view("maps")
+    options = tab.script("return [...document.querySelectorAll('option')].map((e) => e.textContent)")
+    assert any(text.startswith("3  Das Café 日本 難しいテストの結果はとても良い 🦄 안녕"[:30]) for text in options)
+
+
+def test_names_of_wide_letters_are_not_cut(tab: Tab) -> None:
+    tab.open(run="odd", view="maps", sentence=3)
+    outside = tab.script(
+        "return [...document.querySelectorAll('.grid svg')].map((e) => [...e.querySelectorAll('text')].filter("
+        "(text) => text.getBoundingClientRect().left < e.getBoundingClientRect().left - 1).map((e) => e.textContent))"
+    )
+    assert outside == [[], []]
 
 
 def test_right_to_left_sentences_run_so(tab: Tab) -> None:

@@ -4,6 +4,8 @@ import { step } from "./colours.js";
 import { html } from "./dom.js";
 import { visible } from "./text.js";
 
+const UNBROKEN = 20; // characters
+
 /**
  * A sentence's tokens as chips in reading order, right to left where the sentence is.
  * @param {import("./api.js").Sentence} sentence
@@ -12,18 +14,21 @@ import { visible } from "./text.js";
  *   paint: (values: number[]|null, scale: import("./colours.js").Scale) => void}}
  */
 export function createChips(sentence, label) {
-  const chips = sentence.tokens.map((token, k) =>
+  const chips = sentence.tokens.map((token, k) => {
+    const text = visible(token);
+    // The mark of a space must not part from its word at the end of a line; what is longer than a line must be broken.
+    const length = Array.from(text).length <= UNBROKEN ? "chip short" : "chip";
     // A direction of their own keeps special tokens from deciding the sentence's.
-    html(
+    return html(
       "span",
       {
-        "class": sentence.special[k] ? "chip special" : "chip",
+        "class": sentence.special[k] ? `${length} special` : length,
         "dir": sentence.special[k] ? "ltr" : null,
         "data-k": k,
       },
-      visible(token),
-    ),
-  );
+      text,
+    );
+  });
   const element = html("p", { "class": "chips", "dir": "auto", "role": "group", "aria-label": label });
   for (const chip of chips) element.append(chip, " ");
   return {

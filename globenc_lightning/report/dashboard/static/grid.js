@@ -8,6 +8,8 @@ const LABEL_SIZE = 12;
 const LABEL_PITCH = 13;
 const LABEL_LIMIT = 14;
 const CHARACTER = 7;
+// Letters as wide as they are high: CJK, full-width forms, emoji.
+const WIDE = /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6\u{20000}-\u{3ffff}]|\p{Emoji_Presentation}/u;
 const SLANT = 55;
 const GAP = 8;
 
@@ -25,6 +27,14 @@ const GAP = 8;
  */
 
 /**
+ * @param {string} name
+ * @returns {number} pixels that it takes, about
+ */
+function room(name) {
+  return Array.from(name).reduce((sum, letter) => sum + (WIDE.test(letter) ? LABEL_SIZE + 1 : CHARACTER), 0);
+}
+
+/**
  * @param {{label: string, onHover: (cell: {row: number, column: number}|null, at: {x: number, y: number}) => void,
  *   onPick: (row: number) => void}} options
  */
@@ -40,15 +50,15 @@ export function createGrid({ label, onHover, onPick }) {
   function draw({ values, rows, columns, marked, scale, width, height, least, greatest }) {
     const rowNames = rows.map((name) => shorten(name, LABEL_LIMIT));
     const columnNames = columns.map((name) => shorten(name, LABEL_LIMIT));
-    const longest = (names) => CHARACTER * Math.max(...names.map((name) => Array.from(name).length));
+    const longest = (names) => Math.max(...names.map(room));
     const below = Math.ceil(longest(columnNames) * Math.sin((SLANT * Math.PI) / 180)) + 2 * GAP;
     // A slanted name reaches to the left of its column, the first one farther than the rows' names.
     const left = Math.max(
       longest(rowNames) + GAP,
-      Math.ceil(CHARACTER * Array.from(columnNames[0]).length * 0.6) - 4,
+      Math.ceil(room(columnNames[0]) * 0.6) - 4,
       24,
     );
-    const fit = (room, count, most) => Math.max(Math.min(room / count, most), least);
+    const fit = (space, count, most) => Math.max(Math.min(space / count, most), least);
     const cellWidth = fit(width - left - GAP, columns.length, greatest.width);
     const cellHeight = fit(height, rows.length, greatest.height);
     layout = { left, cellWidth, cellHeight, rows: rows.length, columns: columns.length };

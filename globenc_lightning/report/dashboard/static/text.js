@@ -92,14 +92,16 @@ export function valueAndRank(values, position) {
 
 /**
  * @param {{tokens: string[], special: boolean[]}} sentence
- * @returns {string} the sentence in one line, without special tokens, word pieces joined where they are marked by ##
+ * @returns {string} the sentence in one line, without special tokens: words parted where ▁ stands for a space, or else
+ *   all tokens parted but those that ## marks as a word's continuation
  */
 export function plain(sentence) {
-  return sentence.tokens
-    .filter((_, k) => !sentence.special[k])
-    .map(visible)
-    .join(" ")
-    .replaceAll(" ##", "");
+  const tokens = sentence.tokens.filter((_, k) => !sentence.special[k]).map(visible);
+  // ⋯ stands for the rest of a character that a token before shows.
+  if (!tokens.some((token) => token.startsWith("▁") || token.startsWith("⋯"))) {
+    return tokens.join(" ").replaceAll(" ##", "");
+  }
+  return tokens.join("").replaceAll("⋯", "").replaceAll(/▁+/gu, " ").trim();
 }
 
 /**
