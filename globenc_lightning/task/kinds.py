@@ -1,0 +1,321 @@
+"""Kinds of decision: which logits a loss or an output holds, and the score of an example that is explained.
+
+Axes: ``b`` example, ``u`` unit (one decision: an example, or one of its tokens), ``c`` class, ``s`` token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from globenc_lightning.task.watching import LossCall
+
+SCORES = {
+    "classification": "logit of the largest class",
+    "binary": "the logit",
+    "multi-label": "logit of the label with the largest probability",
+    "regression": "the value",
+    "token classification": "logit of the largest class, at the labelled token whose label is rarest in the probe",
+    "masked token": "logit of the largest token, at the first labelled position",
+    "next token": "logit of the largest token, at the last labelled position",
+    "span": "largest start logit + largest end logit",
+    "choice": "logit of the largest choice, in that choice's text",
+    "similarity": "similarity of the example with its partner",
+    "text to text": "logit of the largest token, at the first labelled position of the decoder",
+    "loss": "the loss",
+}
+"""Every kind of decision, and the score that is explained by default, in words."""
+
+BY_TOKEN = ("token classification", "masked token", "next token", "text to text")
+"""Kinds that decide once per token, so that one token of each example has to be chosen."""
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What one run of a step decided.
+
+    Attributes:
+        kind: one of ``SCORES``.
+        logits: (u, c), in the autograd graph; the values (u, 1) of a regression, the similarities of a pair.
+        labels: (u,) class indices, (u, c) for several labels or values, or None.
+        ends: (u, s) logits of a span's end, whose starts the logits are; or None.
+        end_labels: (u,) the labels of the ends, or None.
+        ignored: the label that does not count.
+        distance: whether a similarity is a distance, so that less is more alike.
+        width: how many units one encoder row gives: 1, or the number of its tokens (one less where the text is
+            shifted); None where a mask chose them.
+    """
+
+    kind: str
+    logits: Tensor
+    labels: Tensor | None = None
+    ends: Tensor | None = None
+    end_labels: Tensor | None = None
+    ignored: int = -100
+    distance: bool = False
+    width: int | None = 1
+
+    def scores(self, units: Tensor) -> Tensor:
+        """The score of each unit, (n,), in the autograd graph."""
+        logits = self.logits[units]
+        if self.kind == "span" and self.ends is not None:
+            return logits.amax(1) + self.ends[units].amax(1)
+        if self.kind == "similarity" and logits.shape[1] > 1:
+            return logits.gather(1, self._partners(units).unsqueeze(1)).squeeze(1)
+        if logits.shape[1] == 1:
+            return logits[:, 0]
+        return logits.amax(1)
+
+    def predicted(self, units: Tensor) -> Tensor:
+        """(n,) the class, label, token, choice or start that is decided for; 1 where a single logit is above 0."""
+        logits = self.logits[units].detach()
+        if logits.shape[1] == 1:
+            return (logits[:, 0] > 0).long() if self.kind == "binary" else torch.zeros(len(units), dtype=torch.long)
+        return logits.argmax(1)
+
+    def probability(self, units: Tensor) -> Tensor:
+        """(n,) the probability of what is predicted: softmax of classes, sigmoid of labels; NaN where there is none."""
+        logits = self.logits[units].detach().float()
+        if self.kind == "binary":
+            return torch.sigmoid(logits[:, 0])
+        if self.kind == "multi-label":
+            return torch.sigmoid(logits).amax(1)
+        if self.kind in ("regression", "similarity", "loss"):
+            return torch.full((len(units),), float("nan"))
+        found = logits.softmax(1).amax(1)
+        if self.kind == "span" and self.ends is not None:
+            found = found * self.ends[units].detach().float().softmax(1).amax(1)
+        return found
+
+    def label(self, units: Tensor) -> Tensor | None:
+        """What the labels of the units are, (n,) or (n, c), or None."""
+        if self.labels is None:
+            return None
+        return self.labels[units]
+
+    def _partners(self, units: Tensor) -> Tensor:
+        if self.labels is None or self.labels.dim() != 1:
+            return units.to(self.logits.device)
+        return self.labels[units].long()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How an encoder was called in a step.
+
+    Attributes:
+        rows: the number of its texts.
+        tokens: the number of tokens of each, padding included.
+        vocabulary: how many words it knows, or None.
+        causal: whether no token sees what comes after it.
+        generates: whether a decoder follows it.
+        calls: how many calls of encoders the decision depends on.
+    """
+
+    rows: int
+    tokens: int
+    vocabulary: int | None
+    causal: bool
+    generates: bool
+    calls: int
+
+
+def decision_of(losses: Sequence[LossCall], seen: Seen, size: int | None) -> Decision:
+    """The kind of decision that a loss is of, told by its function and the shapes of its arguments.
+
+    Args:
+        losses: the loss, and the one after it where that is computed alike (the two of a span).
+        seen: how the encoder was called.
+        size: the number of examples in the batch, if the batch tells it.
+
+    Returns:
+        The decision.
+    """
+    loss = losses[0]
+    logits, target = loss.logits, loss.target if isinstance(loss.target, Tensor) else None
+    if loss.holds == "classes" and logits.dim() >= 1 and target is not None:
+        found = _of_classes(losses, logits, target, seen, size)
+    elif loss.holds == "labels":
+        found = _of_labels(logits, target, seen)
+    elif loss.holds == "values":
+        found = _of_values(logits, target)
+    elif loss.holds in ("similarity", "distance", "triplet", "pair"):
+        found = _of_pairs(loss)
+    else:
+        found = None
+    return found or Decision("loss", loss.result.reshape(-1, 1))
+
+
+def decision_of_output(
+    logits: Tensor, ends: Tensor | None, labels: Tensor | None, seen: Seen, size: int | None
+) -> Decision | None:
+    """The kind of decision of a model's named outputs, where a step computes no loss.
+
+    Args:
+        logits: the output's ``logits`` or ``start_logits``.
+        ends: its ``end_logits``, or None.
+        labels: the labels, if any are known.
+        seen: how the encoder was called.
+        size: the number of examples in the batch, if the batch tells it.
+
+    Returns:
+        The decision; None where logits alone do not tell it (a model that decides per token, and no labels).
+    """
+    if ends is not None:
+        return Decision("span", logits.flatten(0, -2), ends=ends.flatten(0, -2))
+    if logits.dim() == 3:
+        return None if labels is None else _by_token(logits.flatten(0, 1), labels.flatten(), seen, -100)
+    if logits.dim() == 1:
+        logits = logits.unsqueeze(1)
+    if logits.dim() != 2:
+        return None
+    if logits.shape[1] == 1:
+        kind = "regression" if labels is not None and labels.is_floating_point() else "binary"
+        return Decision(kind, logits, labels)
+    if logits.shape[0] * logits.shape[1] == seen.rows and logits.shape[0] != seen.rows:
+        return Decision("choice", logits, labels)
+    several = labels is not None and labels.is_floating_point() and labels.shape == logits.shape
+    return Decision("multi-label" if several else "classification", logits, labels)
+
+
+def _of_classes(
+    losses: Sequence[LossCall], logits: Tensor, target: Tensor, seen: Seen, size: int | None
+) -> Decision | None:
+    loss = losses[0]
+    if logits.dim() == 1:
+        logits, target = logits.unsqueeze(0), target.reshape(1, *target.shape)
+    if logits.dim() > 2:
+        shared = target.is_floating_point() and target.shape == logits.shape
+        # (b, c, s): the classes come second. kl_div, and targets that are probabilities, may have them last.
+        last = loss.name == "kl_div"
+        logits = logits if last else logits.movedim(1, -1)
+        target = (target if last else target.movedim(1, -1)) if shared else target
+        inner = logits.shape[1:-1].numel()
+        logits = logits.flatten(0, -2)
+        target = target.flatten(0, -2) if shared else target.flatten()
+        return _by_token(logits, target, seen, loss.ignored, inner)
+    other = losses[1] if len(losses) > 1 else None
+    if (
+        other is not None
+        and logits.shape == (seen.rows, seen.tokens) == tuple(other.logits.shape)
+        and other.holds == "classes"
+        and isinstance(other.target, Tensor)
+    ):
+        return Decision("span", logits, target, other.logits, other.target, loss.ignored)
+    units, classes = logits.shape
+    if seen.generates and units != seen.rows:
+        return _by_token(logits, target, seen, loss.ignored)
+    if units == seen.rows or (seen.generates and units == seen.rows):
+        if seen.calls > 1 and classes in (units, 2 * units) and target.dim() == 1:
+            return Decision("similarity", logits, target, ignored=loss.ignored)
+        return Decision("classification", logits, target, ignored=loss.ignored)
+    if units * classes == seen.rows:
+        return Decision("choice", logits, target, ignored=loss.ignored)
+    if seen.rows % max(units, 1) == 0 and classes in (units, seen.rows, seen.rows - 1, seen.rows - units):
+        return Decision("similarity", logits, target, ignored=loss.ignored)
+    if size is not None and units == size and seen.rows != size:
+        return Decision("classification", logits, target, ignored=loss.ignored)
+    return _by_token(logits, target, seen, loss.ignored)
+
+
+def _by_token(
+    logits: Tensor, target: Tensor, seen: Seen, ignored: int, inner: int | None = None
+) -> Decision:
+    units, classes = logits.shape
+    width = inner if inner is not None else (units // seen.rows if units % seen.rows == 0 else None)
+    kind = "token classification"
+    if seen.generates:
+        kind = "text to text"
+    elif seen.vocabulary is not None and classes >= seen.vocabulary:
+        kind = "next token" if seen.causal else "masked token"
+    return Decision(kind, logits, target if target.dim() == 1 else target.argmax(1), ignored=ignored, width=width)
+
+
+def _of_labels(logits: Tensor, target: Tensor | None, seen: Seen) -> Decision | None:
+    if logits.dim() == 0:
+        logits = logits.reshape(1)
+    if logits.dim() == 1:
+        return Decision("binary", logits.unsqueeze(1), None if target is None else target.reshape(-1))
+    if logits.dim() == 2 and logits.shape[1] == 1:
+        return Decision("binary", logits, None if target is None else target.reshape(-1))
+    if logits.dim() == 2:
+        return Decision("multi-label", logits, target)
+    if logits.dim() == 3 and logits.shape[-1] == 1 and logits.shape[1] == seen.tokens:
+        return None
+    return None
+
+
+def _of_values(values: Tensor, target: Tensor | None) -> Decision | None:
+    if values.dim() <= 1 or (values.dim() == 2 and values.shape[1] == 1):
+        return Decision("regression", values.reshape(-1, 1), None if target is None else target.reshape(-1))
+    return None
+
+
+def _of_pairs(loss: LossCall) -> Decision | None:
+    if loss.holds == "triplet":
+        if not isinstance(loss.target, Tensor):
+            return None
+        return Decision("similarity", F.pairwise_distance(loss.input, loss.target).reshape(-1, 1), distance=True)
+    if loss.holds == "pair":
+        if not isinstance(loss.target, Tensor):
+            return None
+        return Decision("similarity", F.cosine_similarity(loss.input, loss.target).reshape(-1, 1))
+    if loss.result.dim() == 1:
+        return Decision("similarity", loss.result.unsqueeze(1), distance=loss.holds == "distance")
+    if loss.result.dim() == 2 and loss.result.shape[0] == loss.result.shape[1]:
+        return Decision("similarity", loss.result)
+    return None
+
+
+def chosen_units(decisions: Sequence[Decision], rows: Sequence[Sequence[Sequence[int]]]) -> list[list[int | None]]:
+    """One unit per example of models that decide per token: which of its tokens is explained.
+
+    Args:
+        decisions: one per batch of the probe.
+        rows: for each batch and example: its units.
+
+    Returns:
+        For each batch and example: the unit; None where no token of it has a label.
+    """
+    counts: dict[int, int] = {}
+    labelled: list[list[list[tuple[int, int]]]] = []
+    for decision, examples in zip(decisions, rows, strict=True):
+        labels = None if decision.labels is None else decision.labels.tolist()
+        found = []
+        for units in examples:
+            own = [(unit, labels[unit]) for unit in units if labels[unit] != decision.ignored] if labels else []
+            found.append(own)
+            for _, label in own:
+                counts[label] = counts.get(label, 0) + 1
+        labelled.append(found)
+    chosen: list[list[int | None]] = []
+    for decision, examples_ in zip(decisions, labelled, strict=True):
+        part: list[int | None] = []
+        for own in examples_:
+            if not own:
+                part.append(None)
+            elif decision.kind == "next token":
+                part.append(own[-1][0])
+            elif decision.kind == "token classification":
+                part.append(min(own, key=lambda one: counts[one[1]])[0])
+            else:
+                part.append(own[0][0])
+        chosen.append(part)
+    return chosen
+
+
+def detached(decision: Decision) -> Decision:
+    """The decision without the autograd graph, on the CPU."""
+
+    def plain(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.detach().cpu()
+
+    return replace(
+        decision,
+        logits=decision.logits.detach().cpu(),
+        labels=plain(decision.labels),
+        ends=plain(decision.ends),
+        end_labels=plain(decision.end_labels),
+    )
