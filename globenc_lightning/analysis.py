@@ -9,6 +9,7 @@ Axes: ``b`` example, ``l`` layer, ``q`` token that receives, ``k`` token that is
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -18,7 +19,17 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from globenc_lightning.encoder.calling import ADVICE, LABELS, Way, has_own_forward, logits_of, unused_mask, ways_to_call
+from globenc_lightning.encoder.calling import (
+    ADVICE,
+    LABELS,
+    Way,
+    has_own_forward,
+    logits_of,
+    too_large,
+    unused_mask,
+    ways_to_call,
+)
+from globenc_lightning.encoder.contexts import OwnContexts
 from globenc_lightning.encoder.layers import layer_inputs
 from globenc_lightning.encoder.norms import working
 from globenc_lightning.encoder.reading import EncoderCall, LayerDone, find_structures, read
@@ -29,6 +40,7 @@ from globenc_lightning.errors import (
     GlobEncWarning,
     ModelCallError,
     NonFiniteError,
+    OutOfMemoryError,
     ProbeError,
     UnsupportedEncoderError,
     is_out_of_memory,
@@ -187,6 +199,8 @@ class Reader:
         structures: how its encoder is built, once found: one structure per call of an encoder in a forward pass.
         kernels: what can be used again while the weights stand still.
         max_tokens: how many tokens are analysed at once; fewer once the memory did not suffice.
+        connected: whether the forward cuts the autograd graph (no_grad, detach) or drops parts of it (checkpoint), so
+            that it is run with the graph kept whole.
     """
 
     model: nn.Module
@@ -195,6 +209,7 @@ class Reader:
     structures: tuple[Structure, ...] = ()
     kernels: KernelCache = field(default_factory=KernelCache)
     max_tokens: int = 4096
+    connected: bool = False
 
     @property
     def structure(self) -> Structure | None:
@@ -300,6 +315,8 @@ def attribute(
         ModelCallError: the model could not be called, or gives no logits.
         UnsupportedEncoderError: the encoder cannot be read, or reading it does not reproduce its activations.
         NonFiniteError: the model's activations hold NaN or infinity.
+        OutOfMemoryError: the memory does not suffice for the batch.
+        GlobEncError: anything else; all of the above but ValueError are of this kind.
 
     Example:
         >>> batch = tokenizer(["A joy to watch ."], return_tensors="pt")  # doctest: +SKIP
@@ -307,11 +324,24 @@ def attribute(
     """
     settings = Settings(methods, target, readout, normalize, exclude_special_tokens)
     if forward is not None:
-        return analyze(Reader(model, forward), inputs, settings)
+        return _attributed(Reader(model, forward), inputs, settings)
     reader = Reader(model, None, *_KNOWN.get(model, ()))
-    found = analyze(reader, inputs, settings)
+    found = _attributed(reader, inputs, settings)
     _KNOWN[model] = (reader.way, reader.structures, reader.kernels)
     return found
+
+
+def _attributed(reader: Reader, inputs: Mapping[str, Any], settings: Settings) -> Attributions:
+    """:func:`analyze` of one batch that nobody divides."""
+    try:
+        return analyze(reader, inputs, settings)
+    except GlobEncError:
+        raise
+    except Exception as error:
+        raise OutOfMemoryError(
+            f"the memory does not suffice for this batch ({type(error).__name__}): give fewer or shorter examples at a "
+            "time, or fewer methods."
+        ) from error
 
 
 def analyze(
@@ -335,8 +365,16 @@ def analyze(
         The attributions.
     """
     # What is made below inference mode could never take part in a gradient.
-    with torch.inference_mode(False), torch.no_grad():
-        return _analyze(reader, inputs, settings, keep_maps, special_tokens)
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            return _analyze(reader, inputs, settings, keep_maps, special_tokens)
+    except GlobEncError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            # Smaller batches may fit: the caller's to decide.
+            raise
+        raise GlobEncError(f"the analysis failed: {type(error).__name__}: {error}") from error
 
 
 def _analyze(
@@ -437,6 +475,10 @@ class _Found(NamedTuple):
     logits: Tensor
 
 
+class _CutError(ModelCallError):
+    """The autograd graph does not lead from the score to the hidden states."""
+
+
 def _forward_and_backward(reader: Reader, batch: Mapping[str, Any], settings: Settings, keep_maps: bool) -> _Found:
     failures: list[str] = []
     # Another batch may offer other entries; then the best way that they offer is the one to try.
@@ -448,6 +490,22 @@ def _forward_and_backward(reader: Reader, batch: Mapping[str, Any], settings: Se
     if way is None:
         raise ModelCallError(f"{type(reader.model).__name__} gives no logits for the probe.\n{ADVICE}")
     _refuse_unused_mask(way, batch)
+    if not reader.connected:
+        try:
+            return _attempt(reader, way, batch, settings, keep_maps, connected=False)
+        except ModelCallError as error:
+            if not isinstance(error, _CutError) and not isinstance(error.__cause__, RuntimeError):
+                raise
+    # The forward cuts the graph, or drops parts of it that it cannot compute again while it is read.
+    found = _attempt(reader, way, batch, settings, keep_maps, connected=True)
+    reader.connected = True
+    return found
+
+
+def _attempt(
+    reader: Reader, way: Way, batch: Mapping[str, Any], settings: Settings, keep_maps: bool, *, connected: bool
+) -> _Found:
+    """One forward and one backward, with the autograd graph as the model's forward leaves it, or kept connected."""
     collected = [
         _Layers(settings, effective_readout(structure, settings.readout), len(structure.layers), keep_maps)
         for structure in reader.structures
@@ -456,30 +514,65 @@ def _forward_and_backward(reader: Reader, batch: Mapping[str, Any], settings: Se
     def on_layer(done: LayerDone) -> None:
         collected[done.call].add(done, partial(reader.kernels.kernel, (done.call, done.place)))
 
+    def call(given: Mapping[str, Any]) -> Any:
+        with _told(way.name, lambda: _why_the_call_failed(reader.model, batch, contexts)):
+            return way.call(given)
+
+    contexts = OwnContexts(reader.model, connected=connected)
     with undisturbed(reader.model, parameters_require_grad=False) as handles:
-        result = read(reader.model, reader.structures, way.call, batch, on_layer, handles)
+        result = read(reader.model, reader.structures, call, batch, on_layer, handles, contexts)
         size = len(result.calls[0].mask)
         logits = logits_of(result.output, size, _width(reader, reader.structures))
-        score = _score(logits, batch, settings.target, result.calls[0].mask)
+        with _told("target(logits, batch)"):
+            score = _score(logits, batch, settings.target, result.calls[0].mask)
         sources = [*(call.hidden for call in result.calls), *(call.last for call in result.calls)]
         gradients: tuple[Tensor | None, ...] = tuple(None for _ in sources)
         if score.requires_grad:
             # Only rows with something in them: a row of padding may hold NaN, and its gradient would be nobody's.
             used = torch.stack([call.mask.any(1) for call in result.calls if len(call.mask) == size]).all(0)
-            gradients = torch.autograd.grad(score[used].sum(), sources, allow_unused=True)
+            with _told("the backward pass from the score to the hidden states"):
+                gradients = torch.autograd.grad(score[used].sum(), sources, allow_unused=True)
         saliency = []
         heads = [
             None if one is None or not bool((one != 0).any()) else torch.linalg.vector_norm(working(one), dim=-1)
             for one in gradients[len(result.calls) :]
         ]
-        for call, gradient in zip(result.calls, gradients, strict=False):
+        for call_, gradient in zip(result.calls, gradients, strict=False):
             if gradient is None:
-                raise ModelCallError(
-                    "the score does not depend on the encoder's hidden states (a detach() or no_grad in between?). "
-                    + ADVICE
+                raise _CutError(
+                    "the score does not depend on the encoder's hidden states, even where no_grad(), inference_mode() "
+                    "and detach() are left out: the head does not use them, or takes them through something without a "
+                    "gradient (numpy, .tolist(), argmax, rounding). " + ADVICE
                 )
-            saliency.append(gradient_x_input(working(gradient), working(call.hidden), call.mask))
+            saliency.append(gradient_x_input(working(gradient), working(call_.hidden), call_.mask))
     return _Found(collected, saliency, heads, result.calls, logits.detach())
+
+
+@contextmanager
+def _told(what: str, hint: Callable[[], str] = str) -> Iterator[None]:
+    """Say where an error comes from that is not ours, and what would help."""
+    try:
+        yield
+    except GlobEncError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reentrant = "use_reentrant" in str(error) and "incompatible" in str(error)
+        help_ = "write checkpoint(..., use_reentrant=False) in the forward pass" if reentrant else hint()
+        told = f"{what} raised {type(error).__name__}: {error}"
+        raise ModelCallError(f"{told}\n{help_}" if help_ else told) from error
+
+
+def _why_the_call_failed(model: nn.Module, batch: Mapping[str, Any], contexts: OwnContexts | None = None) -> str:
+    """What may be behind an error of the model's forward, in words that say what to write; empty if nothing is known."""
+    reason = too_large(model, batch)
+    if not reason and contexts is not None and contexts.autocast_seen:
+        reason = (
+            "The forward pass uses autocast, and is analysed without it, in the precision of the weights: cast to a "
+            "module's own dtype (x.to(module.weight.dtype)) rather than to half precision."
+        )
+    return reason or ""
 
 
 def prepare(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -633,8 +726,12 @@ def _find(
                 # Another way of calling needs no less; smaller batches do.
                 raise
             cause = error
+            reason = too_large(reader.model, batch)
             if reader.forward is not None:
-                raise ModelCallError(f"forward= raised {type(error).__name__}: {error}") from error
+                told = f"forward= raised {type(error).__name__}: {error}"
+                raise ModelCallError(f"{told}\n{reason}" if reason else told) from error
+            if reason:
+                raise ModelCallError(f"{name} raised {type(error).__name__}: {error}\n{reason}") from error
             failures.append(f"{name}: {type(error).__name__}: {error}")
         else:
             _refuse_unused_mask(way, batch)

@@ -110,6 +110,63 @@ def unused_mask(way: Way, batch: Mapping[str, Any]) -> str | None:
     return None
 
 
+def too_large(model: nn.Module, batch: Mapping[str, Any]) -> str | None:
+    """What about a batch a model has no embedding for: the number of tokens, or a token's id.
+
+    For a call that has failed: models without a table of positions take any length.
+
+    Args:
+        model: the module that was called.
+        batch: the batch.
+
+    Returns:
+        The reason and what to write instead, or None.
+    """
+    words = [module.get_input_embeddings() for _, module in _pretrained(model) if _has_words(module)]
+    vocabulary = max((table.num_embeddings for table in words if isinstance(table, nn.Embedding)), default=0)
+    ids = [
+        (key, value)
+        for key, value in batch.items()
+        if str(key).endswith("input_ids") and isinstance(value, Tensor) and value.dim() == 2 and value.numel()
+    ]
+    for key, value in ids:
+        if value.is_floating_point():
+            return f"{key} has the type {value.dtype}; token ids are integers: write {key}.long()."
+        for name, module in _pretrained(model):
+            limit = _positions(module)
+            if limit is not None and value.shape[1] > limit:
+                return (
+                    f"{key} is {value.shape[1]} tokens long, and {name or 'the model'} ({type(module).__name__}) has "
+                    f"positions for {limit} (max_position_embeddings={module.config.max_position_embeddings}): "
+                    f"shorten the texts, for example tokenizer(..., truncation=True, max_length={limit})."
+                )
+        largest, smallest = int(value.max()), int(value.min())
+        if vocabulary and (smallest < 0 or largest >= vocabulary):
+            return (
+                f"{key} holds the token id {smallest if smallest < 0 else largest}, and the model has embeddings for "
+                f"0 to {vocabulary - 1}: take the tokenizer that the model was trained with, or "
+                "model.resize_token_embeddings(len(tokenizer))."
+            )
+    return None
+
+
+def _has_words(module: PreTrainedModel) -> bool:
+    try:
+        return isinstance(module.get_input_embeddings(), nn.Embedding)
+    except (AttributeError, NotImplementedError):
+        return False
+
+
+def _positions(module: PreTrainedModel) -> int | None:
+    """How many tokens a model's table of positions holds, or None where it has none."""
+    size = getattr(module.config, "max_position_embeddings", None)
+    for name, table in module.named_modules():
+        if isinstance(table, nn.Embedding) and "position" in name.rpartition(".")[2] and table.num_embeddings == size:
+            # RoBERTa counts positions from the one after its padding.
+            return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+    return None
+
+
 def _as_one_argument(module: nn.Module) -> Call:
     return lambda inputs: module(dict(inputs))
 

@@ -1,0 +1,147 @@
+"""Contexts that a user's forward opens (autocast, no_grad, checkpoint, ...), set aside while the forward is analysed.
+
+``undisturbed`` switches such contexts off around a forward pass; a forward may open them again inside. The mode here
+runs every torch function of the forward outside of them, so that the activations are those of full precision and,
+where it is asked for, the score is connected with the hidden states.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from globenc_lightning.errors import GlobEncError, is_out_of_memory
+
+_DETACHING = (torch.Tensor.detach, torch.detach, torch.Tensor.data.__get__)  # type: ignore[attr-defined]
+_DETACHING_IN_PLACE = (torch.Tensor.detach_, torch.detach_)
+_LEAVING_TORCH = (torch.Tensor.numpy, torch.Tensor.__array__)
+
+
+class OwnContexts(TorchFunctionMode):
+    """Runs the torch functions of a forward pass outside the contexts that this forward opens.
+
+    autocast is always set aside. When ``connected``, so is everything that cuts the autograd graph or recomputes parts
+    of it: ``no_grad``, ``inference_mode``, ``detach`` and ``.data`` have no effect on activations, and what ``checkpoint``
+    would drop is kept. No value changes by that. What is written into the model's own parameters and buffers stays out of
+    the graph.
+
+    Args:
+        model: the module that is called.
+        connected: whether the autograd graph is kept connected.
+    """
+
+    def __init__(self, model: nn.Module, *, connected: bool) -> None:
+        super().__init__()
+        self._connected = connected
+        self._apart = 0
+        own = [*model.parameters(), *model.buffers()]
+        self._devices = tuple({"cpu", *(tensor.device.type for tensor in own)} - {"meta"})
+        self._own = frozenset(_storage(tensor) for tensor in own) - {None} if connected else frozenset()
+        self.autocast_seen = False
+        """Whether the forward used autocast."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the function outside the contexts."""
+        kwargs = kwargs or {}
+        if self._apart:
+            return func(*args, **kwargs)
+        if not self._connected:
+            if not self._autocast():
+                return func(*args, **kwargs)
+            with self._outside():
+                return func(*args, **kwargs)
+        if func is torch._C._set_grad_enabled:
+            return None
+        with self._outside(), torch.autograd.graph.saved_tensors_hooks(_pack, _unpack):
+            first = args[0] if args and isinstance(args[0], Tensor) else None
+            if first is not None and first.requires_grad:
+                if func in _LEAVING_TORCH:
+                    return func(first.detach(), *args[1:], **kwargs)
+                if not self._is_own(first) and func in _DETACHING_IN_PLACE:
+                    return first
+                if not self._is_own(first) and func in _DETACHING:
+                    return first.view_as(first)
+            written = kwargs.get("out", first if _in_place(func) else None)
+            if isinstance(written, Tensor) and self._is_own(written):
+                with torch.no_grad():
+                    return func(*args, **kwargs)
+            return func(*args, **kwargs)
+
+    def apart(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """A hook of the analysis, run outside the user's contexts, with its own contexts obeyed.
+
+        Args:
+            hook: the hook.
+
+        Returns:
+            The hook to register; what goes wrong in it is a ``GlobEncError``.
+        """
+
+        @wraps(hook)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self._apart += 1
+            try:
+                with self._outside():
+                    return hook(*args, **kwargs)
+            except GlobEncError:
+                raise
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                raise GlobEncError(f"reading the encoder failed: {type(error).__name__}: {error}") from error
+            finally:
+                self._apart -= 1
+
+        return run
+
+    def _autocast(self) -> bool:
+        on = any(torch.is_autocast_enabled(device) for device in self._devices)
+        self.autocast_seen = self.autocast_seen or on
+        return on
+
+    def _is_own(self, tensor: Tensor) -> bool:
+        return _storage(tensor) in self._own
+
+    @contextmanager
+    def _outside(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            if self._autocast():
+                for device in self._devices:
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            if self._connected or self._apart:
+                if torch.is_inference_mode_enabled():
+                    stack.enter_context(torch.inference_mode(False))
+                if not torch.is_grad_enabled():
+                    stack.enter_context(torch.enable_grad())
+            yield
+
+
+def _in_place(func: Callable[..., Any]) -> bool:
+    name = getattr(func, "__name__", "")
+    return name == "__setitem__" or name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+
+
+def _storage(tensor: Tensor) -> int | None:
+    """Where a tensor's memory begins, or None where it has none (sparse, wrapped or empty tensors)."""
+    try:
+        return tensor.untyped_storage().data_ptr() or None
+    except (RuntimeError, NotImplementedError):
+        return None
+
+
+def _pack(tensor: Tensor) -> tuple[Tensor, int]:
+    # The alias, not the tensor: an output that is saved for its own backward would hold itself.
+    return tensor.detach(), tensor._version
+
+
+def _unpack(packed: tuple[Tensor, int]) -> Tensor:
+    tensor, version = packed
+    if tensor._version != version:
+        raise RuntimeError("a tensor that the gradient needs was changed in place later in the forward pass")
+    return tensor
