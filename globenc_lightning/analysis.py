@@ -36,6 +36,7 @@ from globenc_lightning.encoder.reading import EncoderCall, LayerDone, find_struc
 from globenc_lightning.encoder.structure import Structure
 from globenc_lightning.encoder.undisturbed import undisturbed
 from globenc_lightning.errors import (
+    CutGraphError,
     GlobEncError,
     GlobEncWarning,
     ModelCallError,
@@ -475,10 +476,6 @@ class _Found(NamedTuple):
     logits: Tensor
 
 
-class _CutError(ModelCallError):
-    """The autograd graph does not lead from the score to the hidden states."""
-
-
 def _forward_and_backward(reader: Reader, batch: Mapping[str, Any], settings: Settings, keep_maps: bool) -> _Found:
     failures: list[str] = []
     # Another batch may offer other entries; then the best way that they offer is the one to try.
@@ -494,7 +491,7 @@ def _forward_and_backward(reader: Reader, batch: Mapping[str, Any], settings: Se
         try:
             return _attempt(reader, way, batch, settings, keep_maps, connected=False)
         except ModelCallError as error:
-            if not isinstance(error, _CutError) and not isinstance(error.__cause__, RuntimeError):
+            if not isinstance(error, CutGraphError) and not isinstance(error.__cause__, RuntimeError):
                 raise
     # The forward cuts the graph, or drops parts of it that it cannot compute again while it is read.
     found = _attempt(reader, way, batch, settings, keep_maps, connected=True)
@@ -515,14 +512,14 @@ def _attempt(
         collected[done.call].add(done, partial(reader.kernels.kernel, (done.call, done.place)))
 
     def call(given: Mapping[str, Any]) -> Any:
-        with _told(way.name, lambda: _why_the_call_failed(reader.model, batch, contexts)):
+        with _told(way.name, lambda: too_large(reader.model, batch) or contexts.hint()):
             return way.call(given)
 
     contexts = OwnContexts(reader.model, connected=connected)
     with undisturbed(reader.model, parameters_require_grad=False) as handles:
         result = read(reader.model, reader.structures, call, batch, on_layer, handles, contexts)
         size = len(result.calls[0].mask)
-        logits = logits_of(result.output, size, _width(reader, reader.structures))
+        logits = logits_of(contexts.in_graph(result.output), size, _width(reader, reader.structures))
         with _told("target(logits, batch)"):
             score = _score(logits, batch, settings.target, result.calls[0].mask)
         sources = [*(call.hidden for call in result.calls), *(call.last for call in result.calls)]
@@ -539,7 +536,7 @@ def _attempt(
         ]
         for call_, gradient in zip(result.calls, gradients, strict=False):
             if gradient is None:
-                raise _CutError(
+                raise CutGraphError(
                     "the score does not depend on the encoder's hidden states, even where no_grad(), inference_mode() "
                     "and detach() are left out: the head does not use them, or takes them through something without a "
                     "gradient (numpy, .tolist(), argmax, rounding). " + ADVICE
@@ -562,17 +559,6 @@ def _told(what: str, hint: Callable[[], str] = str) -> Iterator[None]:
         help_ = "write checkpoint(..., use_reentrant=False) in the forward pass" if reentrant else hint()
         told = f"{what} raised {type(error).__name__}: {error}"
         raise ModelCallError(f"{told}\n{help_}" if help_ else told) from error
-
-
-def _why_the_call_failed(model: nn.Module, batch: Mapping[str, Any], contexts: OwnContexts | None = None) -> str:
-    """What may be behind an error of the model's forward, in words that say what to write; empty if nothing is known."""
-    reason = too_large(model, batch)
-    if not reason and contexts is not None and contexts.autocast_seen:
-        reason = (
-            "The forward pass uses autocast, and is analysed without it, in the precision of the weights: cast to a "
-            "module's own dtype (x.to(module.weight.dtype)) rather than to half precision."
-        )
-    return reason or ""
 
 
 def prepare(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -250,7 +250,7 @@ def _pretrained(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
 
 def _headed_models(model: nn.Module) -> list[tuple[str, nn.Module]]:
     headed: list[tuple[str, nn.Module]] = [
-        (name, module) for name, module in _pretrained(model) if module.base_model is not module
+        (name, module) for name, module in _pretrained(model) if module.base_model is not module or _is_own_head(module)
     ]
     # A PEFT model must be called itself: prompts are added in its own forward.
     headed += [(name, module) for name, module in model.named_modules() if _peft_base(module) is not None]
@@ -259,6 +259,11 @@ def _headed_models(model: nn.Module) -> list[tuple[str, nn.Module]]:
         for name, module in headed
         if not any(name != other and (other == "" or name.startswith(other + ".")) for other, _ in headed)
     ]
+
+
+def _is_own_head(module: PreTrainedModel) -> bool:
+    """Whether a user's class holds a Hugging Face model without calling it its base."""
+    return not type(module).__module__.startswith("transformers.") and len(_pretrained(module)) > 1
 
 
 def _peft_base(module: nn.Module) -> nn.Module | None:

@@ -5,7 +5,7 @@ runs every torch function of the forward outside of them, so that the activation
 where it is asked for, the score is connected with the hidden states.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
@@ -25,9 +25,9 @@ class OwnContexts(TorchFunctionMode):
     """Runs the torch functions of a forward pass outside the contexts that this forward opens.
 
     autocast is always set aside. When ``connected``, so is everything that cuts the autograd graph or recomputes parts
-    of it: ``no_grad``, ``inference_mode``, ``detach`` and ``.data`` have no effect on activations, and what ``checkpoint``
-    would drop is kept. No value changes by that. What is written into the model's own parameters and buffers stays out of
-    the graph.
+    of it: ``no_grad``, ``inference_mode``, ``detach`` and ``.data`` have no effect on activations, and what
+    ``checkpoint`` would drop is kept. No value changes by that. What is written into the model's own parameters and
+    buffers stays out of the graph.
 
     Args:
         model: the module that is called.
@@ -41,8 +41,8 @@ class OwnContexts(TorchFunctionMode):
         own = [*model.parameters(), *model.buffers()]
         self._devices = tuple({"cpu", *(tensor.device.type for tensor in own)} - {"meta"})
         self._own = frozenset(_storage(tensor) for tensor in own) - {None} if connected else frozenset()
-        self.autocast_seen = False
-        """Whether the forward used autocast."""
+        self._returned: dict[int, tuple[Tensor, Tensor]] = {}
+        self._cast = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -58,20 +58,53 @@ class OwnContexts(TorchFunctionMode):
                 return func(*args, **kwargs)
         if func is torch._C._set_grad_enabled:
             return None
+        # no_grad is set aside above, so that gradients are off nowhere but inside an autograd.Function (a reentrant
+        # checkpoint), which cuts what it returns from its graph.
+        inside = not torch.is_grad_enabled()
+        args, kwargs = self.in_graph(args, inside), self.in_graph(kwargs, inside)
         with self._outside(), torch.autograd.graph.saved_tensors_hooks(_pack, _unpack):
-            first = args[0] if args and isinstance(args[0], Tensor) else None
-            if first is not None and first.requires_grad:
-                if func in _LEAVING_TORCH:
-                    return func(first.detach(), *args[1:], **kwargs)
-                if not self._is_own(first) and func in _DETACHING_IN_PLACE:
-                    return first
-                if not self._is_own(first) and func in _DETACHING:
-                    return first.view_as(first)
-            written = kwargs.get("out", first if _in_place(func) else None)
-            if isinstance(written, Tensor) and self._is_own(written):
-                with torch.no_grad():
-                    return func(*args, **kwargs)
-            return func(*args, **kwargs)
+            result = self._run(func, args, kwargs)
+            if inside:
+                for tensor in result if isinstance(result, tuple | list) else (result,):
+                    if isinstance(tensor, Tensor) and tensor.requires_grad and not tensor.is_leaf:
+                        self._returned[id(tensor)] = (tensor, tensor.view_as(tensor))
+        return result
+
+    def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        first = args[0] if args and isinstance(args[0], Tensor) else None
+        if first is not None and first.requires_grad:
+            if func in _LEAVING_TORCH:
+                return func(first.detach(), *args[1:], **kwargs)
+            if not self._is_own(first) and func in _DETACHING_IN_PLACE:
+                return first
+            if not self._is_own(first) and func in _DETACHING:
+                return first.view_as(first)
+        written = kwargs.get("out", first if _in_place(func) else None)
+        if isinstance(written, Tensor) and self._is_own(written):
+            with torch.no_grad():
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def in_graph(self, value: Any, inside: bool = False) -> Any:
+        """What the forward goes on with instead of a tensor that an ``autograd.Function`` has cut from its graph.
+
+        Args:
+            value: a tensor, or what a module is given or returns.
+            inside: whether it is used inside such a function, which is to cut it later.
+
+        Returns:
+            The same, with such tensors exchanged.
+        """
+        if not self._returned:
+            return value
+        if type(value) in (tuple, list):
+            return type(value)(self.in_graph(part, inside) for part in value)
+        if isinstance(value, Mapping):
+            return {name: self.in_graph(part, inside) for name, part in value.items()}
+        if not isinstance(value, Tensor) or id(value) not in self._returned:
+            return value
+        cut = inside or not value.requires_grad or type(value.grad_fn).__name__ == "CheckpointFunctionBackward"
+        return self._returned[id(value)][1] if cut else value
 
     def apart(self, hook: Callable[..., Any]) -> Callable[..., Any]:
         """A hook of the analysis, run outside the user's contexts, with its own contexts obeyed.
@@ -86,9 +119,10 @@ class OwnContexts(TorchFunctionMode):
         @wraps(hook)
         def run(*args: Any, **kwargs: Any) -> Any:
             self._apart += 1
+            inside = not torch.is_grad_enabled()
             try:
                 with self._outside():
-                    return hook(*args, **kwargs)
+                    return hook(*self.in_graph(args, inside), **kwargs)
             except GlobEncError:
                 raise
             except Exception as error:
@@ -100,9 +134,18 @@ class OwnContexts(TorchFunctionMode):
 
         return run
 
+    def hint(self) -> str:
+        """What may be behind an error of the forward; empty if nothing is known."""
+        if not self._cast:
+            return ""
+        return (
+            "The forward pass uses autocast, and is analysed without it, in the precision of the weights: cast to a "
+            "module's own dtype, x.to(module.weight.dtype), rather than to half precision."
+        )
+
     def _autocast(self) -> bool:
         on = any(torch.is_autocast_enabled(device) for device in self._devices)
-        self.autocast_seen = self.autocast_seen or on
+        self._cast = self._cast or on
         return on
 
     def _is_own(self, tensor: Tensor) -> bool:

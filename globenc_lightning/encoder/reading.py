@@ -37,7 +37,14 @@ from globenc_lightning.encoder.structure import (
     tensors_in,
 )
 from globenc_lightning.encoder.trace import AttentionCall, AttentionTrace
-from globenc_lightning.errors import GlobEncError, NonFiniteError, UnsupportedEncoderError, is_out_of_memory
+from globenc_lightning.errors import (
+    CutGraphError,
+    GlobEncError,
+    ModelCallError,
+    NonFiniteError,
+    UnsupportedEncoderError,
+    is_out_of_memory,
+)
 
 Call = Callable[[Mapping[str, Any]], Any]
 """Runs the model on a batch and returns whatever the model returns."""
@@ -219,6 +226,10 @@ def _structures(
                     handles.append(module.register_forward_hook(hook(recorder.left(name)), with_kwargs=True))
         with AttentionTrace(recorder.attended), contexts:
             output = call(batch)
+    except RuntimeError as error:
+        if isinstance(error, GlobEncError) or is_out_of_memory(error) or not contexts.hint():
+            raise
+        raise ModelCallError(f"{type(error).__name__}: {error}\n{contexts.hint()}") from error
     finally:
         _remove(handles)
     if not recorder.spans:
@@ -421,6 +432,8 @@ class _Reading:
 
     def entry(self, tensor: Tensor) -> None:
         if self.hidden is None:
+            if tensor.is_inference():
+                raise CutGraphError(f"{self.structure.encoder_name} is called below torch.inference_mode().")
             # The very tensor that the model goes on with, so that nothing is replaced and every use of it is seen.
             self.hidden = tensor if tensor.requires_grad else tensor.requires_grad_()
             self._stream = tensor.detach()
@@ -599,7 +612,8 @@ def read(
     for reading in readings:
         if reading.hidden is None or reading.mask is None or reading.last is None:
             raise reading.another_way()
-        calls.append(EncoderCall(reading.hidden, reading.mask, reading.errors, reading.last, reading.ids))
+        last = contexts.in_graph(reading.last)
+        calls.append(EncoderCall(reading.hidden, reading.mask, reading.errors, last, reading.ids))
     if len(calls) != len(structures):
         raise UnsupportedEncoderError("the forward pass called fewer encoders than when their structure was found.")
     return ReadForward(output, tuple(calls))
