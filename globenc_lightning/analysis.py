@@ -32,7 +32,7 @@ from globenc_lightning.encoder.calling import (
 from globenc_lightning.encoder.contexts import OwnContexts
 from globenc_lightning.encoder.layers import layer_inputs
 from globenc_lightning.encoder.norms import working
-from globenc_lightning.encoder.reading import EncoderCall, LayerDone, find_structures, read
+from globenc_lightning.encoder.reading import EncoderCall, LayerDone, find_encoders, find_structures, read
 from globenc_lightning.encoder.structure import Structure
 from globenc_lightning.encoder.undisturbed import undisturbed
 from globenc_lightning.errors import (
@@ -382,6 +382,7 @@ def _analyze(
     reader: Reader, inputs: Mapping[str, Any], settings: Settings, keep_maps: bool, special: Tensor | None
 ) -> Attributions:
     batch = prepare(reader.model, inputs)
+    _refuse_offloaded(reader.model)
     special = batch.get("special_tokens_mask") if special is None else special
     lengths = _lengths(batch)
     longest = 2 if lengths is None else int(lengths.max())
@@ -589,7 +590,10 @@ def prepare(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in tensors.items():
         if value.numel() == 0:
             raise ProbeError(f"the inputs are empty: {key} has the shape {tuple(value.shape)}.")
-    device = next((parameter.device for parameter in model.parameters()), next(iter(tensors.values())).device)
+        if str(key).endswith("input_ids"):
+            _check_ids(str(key), value)
+    devices = (parameter.device for parameter in model.parameters() if not parameter.is_meta)
+    device = next(devices, next(iter(tensors.values())).device)
     with torch.inference_mode(False), torch.no_grad():
         keep = _columns_kept(inputs)
         batch = {}
@@ -599,6 +603,31 @@ def prepare(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
                 value = value.to(device).clone()
             batch[key] = value
         return batch
+
+
+def _check_ids(key: str, ids: Tensor) -> None:
+    if ids.dim() > 2:
+        one = "[:, 0]" if ids.dim() == 3 else "of two axes"
+        raise ProbeError(
+            f"{key} has the shape {tuple(ids.shape)}: several texts per example (multiple choice, say), of which "
+            "attributions are not defined here; (examples, tokens) is expected. Give the texts as examples of their "
+            f"own, for example batch[{key!r}]{one} and the mask alike, and the model's scores for them with forward=."
+        )
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ProbeError(f"{key} has the type {ids.dtype}; token ids are integers: write batch[{key!r}].long().")
+
+
+def _refuse_offloaded(model: nn.Module) -> None:
+    """Raise where the weights of an encoder are not in memory: the maps are made of them."""
+    for path, encoder in find_encoders(model).items():
+        absent = [name for name, parameter in encoder.named_parameters() if parameter.is_meta]
+        if absent:
+            raise UnsupportedEncoderError(
+                f"{path or type(model).__name__}: {len(absent)} of its parameters are on the meta device, {absent[0]} "
+                "for one: they are offloaded (accelerate's cpu_offload, disk_offload or device_map), or were never "
+                "loaded. The maps are made of these weights, so load the whole encoder onto one device, for example "
+                "AutoModel.from_pretrained(name).to('cpu'), or model.to_empty(device='cpu') and load_state_dict."
+            )
 
 
 def _columns_kept(inputs: Mapping[str, Any]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from globenc_lightning import METHODS, Attributions, attribute
 from globenc_lightning.encoder.reading import find_encoders
-from globenc_lightning.errors import ModelCallError
+from globenc_lightning.errors import ModelCallError, ProbeError, UnsupportedEncoderError
 from tests import models
 
 LENGTHS = (9, 5, 7)
@@ -613,3 +613,171 @@ def test_a_cast_that_only_autocast_allows_is_named() -> None:
 
     with pytest.raises(ModelCallError, match=r"analysed without it[\s\S]*module\.weight\.dtype"):
         everything(Casts("bert", torch.float32).eval())
+
+
+# ---- quantised and offloaded weights
+
+
+class Int8Weight(Tensor):
+    """A weight of eight bits that knows no other function than ``linear``."""
+
+    whole: Tensor
+    scale: Tensor
+
+    @staticmethod
+    def __new__(cls, weight: Tensor) -> "Int8Weight":
+        return Tensor._make_wrapper_subclass(cls, weight.shape, dtype=weight.dtype)
+
+    def __init__(self, weight: Tensor) -> None:
+        self.scale = weight.detach().abs().amax(1, keepdim=True) / 127
+        self.whole = (weight.detach() / self.scale).round().to(torch.int8)
+
+    def dequantised(self) -> Tensor:
+        return self.whole.to(self.scale.dtype) * self.scale
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.linear:
+            return func(args[0], args[1].dequantised(), *args[2:], **(kwargs or {}))
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            found = Int8Weight.__new__(cls, args[0].scale.expand(args[0].shape))
+            found.scale, found.whole = args[0].scale, args[0].whole
+            return found
+        raise NotImplementedError(f"{func} of eight-bit weights")
+
+
+class Linear8bit(nn.Linear):
+    """As bitsandbytes has it: integers in the parameter, and a scale beside them."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__(base.in_features, base.out_features)
+        quantised = Int8Weight(base.weight)
+        self.weight, self.bias = nn.Parameter(quantised.whole, requires_grad=False), base.bias
+        self.register_buffer("scale", quantised.scale)
+        self.scale: Tensor
+
+    def forward(self, given: Tensor) -> Tensor:
+        return nn.functional.linear(given, self.weight.to(self.scale.dtype) * self.scale, self.bias)
+
+
+class Dynamic(Linear8bit):
+    """Quantises what it is given, too."""
+
+    def forward(self, given: Tensor) -> Tensor:
+        step = given.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+        return super().forward((given / step).round() * step)
+
+
+def subclassed(base: nn.Linear) -> nn.Linear:
+    base.weight = nn.Parameter(Int8Weight(base.weight), requires_grad=False)
+    return base
+
+
+def forward_on_the_instance(base: nn.Linear) -> nn.Linear:
+    """The weights elsewhere until the forward fetches them, as an offloading hook has it."""
+    weight = Int8Weight(base.weight).dequantised()
+    base.forward = lambda given: nn.functional.linear(given, weight, base.bias)  # type: ignore[method-assign]
+    return base
+
+
+def dequantised(base: nn.Linear) -> nn.Linear:
+    base.weight = nn.Parameter(Int8Weight(base.weight).dequantised())
+    return base
+
+
+def with_linears(change: Callable[[nn.Linear], nn.Module], family: str) -> Plain:
+    model = Plain(family).eval()
+    for name, module in list(model.encoder.named_modules()):
+        if type(module) is nn.Linear:
+            model.encoder.set_submodule(name, change(module))
+    return model
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "albert"])
+@pytest.mark.parametrize("change", [subclassed, Linear8bit, forward_on_the_instance])
+def test_quantised_weights(change: Callable[[nn.Linear], nn.Module], family: str) -> None:
+    model = with_linears(change, family)
+    found = everything(model)
+    assert_same(found, everything(with_linears(dequantised, family)))
+    assert_same(everything(model), found)
+    assert float((found.local["N-Enc"] - everything(Plain(family).eval()).local["N-Enc"]).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "albert"])
+def test_quantised_activations_are_refused(family: str) -> None:
+    with pytest.raises(UnsupportedEncoderError, match="misses what the layer itself computes"):
+        everything(with_linears(Dynamic, family))
+
+
+def meta_layer(model: Plain) -> Plain:
+    model.encoder.encoder.layer[1].to("meta")
+    return model
+
+
+def all_meta(model: Plain) -> Plain:
+    return model.to("meta")
+
+
+def offloaded(model: Plain) -> Any:
+    accelerate = pytest.importorskip("accelerate")
+    return accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("away", [meta_layer, all_meta, offloaded])
+def test_weights_that_are_not_in_memory_are_refused(away: Callable[[Plain], Any]) -> None:
+    model = away(Plain().eval())
+    with pytest.raises(UnsupportedEncoderError, match=r"encoder: .* on the meta device[\s\S]*onto one device"):
+        everything(model)
+
+
+def test_a_head_that_is_offloaded_does_no_harm() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model = Plain().eval()
+    accelerate.cpu_offload(model.head, execution_device=torch.device("cpu"))
+    assert_same(everything(model), everything(Plain().eval()))
+
+
+# ---- texts and ids that the model has no embedding for
+
+
+def too_long(length: int) -> dict[str, Tensor]:
+    return models.batch((length, 3))
+
+
+@pytest.mark.parametrize(("family", "limit"), [("bert", 64), ("distilbert", 64), ("roberta", 62)])
+@pytest.mark.parametrize("known", [False, True], ids=["first", "again"])
+@pytest.mark.parametrize("own", [False, True], ids=["forward", "forward="])
+def test_a_text_longer_than_the_positions(family: str, limit: int, known: bool, own: bool) -> None:
+    model = models.build(family)
+    options: Any = {"forward": lambda module, batch: module(**batch).logits} if own else {}
+    if known:
+        attribute(model, texts(), **options)
+    expected = (
+        rf"raised .*[\s\S]*input_ids is {limit + 1} tokens long[\s\S]*positions for {limit} [\s\S]*max_length={limit}"
+    )
+    with pytest.raises(ModelCallError, match=expected):
+        attribute(model, too_long(limit + 1), **options)
+    assert attribute(model, too_long(limit), **options).logits.shape == (2, 3)
+
+
+@pytest.mark.parametrize(("place", "word"), [(0, 99), (5, 1000), (2, -1)])
+@pytest.mark.parametrize("family", ["bert", "distilbert", "albert"])
+def test_ids_beyond_the_vocabulary(family: str, place: int, word: int) -> None:
+    inputs = texts()
+    inputs["input_ids"][0, place] = word
+    with pytest.raises(ModelCallError, match=rf"holds the token id {word}, [\s\S]*0 to 98[\s\S]*tokenizer"):
+        attribute(models.build(family), inputs)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 9), (1, 4, 2, 5), (3, 1, 7)])
+def test_several_texts_per_example_are_refused_with_their_shape(shape: tuple[int, ...]) -> None:
+    ids = torch.ones(shape, dtype=torch.long)
+    model = transformers.BertForMultipleChoice(models.FAMILIES["bert"].config()).eval()
+    with pytest.raises(ProbeError, match="several texts per example") as caught:
+        attribute(model, {"input_ids": ids, "attention_mask": ids})
+    assert str(shape) in str(caught.value)

@@ -130,8 +130,6 @@ def too_large(model: nn.Module, batch: Mapping[str, Any]) -> str | None:
         if str(key).endswith("input_ids") and isinstance(value, Tensor) and value.dim() == 2 and value.numel()
     ]
     for key, value in ids:
-        if value.is_floating_point():
-            return f"{key} has the type {value.dtype}; token ids are integers: write {key}.long()."
         for name, module in _pretrained(model):
             limit = _positions(module)
             if limit is not None and value.shape[1] > limit:

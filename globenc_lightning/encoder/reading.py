@@ -238,7 +238,7 @@ def _structures(
             "one that does, for example GlobEncCallback(forward=lambda module, batch: "
             "module.head(module.encoder(**batch).last_hidden_state[:, 0]))."
         )
-    return tuple(_structure(span) for span in recorder.spans), output
+    return tuple(hook(_structure)(span) for span in recorder.spans), output
 
 
 class _ForwardHandle:
