@@ -311,7 +311,7 @@ def attribute(
         The attributions.
 
     Raises:
-        ValueError: an unknown method, target or readout.
+        ValueError: an unknown method, target or readout, or a forward that cannot be called.
         ProbeError: inputs that cannot be used.
         ModelCallError: the model could not be called, or gives no logits.
         UnsupportedEncoderError: the encoder cannot be read, or reading it does not reproduce its activations.
@@ -324,6 +324,14 @@ def attribute(
         >>> attribute(model, batch).rows["N-Enc"][0, -1]  # doctest: +SKIP
     """
     settings = Settings(methods, target, readout, normalize, exclude_special_tokens)
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise ModelCallError(
+            f"model must be a module (torch.nn.Module) that holds a Hugging Face encoder; got {what}. Give the module "
+            "that is trained itself, for example attribute(lightning_module, batch)."
+        )
+    if forward is not None and not callable(forward):
+        raise ValueError(f"forward must be a callable forward(model, inputs) that returns logits; got {forward!r}")
     if forward is not None:
         return _attributed(Reader(model, forward), inputs, settings)
     reader = Reader(model, None, *_KNOWN.get(model, ()))
@@ -540,7 +548,7 @@ def _attempt(
                 raise CutGraphError(
                     "the score does not depend on the encoder's hidden states, even where no_grad(), inference_mode() "
                     "and detach() are left out: the head does not use them, or takes them through something without a "
-                    "gradient (numpy, .tolist(), argmax, rounding). " + ADVICE
+                    "gradient (numpy, .tolist(), argmax, rounding), or the target's score does. " + ADVICE
                 )
             saliency.append(gradient_x_input(working(gradient), working(call_.hidden), call_.mask))
     return _Found(collected, saliency, heads, result.calls, logits.detach())
@@ -580,6 +588,19 @@ def prepare(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
             f"the inputs are a {type(inputs).__name__}, not a mapping: write "
             "{'input_ids': ids, 'attention_mask': mask}, or tokenizer(texts, padding=True, return_tensors='pt')."
         )
+    for key, value in inputs.items():
+        if not isinstance(key, str):
+            raise ProbeError(
+                f"the inputs' keys are names, such as 'input_ids'; one is {key!r}, a {type(key).__name__}."
+            )
+        if isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided):
+            where = "on the meta device" if value.is_meta else f"of the layout {value.layout}"
+            raise ProbeError(f"{key} is {where}; a dense tensor with its numbers in memory is expected.")
+        if key.endswith("attention_mask") and value is not None and not isinstance(value, Tensor):
+            raise ProbeError(
+                f"{key} is a {type(value).__name__}; a tensor of the shape of the ids is expected, 1 for tokens and 0 "
+                f"for padding: write torch.tensor({key})."
+            )
     tensors = {key: value for key, value in inputs.items() if isinstance(value, Tensor) and value.dim() >= 2}
     if not tensors:
         raise ProbeError(
@@ -817,6 +838,10 @@ def _score(logits: Tensor, batch: Mapping[str, Any], target: Target, mask: Tenso
         chosen = logits.argmax(1)
     if logits.dim() != 2:
         raise ModelCallError(f"class indices need logits of shape (b, c); these have {tuple(logits.shape)}")
+    if callable(target) and bool(((chosen < 0) | (chosen >= logits.shape[1])).any()):
+        raise ModelCallError(
+            f"target(logits, batch) returned class indices up to {int(chosen.max())}; there are {logits.shape[1]} classes."
+        )
     return logits.gather(1, chosen.to(logits.device).long().unsqueeze(1)).squeeze(1)
 
 

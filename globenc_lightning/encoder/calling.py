@@ -201,6 +201,8 @@ def logits_of(output: Any, size: int, width: int | None = None) -> Tensor:
     if candidate.dim() == 1:
         # A squeezed single logit (b,), or a squeezed single example (c,).
         candidate = candidate.unsqueeze(1) if len(candidate) == size else candidate.unsqueeze(0)
+    if candidate.shape[-1] == 0:
+        raise ModelCallError(f"it returned {_described(candidate)}, which holds no logits")
     if len(candidate) != size:
         raise ModelCallError(f"it returned logits of shape {tuple(candidate.shape)} for {size} examples")
     if named is None and candidate.shape[-1] == width:
