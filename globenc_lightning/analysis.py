@@ -324,12 +324,7 @@ def attribute(
         >>> attribute(model, batch).rows["N-Enc"][0, -1]  # doctest: +SKIP
     """
     settings = Settings(methods, target, readout, normalize, exclude_special_tokens)
-    if not isinstance(model, nn.Module):
-        what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
-        raise ModelCallError(
-            f"model must be a module (torch.nn.Module) that holds a Hugging Face encoder; got {what}. Give the module "
-            "that is trained itself, for example attribute(lightning_module, batch)."
-        )
+    _check_module(model)
     if forward is not None and not callable(forward):
         raise ValueError(f"forward must be a callable forward(model, inputs) that returns logits; got {forward!r}")
     if forward is not None:
@@ -338,6 +333,15 @@ def attribute(
     found = _attributed(reader, inputs, settings)
     _KNOWN[model] = (reader.way, reader.structures, reader.kernels)
     return found
+
+
+def _check_module(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise ModelCallError(
+            f"model must be a module (torch.nn.Module) that holds a Hugging Face encoder; got {what}. Give the module "
+            "that is trained itself, for example attribute(lightning_module, batch)."
+        )
 
 
 def _attributed(reader: Reader, inputs: Mapping[str, Any], settings: Settings) -> Attributions:
@@ -840,7 +844,8 @@ def _score(logits: Tensor, batch: Mapping[str, Any], target: Target, mask: Tenso
         raise ModelCallError(f"class indices need logits of shape (b, c); these have {tuple(logits.shape)}")
     if callable(target) and bool(((chosen < 0) | (chosen >= logits.shape[1])).any()):
         raise ModelCallError(
-            f"target(logits, batch) returned class indices up to {int(chosen.max())}; there are {logits.shape[1]} classes."
+            f"target(logits, batch) returned class indices from {int(chosen.min())} to {int(chosen.max())}; the logits "
+            f"have the classes 0 to {logits.shape[1] - 1}."
         )
     return logits.gather(1, chosen.to(logits.device).long().unsqueeze(1)).squeeze(1)
 
