@@ -547,10 +547,10 @@ def _attempt(
             None if one is None or not bool((one != 0).any()) else torch.linalg.vector_norm(working(one), dim=-1)
             for one in gradients[len(result.calls) :]
         ]
-        for call_, gradient in zip(result.calls, gradients, strict=False):
+        for structure, call_, gradient in zip(reader.structures, result.calls, gradients, strict=False):
             if gradient is None:
                 raise CutGraphError(
-                    "the score does not depend on the encoder's hidden states, even where no_grad(), inference_mode() "
+                    f"the score does not depend on the hidden states of {structure.encoder_name}, even where no_grad(), inference_mode() "
                     "and detach() are left out: the head does not use them, or takes them through something without a "
                     "gradient (numpy, .tolist(), argmax, rounding), or the target's score does. " + ADVICE
                 )

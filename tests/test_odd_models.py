@@ -1,6 +1,8 @@
 """Models that are written in unusual ways: the right figures, or a refusal in words that are true."""
 
+import copy
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -331,6 +333,38 @@ def test_an_encoder_that_is_called_by_its_forward(kind: Any, family: str) -> Non
     assert state(model) == before
 
 
+def test_a_call_of_the_encoder_that_fails_while_the_forward_goes_on_is_named() -> None:
+    class Tries(Plain):
+        fails = True
+
+        def read(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            with suppress(ValueError):
+                if self.fails:
+                    self.encoder(None, attention_mask=attention_mask)
+            return super().read(input_ids, attention_mask)
+
+    model = Tries().eval()
+    with pytest.raises(UnsupportedEncoderError, match="a call of the encoder raised ValueError"):
+        everything(model)
+    model.fails = False
+    assert_same(everything(model), everything(Plain().eval()))
+    model.fails = True
+    with pytest.raises(UnsupportedEncoderError, match="a call of the encoder raised ValueError"):
+        everything(model)
+
+
+@pytest.mark.parametrize("call", [lambda m: m.encoder.encoder, lambda m: type(m.encoder).forward])
+def test_an_encoder_whose_call_is_not_seen_is_refused_with_the_reason(call: Any) -> None:
+    class Parts(Plain):
+        def read(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            if call(self) is self.encoder.encoder:
+                return call(self)(self.encoder.embeddings(input_ids))[0][:, 0]
+            return call(self)(self.encoder, input_ids, attention_mask)[0][:, 0]
+
+    with pytest.raises(UnsupportedEncoderError, match=r"calls none of them, neither by encoder\(\.\.\.\) nor by"):
+        everything(Parts().eval())
+
+
 def test_calls_of_both_ways_are_counted_once_each() -> None:
     found = everything(BothWays().eval())
     assert len(found.others) == 1
@@ -400,7 +434,18 @@ class KeepsStatistics(Plain):
             return hidden
 
 
-class WritesToAListOfNumbers(Plain):
+class FlagsAndCopies(Plain):
+    """What is allowed for a tensor without a gradient alone."""
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        with torch.no_grad():
+            hidden = super().read(input_ids, attention_mask)
+        hidden = copy.deepcopy(hidden).requires_grad_(False)
+        hidden.requires_grad = False
+        return hidden.detach_()
+
+
+class LeavesTorch(Plain):
     def read(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         with torch.no_grad():
             hidden = super().read(input_ids, attention_mask)
@@ -417,7 +462,8 @@ CUT = [
     DecoratedWithInferenceMode,
     SwitchesGradientsOff,
     KeepsStatistics,
-    WritesToAListOfNumbers,
+    FlagsAndCopies,
+    LeavesTorch,
 ]
 
 

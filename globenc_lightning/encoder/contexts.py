@@ -18,7 +18,8 @@ from globenc_lightning.errors import GlobEncError, UnsupportedEncoderError, is_o
 
 _DETACHING = (torch.Tensor.detach, torch.detach, torch.Tensor.data.__get__)  # type: ignore[attr-defined]
 _DETACHING_IN_PLACE = (torch.Tensor.detach_, torch.detach_)
-_LEAVING_TORCH = (torch.Tensor.numpy, torch.Tensor.__array__)
+_LEAVING_TORCH = (torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__)
+_FLAGGING = (torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
 
 
 class OwnContexts(TorchFunctionMode):
@@ -77,6 +78,10 @@ class OwnContexts(TorchFunctionMode):
                 return func(first.detach(), *args[1:], **kwargs)
             if not self._is_own(first) and func in _DETACHING_IN_PLACE:
                 return first
+            if func in _FLAGGING and not first.is_leaf:
+                return first
+            if func == torch.Tensor.__deepcopy__ and not first.is_leaf:
+                return first.clone()
             if not self._is_own(first) and func in _DETACHING:
                 return first.view_as(first)
         written = kwargs.get("out", first if _in_place(func) else None)

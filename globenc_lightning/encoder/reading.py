@@ -216,10 +216,17 @@ def _structures(
     """One structure pass, with these modules as the encoders; see :func:`find_structures`."""
     recorder = _Recorder()
     hook = contexts.apart
+    failed: list[Exception] = []
     makeups = {path: makeup_of(encoder) for path, encoder in encoders.items()}
     try:
         for path, encoder in encoders.items():
-            _watch(encoder, hook(recorder.encoder_entered(path, makeups[path])), hook(recorder.encoder_left), handles)
+            _watch(
+                encoder,
+                hook(recorder.encoder_entered(path, makeups[path])),
+                hook(recorder.encoder_left),
+                failed,
+                handles,
+            )
             for name, module in encoder.named_modules(prefix=path):
                 if module is not encoder:
                     handles.append(module.register_forward_pre_hook(hook(recorder.entered), with_kwargs=True))
@@ -232,10 +239,12 @@ def _structures(
         raise ModelCallError(f"{type(error).__name__}: {error}\n{contexts.hint()}") from error
     finally:
         _remove(handles)
+    _refuse_failed(failed)
     if not recorder.spans:
         raise UnsupportedEncoderError(
-            f"{type(model).__name__} holds {names_of(encoders.items())}, and its forward pass calls none of them. Name "
-            "one that does, for example GlobEncCallback(forward=lambda module, batch: "
+            f"{type(model).__name__} holds {names_of(encoders.items())}, and its forward pass calls none of them, "
+            "neither by encoder(...) nor by encoder.forward(...) (calls of its parts alone do not count). Name one that "
+            "does, for example GlobEncCallback(forward=lambda module, batch: "
             "module.head(module.encoder(**batch).last_hidden_state[:, 0]))."
         )
     return tuple(hook(_structure)(span) for span in recorder.spans), output
@@ -258,7 +267,11 @@ class _ForwardHandle:
 
 
 def _watch(
-    encoder: nn.Module, entered: Callable[..., None], left: Callable[..., None], handles: list[RemovableHandle]
+    encoder: nn.Module,
+    entered: Callable[..., None],
+    left: Callable[..., None],
+    failed: list[Exception],
+    handles: list[RemovableHandle],
 ) -> None:
     """Report each call of an encoder once, be it ``encoder(...)`` or ``encoder.forward(...)``.
 
@@ -268,6 +281,7 @@ def _watch(
         encoder: the encoder.
         entered: called with the module, its positional and its keyword arguments.
         left: called with the same and what the module returned.
+        failed: takes what a call raised; the forward around it may go on.
         handles: takes the handles.
     """
     forward = encoder.forward
@@ -279,18 +293,35 @@ def _watch(
 
     @wraps(forward)
     def watched(*args: Any, **kwargs: Any) -> Any:
-        if expected:
-            # The module was called itself: the hooks around this report it.
+        # Where the module was called itself, the hooks around this report it.
+        reported = bool(expected)
+        if reported:
             expected.pop()
-            return forward(*args, **kwargs)
-        entered(encoder, args, kwargs)
-        output = forward(*args, **kwargs)
-        left(encoder, args, kwargs, output)
+        else:
+            entered(encoder, args, kwargs)
+        try:
+            output = forward(*args, **kwargs)
+        except Exception as error:
+            failed.append(error)
+            raise
+        if not reported:
+            left(encoder, args, kwargs, output)
         return output
 
     handles.append(encoder.register_forward_pre_hook(before, with_kwargs=True))
     handles.append(encoder.register_forward_hook(left, with_kwargs=True))
     handles.append(_ForwardHandle(encoder, watched))  # type: ignore[arg-type]
+
+
+def _refuse_failed(failed: list[Exception]) -> None:
+    if not failed:
+        return
+    error = failed.pop(0)
+    failed.clear()
+    raise UnsupportedEncoderError(
+        f"a call of the encoder raised {type(error).__name__}: {error}, and the forward pass went on without it: which "
+        "calls count cannot be told. Name a forward pass whose encoder calls succeed with forward=."
+    ) from error
 
 
 @dataclass(eq=False)
@@ -595,11 +626,12 @@ def read(
         raise UnsupportedEncoderError("the encoder has been changed since its structure was found.")
     contexts = OwnContexts(model, connected=False) if contexts is None else contexts
     hook = contexts.apart
+    failed: list[Exception] = []
     known = {id(structure.encoder) for structure in structures}
     choices = [list(choice.values()) for choice in _choices(model)]
     encoders = next((some for some in choices if known <= {id(encoder) for encoder in some}), choices[0])
     for encoder in encoders:
-        _watch(encoder, hook(encoder_entered), hook(encoder_left), handles)
+        _watch(encoder, hook(encoder_entered), hook(encoder_left), failed, handles)
     for module in _distinct(structure.entry for structure in structures):
         handles.append(module.register_forward_pre_hook(hook(entry), with_kwargs=True))
     for module in _distinct(one.module for structure in structures for one in structure.order):
@@ -608,6 +640,7 @@ def read(
     with trace, contexts:
         output = call(batch)
     _remove(handles)
+    _refuse_failed(failed)
     calls = []
     for reading in readings:
         if reading.hidden is None or reading.mask is None or reading.last is None:
