@@ -395,6 +395,11 @@ def _analyze(
 ) -> Attributions:
     batch = prepare(reader.model, inputs)
     _refuse_offloaded(reader.model)
+    if any(isinstance(value, Tensor) and value.device.type != "cpu" for value in batch.values()):
+        # There, an id without an embedding is no error that the process could go on from.
+        reason = too_large(reader.model, batch)
+        if reason is not None:
+            raise ProbeError(reason)
     special = batch.get("special_tokens_mask") if special is None else special
     lengths = _lengths(batch)
     longest = 2 if lengths is None else int(lengths.max())
@@ -550,9 +555,10 @@ def _attempt(
         for structure, call_, gradient in zip(reader.structures, result.calls, gradients, strict=False):
             if gradient is None:
                 raise CutGraphError(
-                    f"the score does not depend on the hidden states of {structure.encoder_name}, even where no_grad(), inference_mode() "
-                    "and detach() are left out: the head does not use them, or takes them through something without a "
-                    "gradient (numpy, .tolist(), argmax, rounding), or the target's score does. " + ADVICE
+                    f"the score does not depend on the encoder's hidden states ({structure.encoder_name}), even where "
+                    "no_grad(), inference_mode() and detach() are left out: the head does not use them, or takes them "
+                    "through something without a gradient (numpy, .tolist(), argmax, rounding), or the target's score "
+                    "does. " + ADVICE
                 )
             saliency.append(gradient_x_input(working(gradient), working(call_.hidden), call_.mask))
     return _Found(collected, saliency, heads, result.calls, logits.detach())

@@ -243,8 +243,8 @@ def _structures(
     if not recorder.spans:
         raise UnsupportedEncoderError(
             f"{type(model).__name__} holds {names_of(encoders.items())}, and its forward pass calls none of them, "
-            "neither by encoder(...) nor by encoder.forward(...) (calls of its parts alone do not count). Name one that "
-            "does, for example GlobEncCallback(forward=lambda module, batch: "
+            "neither by encoder(...) nor by encoder.forward(...) (calls of its parts alone do not count). Name one "
+            "that does, for example GlobEncCallback(forward=lambda module, batch: "
             "module.head(module.encoder(**batch).last_hidden_state[:, 0]))."
         )
     return tuple(hook(_structure)(span) for span in recorder.spans), output
