@@ -38,12 +38,27 @@ class OwnContexts(TorchFunctionMode):
     def __init__(self, model: nn.Module, *, connected: bool) -> None:
         super().__init__()
         self._connected = connected
+        self._trace: TorchFunctionMode | None = None
         self._apart = 0
         own = [*model.parameters(), *model.buffers()]
         self._devices = tuple({"cpu", *(tensor.device.type for tensor in own)} - {"meta"})
         self._own = frozenset(_storage(tensor) for tensor in own) - {None} if connected else frozenset()
         self._returned: dict[int, tuple[Tensor, Tensor]] = {}
         self._cast = False
+
+    def watched_by(self, trace: TorchFunctionMode) -> "OwnContexts":
+        """Let a mode see the functions of the forward, and none of those that hooks of the analysis call.
+
+        A second mode on the stack would cost each function as much again.
+
+        Args:
+            trace: the mode.
+
+        Returns:
+            The mode to enter instead of it.
+        """
+        self._trace = trace
+        return self
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -54,9 +69,9 @@ class OwnContexts(TorchFunctionMode):
             return func(*args, **kwargs)
         if not self._connected:
             if not self._autocast():
-                return func(*args, **kwargs)
+                return self._seen(func, types, args, kwargs)
             with self._outside():
-                return func(*args, **kwargs)
+                return self._seen(func, types, args, kwargs)
         if func is torch._C._set_grad_enabled:
             return None
         # no_grad is set aside above, so that gradients are off nowhere but inside an autograd.Function (a reentrant
@@ -64,14 +79,14 @@ class OwnContexts(TorchFunctionMode):
         inside = not torch.is_grad_enabled()
         args, kwargs = self.in_graph(args, inside), self.in_graph(kwargs, inside)
         with self._outside(), torch.autograd.graph.saved_tensors_hooks(_pack, _unpack):
-            result = self._run(func, args, kwargs)
+            result = self._run(func, types, args, kwargs)
             if inside:
                 for tensor in result if isinstance(result, tuple | list) else (result,):
                     if isinstance(tensor, Tensor) and tensor.requires_grad and not tensor.is_leaf:
                         self._returned[id(tensor)] = (tensor, tensor.view_as(tensor))
         return result
 
-    def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         first = args[0] if args and isinstance(args[0], Tensor) else None
         if first is not None and first.requires_grad:
             if func in _LEAVING_TORCH:
@@ -88,7 +103,12 @@ class OwnContexts(TorchFunctionMode):
         if isinstance(written, Tensor) and self._is_own(written):
             with torch.no_grad():
                 return func(*args, **kwargs)
-        return func(*args, **kwargs)
+        return self._seen(func, types, args, kwargs)
+
+    def _seen(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._trace is None:
+            return func(*args, **kwargs)
+        return self._trace.__torch_function__(func, types, args, kwargs)
 
     def in_graph(self, value: Any, inside: bool = False) -> Any:
         """What the forward goes on with instead of a tensor that an ``autograd.Function`` has cut from its graph.
@@ -149,9 +169,11 @@ class OwnContexts(TorchFunctionMode):
         )
 
     def _autocast(self) -> bool:
-        on = any(torch.is_autocast_enabled(device) for device in self._devices)
-        self._cast = self._cast or on
-        return on
+        for device in self._devices:
+            if torch.is_autocast_enabled(device):
+                self._cast = True
+                return True
+        return False
 
     def _is_own(self, tensor: Tensor) -> bool:
         return _storage(tensor) in self._own

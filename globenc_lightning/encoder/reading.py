@@ -231,7 +231,7 @@ def _structures(
                 if module is not encoder:
                     handles.append(module.register_forward_pre_hook(hook(recorder.entered), with_kwargs=True))
                     handles.append(module.register_forward_hook(hook(recorder.left(name)), with_kwargs=True))
-        with AttentionTrace(recorder.attended), contexts:
+        with contexts.watched_by(AttentionTrace(recorder.attended)):
             output = call(batch)
     except RuntimeError as error:
         if isinstance(error, GlobEncError) or is_out_of_memory(error) or not contexts.hint():
@@ -637,7 +637,7 @@ def read(
     for module in _distinct(one.module for structure in structures for one in structure.order):
         handles.append(module.register_forward_pre_hook(hook(entered), with_kwargs=True))
         handles.append(module.register_forward_hook(hook(left), with_kwargs=True))
-    with trace, contexts:
+    with contexts.watched_by(trace):
         output = call(batch)
     _remove(handles)
     _refuse_failed(failed)
