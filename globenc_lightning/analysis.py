@@ -9,6 +9,7 @@ Axes: ``b`` example, ``l`` layer, ``q`` token that receives, ``k`` token that is
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -18,17 +19,29 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from globenc_lightning.encoder.calling import ADVICE, LABELS, Way, has_own_forward, logits_of, unused_mask, ways_to_call
+from globenc_lightning.encoder.calling import (
+    ADVICE,
+    LABELS,
+    Way,
+    has_own_forward,
+    logits_of,
+    too_large,
+    unused_mask,
+    ways_to_call,
+)
+from globenc_lightning.encoder.contexts import OwnContexts
 from globenc_lightning.encoder.layers import layer_inputs
 from globenc_lightning.encoder.norms import working
-from globenc_lightning.encoder.reading import EncoderCall, LayerDone, find_structures, read
+from globenc_lightning.encoder.reading import EncoderCall, LayerDone, find_encoders, find_structures, read
 from globenc_lightning.encoder.structure import Structure
 from globenc_lightning.encoder.undisturbed import undisturbed
 from globenc_lightning.errors import (
+    CutGraphError,
     GlobEncError,
     GlobEncWarning,
     ModelCallError,
     NonFiniteError,
+    OutOfMemoryError,
     ProbeError,
     UnsupportedEncoderError,
     is_out_of_memory,
@@ -187,6 +200,8 @@ class Reader:
         structures: how its encoder is built, once found: one structure per call of an encoder in a forward pass.
         kernels: what can be used again while the weights stand still.
         max_tokens: how many tokens are analysed at once; fewer once the memory did not suffice.
+        connected: whether the forward cuts the autograd graph (no_grad, detach) or drops parts of it (checkpoint), so
+            that it is run with the graph kept whole.
     """
 
     model: nn.Module
@@ -195,6 +210,7 @@ class Reader:
     structures: tuple[Structure, ...] = ()
     kernels: KernelCache = field(default_factory=KernelCache)
     max_tokens: int = 4096
+    connected: bool = False
 
     @property
     def structure(self) -> Structure | None:
@@ -295,23 +311,50 @@ def attribute(
         The attributions.
 
     Raises:
-        ValueError: an unknown method, target or readout.
+        ValueError: an unknown method, target or readout, or a forward that cannot be called.
         ProbeError: inputs that cannot be used.
         ModelCallError: the model could not be called, or gives no logits.
         UnsupportedEncoderError: the encoder cannot be read, or reading it does not reproduce its activations.
         NonFiniteError: the model's activations hold NaN or infinity.
+        OutOfMemoryError: the memory does not suffice for the batch.
+        GlobEncError: anything else; all of the above but ValueError are of this kind.
 
     Example:
         >>> batch = tokenizer(["A joy to watch ."], return_tensors="pt")  # doctest: +SKIP
         >>> attribute(model, batch).rows["N-Enc"][0, -1]  # doctest: +SKIP
     """
     settings = Settings(methods, target, readout, normalize, exclude_special_tokens)
+    _check_module(model)
+    if forward is not None and not callable(forward):
+        raise ValueError(f"forward must be a callable forward(model, inputs) that returns logits; got {forward!r}")
     if forward is not None:
-        return analyze(Reader(model, forward), inputs, settings)
+        return _attributed(Reader(model, forward), inputs, settings)
     reader = Reader(model, None, *_KNOWN.get(model, ()))
-    found = analyze(reader, inputs, settings)
+    found = _attributed(reader, inputs, settings)
     _KNOWN[model] = (reader.way, reader.structures, reader.kernels)
     return found
+
+
+def _check_module(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise ModelCallError(
+            f"model must be a module (torch.nn.Module) that holds a Hugging Face encoder; got {what}. Give the module "
+            "that is trained itself, for example attribute(lightning_module, batch)."
+        )
+
+
+def _attributed(reader: Reader, inputs: Mapping[str, Any], settings: Settings) -> Attributions:
+    """:func:`analyze` of one batch that nobody divides."""
+    try:
+        return analyze(reader, inputs, settings)
+    except GlobEncError:
+        raise
+    except Exception as error:
+        raise OutOfMemoryError(
+            f"the memory does not suffice for this batch ({type(error).__name__}): give fewer or shorter examples at a "
+            "time, or fewer methods."
+        ) from error
 
 
 def analyze(
@@ -335,14 +378,28 @@ def analyze(
         The attributions.
     """
     # What is made below inference mode could never take part in a gradient.
-    with torch.inference_mode(False), torch.no_grad():
-        return _analyze(reader, inputs, settings, keep_maps, special_tokens)
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            return _analyze(reader, inputs, settings, keep_maps, special_tokens)
+    except GlobEncError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            # Smaller batches may fit: the caller's to decide.
+            raise
+        raise GlobEncError(f"the analysis failed: {type(error).__name__}: {error}") from error
 
 
 def _analyze(
     reader: Reader, inputs: Mapping[str, Any], settings: Settings, keep_maps: bool, special: Tensor | None
 ) -> Attributions:
     batch = prepare(reader.model, inputs)
+    _refuse_offloaded(reader.model)
+    if any(isinstance(value, Tensor) and value.device.type != "cpu" for value in batch.values()):
+        # There, an id without an embedding is no error that the process could go on from.
+        reason = too_large(reader.model, batch)
+        if reason is not None:
+            raise ProbeError(reason)
     special = batch.get("special_tokens_mask") if special is None else special
     lengths = _lengths(batch)
     longest = 2 if lengths is None else int(lengths.max())
@@ -451,6 +508,22 @@ def _forward_and_backward(reader: Reader, batch: Mapping[str, Any], settings: Se
     if way is None:
         raise ModelCallError(f"{type(reader.model).__name__} gives no logits for the probe.\n{ADVICE}")
     _refuse_unused_mask(way, batch)
+    if not reader.connected:
+        try:
+            return _attempt(reader, way, batch, settings, keep_maps, connected=False)
+        except ModelCallError as error:
+            if not isinstance(error, CutGraphError) and not isinstance(error.__cause__, RuntimeError):
+                raise
+    # The forward cuts the graph, or drops parts of it that it cannot compute again while it is read.
+    found = _attempt(reader, way, batch, settings, keep_maps, connected=True)
+    reader.connected = True
+    return found
+
+
+def _attempt(
+    reader: Reader, way: Way, batch: Mapping[str, Any], settings: Settings, keep_maps: bool, *, connected: bool
+) -> _Found:
+    """One forward and one backward, with the autograd graph as the model's forward leaves it, or kept connected."""
     collected = [
         _Layers(settings, effective_readout(structure, settings.readout), len(structure.layers), keep_maps)
         for structure in reader.structures
@@ -459,30 +532,55 @@ def _forward_and_backward(reader: Reader, batch: Mapping[str, Any], settings: Se
     def on_layer(done: LayerDone) -> None:
         collected[done.call].add(done, partial(reader.kernels.kernel, (done.call, done.place)))
 
+    def call(given: Mapping[str, Any]) -> Any:
+        with _told(way.name, lambda: too_large(reader.model, batch) or contexts.hint()):
+            return way.call(given)
+
+    contexts = OwnContexts(reader.model, connected=connected)
     with undisturbed(reader.model, parameters_require_grad=False) as handles:
-        result = read(reader.model, reader.structures, way.call, batch, on_layer, handles)
+        result = read(reader.model, reader.structures, call, batch, on_layer, handles, contexts)
         size = len(result.calls[0].mask)
-        logits = logits_of(result.output, size, _width(reader, reader.structures))
-        score = _score(logits, batch, settings.target, result.calls[0].mask)
+        logits = logits_of(contexts.in_graph(result.output), size, _width(reader, reader.structures))
+        with _told("target(logits, batch)"):
+            score = _score(logits, batch, settings.target, result.calls[0].mask)
         sources = [*(call.hidden for call in result.calls), *(call.last for call in result.calls)]
         gradients: tuple[Tensor | None, ...] = tuple(None for _ in sources)
         if score.requires_grad:
             # Only rows with something in them: a row of padding may hold NaN, and its gradient would be nobody's.
             used = torch.stack([call.mask.any(1) for call in result.calls if len(call.mask) == size]).all(0)
-            gradients = torch.autograd.grad(score[used].sum(), sources, allow_unused=True)
+            with _told("the backward pass from the score to the hidden states"):
+                gradients = torch.autograd.grad(score[used].sum(), sources, allow_unused=True)
         saliency = []
         heads = [
             None if one is None or not bool((one != 0).any()) else torch.linalg.vector_norm(working(one), dim=-1)
             for one in gradients[len(result.calls) :]
         ]
-        for call, gradient in zip(result.calls, gradients, strict=False):
+        for structure, call_, gradient in zip(reader.structures, result.calls, gradients, strict=False):
             if gradient is None:
-                raise ModelCallError(
-                    "the score does not depend on the encoder's hidden states (a detach() or no_grad in between?). "
-                    + ADVICE
+                raise CutGraphError(
+                    f"the score does not depend on the encoder's hidden states ({structure.encoder_name}), even where "
+                    "no_grad(), inference_mode() and detach() are left out: the head does not use them, or takes them "
+                    "through something without a gradient (numpy, .tolist(), argmax, rounding), or the target's score "
+                    "does. " + ADVICE
                 )
-            saliency.append(gradient_x_input(working(gradient), working(call.hidden), call.mask))
+            saliency.append(gradient_x_input(working(gradient), working(call_.hidden), call_.mask))
     return _Found(collected, saliency, heads, result.calls, logits.detach())
+
+
+@contextmanager
+def _told(what: str, hint: Callable[[], str] = str) -> Iterator[None]:
+    """Say where an error comes from that is not ours, and what would help."""
+    try:
+        yield
+    except GlobEncError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reentrant = "use_reentrant" in str(error) and "incompatible" in str(error)
+        help_ = "write checkpoint(..., use_reentrant=False) in the forward pass" if reentrant else hint()
+        told = f"{what} raised {type(error).__name__}: {error}"
+        raise ModelCallError(f"{told}\n{help_}" if help_ else told) from error
 
 
 def prepare(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -503,6 +601,19 @@ def prepare(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
             f"the inputs are a {type(inputs).__name__}, not a mapping: write "
             "{'input_ids': ids, 'attention_mask': mask}, or tokenizer(texts, padding=True, return_tensors='pt')."
         )
+    for key, value in inputs.items():
+        if not isinstance(key, str):
+            raise ProbeError(
+                f"the inputs' keys are names, such as 'input_ids'; one is {key!r}, a {type(key).__name__}."
+            )
+        if isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided):
+            where = "on the meta device" if value.is_meta else f"of the layout {value.layout}"
+            raise ProbeError(f"{key} is {where}; a dense tensor with its numbers in memory is expected.")
+        if key.endswith("attention_mask") and value is not None and not isinstance(value, Tensor):
+            raise ProbeError(
+                f"{key} is a {type(value).__name__}; a tensor of the shape of the ids is expected, 1 for tokens and 0 "
+                f"for padding: write torch.tensor({key})."
+            )
     tensors = {key: value for key, value in inputs.items() if isinstance(value, Tensor) and value.dim() >= 2}
     if not tensors:
         raise ProbeError(
@@ -513,7 +624,10 @@ def prepare(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in tensors.items():
         if value.numel() == 0:
             raise ProbeError(f"the inputs are empty: {key} has the shape {tuple(value.shape)}.")
-    device = next((parameter.device for parameter in model.parameters()), next(iter(tensors.values())).device)
+        if str(key).endswith("input_ids"):
+            _check_ids(str(key), value)
+    devices = (parameter.device for parameter in model.parameters() if not parameter.is_meta)
+    device = next(devices, next(iter(tensors.values())).device)
     with torch.inference_mode(False), torch.no_grad():
         keep = _columns_kept(inputs)
         batch = {}
@@ -523,6 +637,31 @@ def prepare(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
                 value = value.to(device).clone()
             batch[key] = value
         return batch
+
+
+def _check_ids(key: str, ids: Tensor) -> None:
+    if ids.dim() > 2:
+        one = "[:, 0]" if ids.dim() == 3 else "of two axes"
+        raise ProbeError(
+            f"{key} has the shape {tuple(ids.shape)}: several texts per example (multiple choice, say), of which "
+            "attributions are not defined here; (examples, tokens) is expected. Give the texts as examples of their "
+            f"own, for example batch[{key!r}]{one} and the mask alike, and the model's scores for them with forward=."
+        )
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ProbeError(f"{key} has the type {ids.dtype}; token ids are integers: write batch[{key!r}].long().")
+
+
+def _refuse_offloaded(model: nn.Module) -> None:
+    """Raise where the weights of an encoder are not in memory: the maps are made of them."""
+    for path, encoder in find_encoders(model).items():
+        absent = [name for name, parameter in encoder.named_parameters() if parameter.is_meta]
+        if absent:
+            raise UnsupportedEncoderError(
+                f"{path or type(model).__name__}: {len(absent)} of its parameters are on the meta device, {absent[0]} "
+                "for one: they are offloaded (accelerate's cpu_offload, disk_offload or device_map), or were never "
+                "loaded. The maps are made of these weights, so load the whole encoder onto one device, for example "
+                "AutoModel.from_pretrained(name).to('cpu'), or model.to_empty(device='cpu') and load_state_dict."
+            )
 
 
 def _columns_kept(inputs: Mapping[str, Any]) -> dict[str, int]:
@@ -636,8 +775,12 @@ def _find(
                 # Another way of calling needs no less; smaller batches do.
                 raise
             cause = error
+            reason = too_large(reader.model, batch)
             if reader.forward is not None:
-                raise ModelCallError(f"forward= raised {type(error).__name__}: {error}") from error
+                told = f"forward= raised {type(error).__name__}: {error}"
+                raise ModelCallError(f"{told}\n{reason}" if reason else told) from error
+            if reason:
+                raise ModelCallError(f"{name} raised {type(error).__name__}: {error}\n{reason}") from error
             failures.append(f"{name}: {type(error).__name__}: {error}")
         else:
             _refuse_unused_mask(way, batch)
@@ -708,6 +851,11 @@ def _score(logits: Tensor, batch: Mapping[str, Any], target: Target, mask: Tenso
         chosen = logits.argmax(1)
     if logits.dim() != 2:
         raise ModelCallError(f"class indices need logits of shape (b, c); these have {tuple(logits.shape)}")
+    if callable(target) and bool(((chosen < 0) | (chosen >= logits.shape[1])).any()):
+        raise ModelCallError(
+            f"target(logits, batch) returned class indices from {int(chosen.min())} to {int(chosen.max())}; the logits "
+            f"have the classes 0 to {logits.shape[1] - 1}."
+        )
     return logits.gather(1, chosen.to(logits.device).long().unsqueeze(1)).squeeze(1)
 
 

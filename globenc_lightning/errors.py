@@ -24,6 +24,10 @@ class ModelCallError(GlobEncError):
     """The model could not be called on the probe, or what it gave holds no logits."""
 
 
+class CutGraphError(ModelCallError):
+    """The autograd graph does not lead from the score to the encoder's hidden states."""
+
+
 class NonFiniteError(GlobEncError):
     """The model's own activations hold NaN or infinity: there is nothing to attribute."""
 

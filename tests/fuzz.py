@@ -17,7 +17,10 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
 
 from globenc_lightning import METHODS, GlobEncCallback
 from globenc_lightning.errors import GlobEncWarning
@@ -25,7 +28,17 @@ from tests.models import CLASSES, FAMILIES, HEADS, REFUSED, VOCABULARY, build, r
 from tests.neutrality import EveryStep
 from tests.training import Album, Memory, Sentences, Steps, Stream, fit, loader, tokenizer
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+PRECISIONS = {"float64": "64-true", "bfloat16": "bf16-true", "float16": "16-true"}
+WRITTEN = ("plain", "plain", "forward()", "no_grad", "detach", "checkpoint", "reentrant checkpoint", "autocast")
+"""How the user's module calls its encoder."""
+OWN_ATTENTION = ("bert", "roberta", "xlm_roberta", "electra", "distilbert", "albert", "gpt2", "llama")
+"""Families whose attention may be a function of the user's own."""
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -62,7 +75,7 @@ def knows_no_special_tokens(kind: dict[str, Any]) -> bool:
 REASONS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
     "exclude_special_tokens without a tokenizer": ("needs to know the special tokens", knows_no_special_tokens),
     "no row of the validation has a real token": ("showed no example with a real token", shows_nothing),
-    "the weights hold NaN": ("hold NaN or infinity", lambda kind: kind["spoiled"]),
+    "the weights hold NaN": ("hold NaN or infinity", lambda kind: kind["spoiled"] or kind["dtype"] == "float16"),
     "an encoder that no rule covers": ("UnsupportedEncoderError", lambda kind: kind["family"] in NO_RULE),
 }
 """Why there may be no figures at all: what the warning says, and of which combinations it is true."""
@@ -77,8 +90,11 @@ def drawn(draw: random.Random) -> dict[str, Any]:
     methods = draw.sample(METHODS, draw.randint(1, len(METHODS)))
     return {
         "family": draw.choice([*FAMILIES, *PRE_LN, *FAMILIES, *PRE_LN, draw.choice(NO_RULE)]),
-        "attention": draw.choice(["eager", "sdpa"]),
-        "dtype": draw.choice(["float32", "float32", "float64", "bfloat16"]),
+        "attention": draw.choice(["eager", "sdpa", "own"]),
+        "dtype": draw.choice(["float32", "float32", "float32", "float64", "bfloat16", "float16"]),
+        "written": draw.choice(WRITTEN),
+        "hidden states": draw.random() < 0.1,
+        "left": draw.random() < 0.3,
         "frozen": draw.random() < 0.2,
         "lengths": draw.choice([(1, 1), (1, 3), (2, 5), (3, 14), (14, 14)]),
         "empty": draw.sample(range(12), draw.choice([0, 0, 1, 4])),
@@ -116,12 +132,80 @@ def drawn(draw: random.Random) -> dict[str, Any]:
 def model_of(kind: dict[str, Any]) -> Any:
     """The classifier of a combination, with weights that are not all alike."""
     family, dtype = kind["family"], DTYPES[kind["dtype"]]
-    if family not in PRE_LN:
-        return build(family, kind["attention"], dtype).train()
-    config, classifier = (getattr(transformers, name) for name in PRE_LN[family])
-    model = classifier._from_config(config(**SIZES), attn_implementation=kind["attention"])
-    redraw(model)
+    attention = "eager" if kind["attention"] == "own" else kind["attention"]
+    if family in PRE_LN:
+        config, classifier = (getattr(transformers, name) for name in PRE_LN[family])
+        model = classifier._from_config(config(**SIZES), attn_implementation=attention)
+        redraw(model)
+    else:
+        model = build(family, attention)
+    if kind["attention"] == "own" and family in OWN_ATTENTION:
+        AttentionInterface.register("own", own_attention)
+        AttentionMaskInterface.register("own", eager_mask)
+        model.set_attn_implementation("own")
+    model.config.output_hidden_states = kind["hidden states"]
     return model.to(dtype).train()
+
+
+def own_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention as a user writes it."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if attention_mask is not None:
+        scores = scores + attention_mask[..., : key.shape[2]]
+    probabilities = torch.softmax(scores, -1)
+    return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
+
+
+class Written(Steps):
+    """An encoder and a head of one's own, and what people put around the encoder's call."""
+
+    def __init__(self, model: Any, how: str) -> None:
+        super().__init__(model, how=how)
+        dtype = next(model.parameters()).dtype
+        self.head = nn.Linear(32, CLASSES).to(dtype)
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        encoder = self.model.base_model
+        called = encoder.forward if self.how == "forward()" else encoder
+        return called(input_ids, attention_mask=attention_mask)[0]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        given = (input_ids, attention_mask)
+        if self.how == "no_grad":
+            with torch.no_grad():
+                read = self.read(*given)[:, 0]
+            return self.head(read)
+        if self.how == "autocast":
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.head(self.read(*given)[:, 0]).float()
+        if "checkpoint" in self.how:
+            hidden = checkpoint(self.read, *given, use_reentrant=self.how.startswith("reentrant"))
+        else:
+            hidden = self.read(*given)
+        return self.head((hidden.detach() if self.how == "detach" else hidden)[:, 0])
+
+    def loss_of(self, batch: Any) -> Tensor:
+        logits = self(**{key: value for key, value in batch.items() if key != "labels"})
+        return nn.functional.cross_entropy(logits.float(), batch["labels"])
+
+
+def padded_left(rows: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """The rows with their padding in front."""
+    moved = []
+    for row in rows:
+        shift = len(row["input_ids"]) - int(row["attention_mask"].sum())
+        moved.append({key: value.roll(shift) if value.dim() else value for key, value in row.items()})
+    return moved
 
 
 def reason(kind: dict[str, Any], messages: list[str]) -> str:
@@ -150,7 +234,12 @@ def run(kind: dict[str, Any]) -> str:
     """Train one combination, and check it; what became of it in a word."""
     torch.manual_seed(0)
     dtype = DTYPES[kind["dtype"]]
-    module = Steps(model_of(kind))
+    model = model_of(kind)
+    how = kind["written"]
+    if how == "autocast" and (dtype is not torch.float32 or kind["family"].startswith("deberta")):
+        # Neither trains without us: halves below autocast, and transformers' mask for DeBERTa.
+        how = "forward()"
+    module = Steps(model) if how == "plain" else Written(model, how)
     if kind["frozen"]:
         module.model.base_model.requires_grad_(False)
     if kind["spoiled"]:
@@ -160,6 +249,8 @@ def run(kind: dict[str, Any]) -> str:
     sizes = {"shortest": shortest, "longest": longest, "width": 14}
     empty = [index for index in kind["empty"] if index < kind["val_rows"]]
     val: Any = Sentences(kind["val_rows"], **sizes, empty=empty)
+    if kind["left"]:
+        val.rows = padded_left(val.rows)
     if not kind["masked"]:
         val.rows = [{key: value for key, value in row.items() if key != "attention_mask"} for row in val.rows]
     ours = dict(kind["ours"])
@@ -172,7 +263,11 @@ def run(kind: dict[str, Any]) -> str:
         # transformers masks with the smallest float32, which autocast cannot hold: no training without us, either.
         options["precision"] = "32-true"
     if dtype is not torch.float32:
-        options["precision"] = {"float64": "64-true", "bfloat16": "bf16-true"}[kind["dtype"]]
+        options["precision"] = PRECISIONS[kind["dtype"]]
+    if kind["hidden states"]:
+        # transformers installs hooks of its own in the first forward that asks for hidden states.
+        with torch.no_grad():
+            model.base_model(torch.full((1, 4), 5))
     before = traces(module)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

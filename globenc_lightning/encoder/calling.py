@@ -110,6 +110,61 @@ def unused_mask(way: Way, batch: Mapping[str, Any]) -> str | None:
     return None
 
 
+def too_large(model: nn.Module, batch: Mapping[str, Any]) -> str | None:
+    """What about a batch a model has no embedding for: the number of tokens, or a token's id.
+
+    For a call that has failed: models without a table of positions take any length.
+
+    Args:
+        model: the module that was called.
+        batch: the batch.
+
+    Returns:
+        The reason and what to write instead, or None.
+    """
+    words = [module.get_input_embeddings() for _, module in _pretrained(model) if _has_words(module)]
+    vocabulary = max((table.num_embeddings for table in words if isinstance(table, nn.Embedding)), default=0)
+    ids = [
+        (key, value)
+        for key, value in batch.items()
+        if str(key).endswith("input_ids") and isinstance(value, Tensor) and value.dim() == 2 and value.numel()
+    ]
+    for key, value in ids:
+        for name, module in _pretrained(model):
+            limit = _positions(module)
+            if limit is not None and value.shape[1] > limit:
+                return (
+                    f"{key} is {value.shape[1]} tokens long, and {name or 'the model'} ({type(module).__name__}) has "
+                    f"positions for {limit} (max_position_embeddings={module.config.max_position_embeddings}): "
+                    f"shorten the texts, for example tokenizer(..., truncation=True, max_length={limit})."
+                )
+        largest, smallest = int(value.max()), int(value.min())
+        if vocabulary and (smallest < 0 or largest >= vocabulary):
+            return (
+                f"{key} holds the token id {smallest if smallest < 0 else largest}, and the model has embeddings for "
+                f"0 to {vocabulary - 1}: take the tokenizer that the model was trained with, or "
+                "model.resize_token_embeddings(len(tokenizer))."
+            )
+    return None
+
+
+def _has_words(module: PreTrainedModel) -> bool:
+    try:
+        return isinstance(module.get_input_embeddings(), nn.Embedding)
+    except (AttributeError, NotImplementedError):
+        return False
+
+
+def _positions(module: PreTrainedModel) -> int | None:
+    """How many tokens a model's table of positions holds, or None where it has none."""
+    size = getattr(module.config, "max_position_embeddings", None)
+    for name, table in module.named_modules():
+        if isinstance(table, nn.Embedding) and "position" in name.rpartition(".")[2] and table.num_embeddings == size:
+            # RoBERTa counts positions from the one after its padding.
+            return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+    return None
+
+
 def _as_one_argument(module: nn.Module) -> Call:
     return lambda inputs: module(dict(inputs))
 
@@ -146,6 +201,8 @@ def logits_of(output: Any, size: int, width: int | None = None) -> Tensor:
     if candidate.dim() == 1:
         # A squeezed single logit (b,), or a squeezed single example (c,).
         candidate = candidate.unsqueeze(1) if len(candidate) == size else candidate.unsqueeze(0)
+    if candidate.shape[-1] == 0:
+        raise ModelCallError(f"it returned {_described(candidate)}, which holds no logits")
     if len(candidate) != size:
         raise ModelCallError(f"it returned logits of shape {tuple(candidate.shape)} for {size} examples")
     if named is None and candidate.shape[-1] == width:
@@ -193,7 +250,7 @@ def _pretrained(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
 
 def _headed_models(model: nn.Module) -> list[tuple[str, nn.Module]]:
     headed: list[tuple[str, nn.Module]] = [
-        (name, module) for name, module in _pretrained(model) if module.base_model is not module
+        (name, module) for name, module in _pretrained(model) if module.base_model is not module or _is_own_head(module)
     ]
     # A PEFT model must be called itself: prompts are added in its own forward.
     headed += [(name, module) for name, module in model.named_modules() if _peft_base(module) is not None]
@@ -202,6 +259,11 @@ def _headed_models(model: nn.Module) -> list[tuple[str, nn.Module]]:
         for name, module in headed
         if not any(name != other and (other == "" or name.startswith(other + ".")) for other, _ in headed)
     ]
+
+
+def _is_own_head(module: PreTrainedModel) -> bool:
+    """Whether a user's class holds a Hugging Face model without calling it its base."""
+    return not type(module).__module__.startswith("transformers.") and len(_pretrained(module)) > 1
 
 
 def _peft_base(module: nn.Module) -> nn.Module | None:

@@ -136,9 +136,10 @@ def effective_linear(
     Returns:
         The weight (out, in) and the bias (out,) or None.
     """
-    if type(module) is nn.Linear:
+    if type(module) is nn.Linear and _is_plain(module):
         return working(module.weight), None if module.bias is None else working(module.bias)
-    # A wrapper's `.weight` is the base weight, without its adapter: ask the module itself.
+    # A wrapper's `.weight` is the base weight, without its adapter; that of a quantised or an offloaded module holds no
+    # numbers to calculate with: ask the module itself.
     with torch.no_grad():
         probe = torch.eye(width + 1, width, dtype=like.dtype, device=like.device).unsqueeze(0)
         with _without_hooks(module):
@@ -146,6 +147,14 @@ def effective_linear(
         out = out.transpose(1, 2) if channels_first else out
         out = working(out).squeeze(0)
         return (out[:-1] - out[-1]).T.contiguous(), out[-1]
+
+
+def _is_plain(module: nn.Linear) -> bool:
+    """Whether a linear module computes with its weight as it stands: no tensor of another class, no other forward."""
+    parameters = [one for one in (module.weight, module.bias) if one is not None]
+    return "forward" not in vars(module) and all(
+        type(one) in (nn.Parameter, Tensor) and not one.is_meta and one.is_floating_point() for one in parameters
+    )
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from globenc_lightning.encoder.contexts import OwnContexts
 from globenc_lightning.encoder.layers import (
     Layer,
     LayerActivations,
@@ -39,7 +41,14 @@ from globenc_lightning.encoder.structure import (
     tensors_in,
 )
 from globenc_lightning.encoder.trace import AttentionCall, AttentionTrace
-from globenc_lightning.errors import NonFiniteError, UnsupportedEncoderError
+from globenc_lightning.errors import (
+    CutGraphError,
+    GlobEncError,
+    ModelCallError,
+    NonFiniteError,
+    UnsupportedEncoderError,
+    is_out_of_memory,
+)
 
 Call = Callable[[Mapping[str, Any]], Any]
 """Runs the model on a batch and returns whatever the model returns."""
@@ -98,38 +107,62 @@ class LayerDone(NamedTuple):
     mask: Tensor
 
 
-def find_encoders(model: nn.Module) -> dict[str, nn.Module]:
-    """The Hugging Face models without a head inside a module, by their path.
+def find_encoders(model: nn.Module, *, inner: bool = False) -> dict[str, nn.Module]:
+    """The Hugging Face encoders inside a module, by their path.
 
-    The outermost ones; of one that is made of several (encoder and decoder, two towers) its parts, decoders left out.
+    They are told by what they hold. The outermost models without a head; of one that is made of several (encoder and
+    decoder, two towers) its parts, decoders left out; of a model of the user's own that holds another one, that one.
+
+    Args:
+        model: the module.
+        inner: take the other side where one model without a head holds just one other: of transformers' own classes
+            the inner, of the user's own the outer.
+
+    Returns:
+        The encoders.
     """
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, PreTrainedModel) and module.base_model is module
-    }
-    return {name: found[name] for name in _parts_or_whole(found, _outermost(found))}
+    found: dict[str, nn.Module] = {}
+    models = {name: module for name, module in model.named_modules() if isinstance(module, PreTrainedModel)}
+    for name, module in models.items():
+        base = module.base_model
+        if base is module:
+            found[name] = module
+        elif not any(isinstance(other, PreTrainedModel) for other in module.modules() if other is not module):
+            # What its class calls the base is a module of the user's own, or a list of layers.
+            path = next((path for path, other in module.named_modules(prefix=name) if other is base), name)
+            runs = path != name and isinstance(base, nn.Module) and not isinstance(base, nn.ModuleList | nn.ModuleDict)
+            found[path if runs else name] = base if runs else module
+    return {name: found[name] for name in _parts_or_whole(found, _outermost(found), inner)}
 
 
 def _outermost(names: Mapping[str, nn.Module] | list[str]) -> list[str]:
     return [n for n in names if not any(n != other and (other == "" or n.startswith(other + ".")) for other in names)]
 
 
-def _parts_or_whole(found: Mapping[str, nn.Module], names: list[str]) -> list[str]:
+def _parts_or_whole(found: Mapping[str, nn.Module], names: list[str], inner: bool) -> list[str]:
     chosen = []
     for name in names:
         prefix = name + "." if name else ""
         parts = _outermost([other for other in found if other != name and other.startswith(prefix)])
+        whole = found[name]
+        if len(parts) == 1 and inner == type(whole).__module__.startswith("transformers."):
+            chosen += _parts_or_whole(found, parts, inner)
+            continue
         if len(parts) < 2:
             chosen.append(name)
             continue
-        whole = found[name]
         get_encoder = getattr(whole, "get_encoder", None)
         if getattr(getattr(whole, "config", None), "is_encoder_decoder", False) and callable(get_encoder):
             encoder = get_encoder()
             parts = [part for part in parts if found[part] is encoder]
-        chosen += _parts_or_whole(found, parts)
+        chosen += _parts_or_whole(found, parts, inner)
     return chosen
+
+
+def _choices(model: nn.Module) -> list[dict[str, nn.Module]]:
+    """What may be meant by the encoders of a module, the likeliest first."""
+    choices = [find_encoders(model), find_encoders(model, inner=True)]
+    return choices[:1] if list(choices[0]) == list(choices[1]) else choices
 
 
 def find_structures(
@@ -152,35 +185,151 @@ def find_structures(
         UnsupportedEncoderError: no encoder was called, or one that cannot be read.
         NonFiniteError: an encoder's output is not finite.
     """
-    encoders = find_encoders(model)
-    if not encoders:
+    choices = _choices(model)
+    if not choices[0]:
         raise UnsupportedEncoderError(
             f"there is no Hugging Face encoder in {type(model).__name__}: GlobEncCallback needs a module that holds a "
             "transformers model (a PreTrainedModel such as AutoModel.from_pretrained gives), for example as self.model."
         )
-    recorder = _Recorder(batch, {path: makeup_of(encoder) for path, encoder in encoders.items()})
-    for path, encoder in encoders.items():
-        handles.append(encoder.register_forward_pre_hook(recorder.encoder_entered(path), with_kwargs=True))
-        handles.append(encoder.register_forward_hook(recorder.encoder_left, with_kwargs=True))
-        for name, module in encoder.named_modules(prefix=path):
-            if module is not encoder:
-                handles.append(module.register_forward_pre_hook(recorder.entered, with_kwargs=True))
-                handles.append(module.register_forward_hook(recorder.left(name), with_kwargs=True))
-    # What bfloat16 rounds off, and what a faster matrix product does, would hide a wrong structure.
-    devices = _devices(model)
-    with exact_products():
-        with AttentionTrace(recorder.attended), FullPrecision(devices):
+    failures: list[tuple[bool, Exception]] = []
+    # Where the forward cuts or drops the autograd graph, the proof needs it whole.
+    for connected in (False, True):
+        for encoders in choices:
+            try:
+                found = _structures(model, call, batch, handles, encoders, OwnContexts(model, connected=connected))
+            except NonFiniteError:
+                raise
+            except (UnsupportedEncoderError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    raise
+                failures.append((connected, error))
+            else:
+                # An error holds the frames it was raised in, and they hold the activations.
+                failures.clear()
+                return found
+    plain, whole = (next(error for flag, error in failures if flag is wanted) for wanted in (False, True))
+    raise whole if isinstance(whole, GlobEncError) else plain
+
+
+def _structures(
+    model: nn.Module,
+    call: Call,
+    batch: Mapping[str, Any],
+    handles: list[RemovableHandle],
+    encoders: Mapping[str, nn.Module],
+    contexts: OwnContexts,
+) -> tuple[tuple[Structure, ...], Any]:
+    """One structure pass, with these modules as the encoders; see :func:`find_structures`."""
+    recorder = _Recorder(batch)
+    hook = contexts.apart
+    failed: list[Exception] = []
+    makeups = {path: makeup_of(encoder) for path, encoder in encoders.items()}
+    try:
+        for path, encoder in encoders.items():
+            _watch(
+                encoder,
+                hook(recorder.encoder_entered(path, makeups[path])),
+                hook(recorder.encoder_left),
+                failed,
+                handles,
+            )
+            for name, module in encoder.named_modules(prefix=path):
+                if module is not encoder:
+                    handles.append(module.register_forward_pre_hook(hook(recorder.entered), with_kwargs=True))
+                    handles.append(module.register_forward_hook(hook(recorder.left(name)), with_kwargs=True))
+        # What bfloat16 rounds off, and what a faster matrix product does, would hide a wrong structure.
+        with exact_products(), FullPrecision(_devices(model)), contexts.watched_by(AttentionTrace(recorder.attended)):
             output = call(batch)
+    except RuntimeError as error:
+        if isinstance(error, GlobEncError) or is_out_of_memory(error) or not contexts.hint():
+            raise
+        raise ModelCallError(f"{type(error).__name__}: {error}\n{contexts.hint()}") from error
+    finally:
         _remove(handles)
-        with FullPrecision(devices):
-            structures = tuple(_structure(span) for span in recorder.spans)
+    _refuse_failed(failed)
     if not recorder.spans:
         raise UnsupportedEncoderError(
-            f"{type(model).__name__} holds {names_of(encoders.items())}, and its forward pass calls none of them. Name "
-            "one that does, for example GlobEncCallback(forward=lambda module, batch: "
+            f"{type(model).__name__} holds {names_of(encoders.items())}, and its forward pass calls none of them, "
+            "neither by encoder(...) nor by encoder.forward(...) (calls of its parts alone do not count). Name one "
+            "that does, for example GlobEncCallback(forward=lambda module, batch: "
             "module.head(module.encoder(**batch).last_hidden_state[:, 0]))."
         )
-    return structures, output
+    with exact_products(), FullPrecision(_devices(model)):
+        return tuple(hook(_structure)(span) for span in recorder.spans), output
+
+
+class _ForwardHandle:
+    """Takes a forward back that stands in for a module's own."""
+
+    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        self._attributes = vars(module)
+        self._before = self._attributes.get("forward")
+        self._attributes["forward"] = forward
+
+    def remove(self) -> None:
+        """Put the module's own forward back."""
+        if self._before is None:
+            self._attributes.pop("forward", None)
+        else:
+            self._attributes["forward"] = self._before
+
+
+def _watch(
+    encoder: nn.Module,
+    entered: Callable[..., None],
+    left: Callable[..., None],
+    failed: list[Exception],
+    handles: list[RemovableHandle],
+) -> None:
+    """Report each call of an encoder once, be it ``encoder(...)`` or ``encoder.forward(...)``.
+
+    Hooks alone would not see the latter. The handles take everything back.
+
+    Args:
+        encoder: the encoder.
+        entered: called with the module, its positional and its keyword arguments.
+        left: called with the same and what the module returned.
+        failed: takes what a call raised; the forward around it may go on.
+        handles: takes the handles.
+    """
+    forward = encoder.forward
+    expected: list[nn.Module] = []
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        expected.append(module)
+        entered(module, args, kwargs)
+
+    @wraps(forward)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        # Where the module was called itself, the hooks around this report it.
+        reported = bool(expected)
+        if reported:
+            expected.pop()
+        else:
+            entered(encoder, args, kwargs)
+        try:
+            output = forward(*args, **kwargs)
+        except Exception as error:
+            failed.append(error)
+            raise
+        if not reported:
+            left(encoder, args, kwargs, output)
+        return output
+
+    handles.append(encoder.register_forward_pre_hook(before, with_kwargs=True))
+    handles.append(encoder.register_forward_hook(left, with_kwargs=True))
+    handles.append(_ForwardHandle(encoder, watched))  # type: ignore[arg-type]
+
+
+def _refuse_failed(failed: list[Exception]) -> None:
+    if not failed:
+        return
+    error = failed.pop(0)
+    failed.clear()
+    raise UnsupportedEncoderError(
+        f"a call of the encoder raised {type(error).__name__}: {error}, and the forward pass went on without it: which "
+        "calls count cannot be told. Name a forward pass whose encoder calls succeed with forward=."
+    ) from error
 
 
 @dataclass(eq=False)
@@ -199,20 +348,19 @@ class _Span:
 class _Recorder:
     """The hooks of the structure pass."""
 
-    def __init__(self, batch: Mapping[str, Any], makeups: Mapping[str, tuple[Any, ...]]) -> None:
+    def __init__(self, batch: Mapping[str, Any]) -> None:
         self.spans: list[_Span] = []
         self._batch = batch
-        self._makeups = makeups
         self._clock = 0
         self._open: list[tuple[nn.Module, int, bool]] = []
         self._inside = 0
 
-    def encoder_entered(self, path: str) -> Callable[..., None]:
+    def encoder_entered(self, path: str, makeup: tuple[Any, ...]) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._inside += 1
             if self._inside == 1:
                 mask = told_mask(module, args, kwargs, self._batch)
-                self.spans.append(_Span(path, module, mask, self._makeups[path]))
+                self.spans.append(_Span(path, module, mask, makeup))
 
         return hook
 
@@ -398,6 +546,8 @@ class _Reading:
 
     def entry(self, tensor: Tensor) -> None:
         if self.hidden is None:
+            if tensor.is_inference():
+                raise CutGraphError(f"{self.structure.encoder_name} is called below torch.inference_mode().")
             # The very tensor that the model goes on with, so that nothing is replaced and every use of it is seen.
             self.hidden = tensor if tensor.requires_grad else tensor.requires_grad_()
             self._stream = tensor.detach()
@@ -520,6 +670,7 @@ def read(
     batch: Mapping[str, Any],
     on_layer: Callable[[LayerDone], None],
     handles: list[RemovableHandle],
+    contexts: OwnContexts | None = None,
 ) -> ReadForward:
     """Run the model on a batch and report each layer as soon as it is done.
 
@@ -532,6 +683,7 @@ def read(
         batch: the examples.
         on_layer: called with each layer, in call order.
         handles: takes the handles of the hooks, for the caller to remove.
+        contexts: what becomes of the contexts that the forward opens; autocast alone is set aside when None.
 
     Returns:
         What the model returned, and the hidden states to take gradients with respect to.
@@ -582,27 +734,34 @@ def read(
     trace = AttentionTrace(attended)
     if any(makeup_of(structure.encoder) != structure.makeup for structure in structures):
         raise UnsupportedEncoderError("the encoder has been changed since its structure was found.")
-    for encoder in find_encoders(model).values():
-        handles.append(encoder.register_forward_pre_hook(encoder_entered, with_kwargs=True))
-        handles.append(encoder.register_forward_hook(encoder_left, with_kwargs=True))
+    contexts = OwnContexts(model, connected=False) if contexts is None else contexts
+    hook = contexts.apart
+    failed: list[Exception] = []
+    known = {id(structure.encoder) for structure in structures}
+    choices = [list(choice.values()) for choice in _choices(model)]
+    encoders = next((some for some in choices if known <= {id(encoder) for encoder in some}), choices[0])
+    for encoder in encoders:
+        _watch(encoder, hook(encoder_entered), hook(encoder_left), failed, handles)
     for module in _distinct(structure.entry for structure in structures):
-        handles.append(module.register_forward_pre_hook(entry, with_kwargs=True))
+        handles.append(module.register_forward_pre_hook(hook(entry), with_kwargs=True))
     for module in _distinct(one.module for structure in structures for one in structure.order):
-        handles.append(module.register_forward_pre_hook(entered, with_kwargs=True))
-        handles.append(module.register_forward_hook(left, with_kwargs=True))
+        handles.append(module.register_forward_pre_hook(hook(entered), with_kwargs=True))
+        handles.append(module.register_forward_hook(hook(left), with_kwargs=True))
     with ExitStack() as stack:
-        stack.enter_context(trace)
-        if not any(_computes_low(structure.encoder) for structure in structures):
-            # Autocast inside a forward: the analysis is made in the precision of the weights, as it is outside of it.
+        if contexts.connected and not any(_computes_low(structure.encoder) for structure in structures):
+            # Casts to half precision that belong to an autocast which is set aside.
             stack.enter_context(FullPrecision(_devices(model)))
+        stack.enter_context(contexts.watched_by(trace))
         output = call(batch)
     _remove(handles)
+    _refuse_failed(failed)
     calls = []
     for reading in readings:
         if reading.hidden is None or reading.mask is None or reading.last is None:
             raise reading.another_way()
+        last = contexts.in_graph(reading.last)
         span = reading.mask.shape[1] if reading.proves else reading.structure.span
-        calls.append(EncoderCall(reading.hidden, reading.mask, reading.errors, reading.last, reading.ids, span))
+        calls.append(EncoderCall(reading.hidden, reading.mask, reading.errors, last, reading.ids, span))
     if len(calls) != len(structures):
         raise UnsupportedEncoderError("the forward pass called fewer encoders than when their structure was found.")
     return ReadForward(output, tuple(calls))

@@ -62,7 +62,7 @@ def undisturbed(model: nn.Module, *, parameters_require_grad: bool) -> Iterator[
     python_state, numpy_state = random.getstate(), np.random.get_state()
     handles: list[RemovableHandle] = []
     unreadable = _unreadable_attention(model)
-    devices = {parameter.device for parameter, _ in requires_grad}
+    devices = {parameter.device for parameter, _ in requires_grad if not parameter.is_meta}
     try:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))

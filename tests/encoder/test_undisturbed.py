@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from globenc_lightning import attribute
 from globenc_lightning.encoder.undisturbed import undisturbed
+from globenc_lightning.errors import ModelCallError
 from tests import models
 
 
@@ -184,8 +185,9 @@ def attributed_in_vain(model: nn.Module) -> None:
     def target(logits: Tensor, batch: Any) -> Tensor:
         raise KeyError("in the user's target")
 
-    with pytest.raises(KeyError, match="in the user's target"):
+    with pytest.raises(ModelCallError, match="in the user's target") as caught:
         attribute(model, models.batch((6, 3)), target=target)
+    assert isinstance(caught.value.__cause__, KeyError)
 
 
 @pytest.mark.parametrize("analysis", [attributed, attributed_in_vain])
