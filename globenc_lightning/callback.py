@@ -8,13 +8,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 from typing_extensions import override
 
-from globenc_lightning import processes
+from globenc_lightning import processes, state_keys
 from globenc_lightning.analysis import Reader, Settings, Target
 from globenc_lightning.encoder.reading import find_encoders
 from globenc_lightning.encoder.undisturbed import random_states_kept
@@ -162,6 +162,7 @@ class GlobEncCallback(Callback):
         self._heatmap_examples = heatmap_examples
         self._tokenizer = None if tokenizer is None else as_tokenizer(tokenizer)
         self._forward = forward
+        self._code = {"target_code": state_keys.code_digest(target), "forward_code": state_keys.code_digest(forward)}
         self._on_error = on_error
         self._custom_scalars = custom_scalars
 
@@ -171,6 +172,7 @@ class GlobEncCallback(Callback):
         self._take_probe(probe)
         self._probe_name = "validation" if probe is None else self._fingerprint()
         self._tag = TAG
+        self._place = 1
         self._probe_is_shared = False
         self._resumed = False
         self._due_epoch: int | None = None
@@ -193,11 +195,15 @@ class GlobEncCallback(Callback):
         if self._reader is not None and self._reader.model is not pl_module:
             self._reader = None
         self._probe_is_shared = False
-        self._session = time.time()
+        # A state that comes back within the session that wrote it, as finders of a learning rate or a batch size bring
+        # it back, is no resumed training: so all processes have to know the session by the same number.
+        self._session = time.time() if _is_alone(trainer) else processes.from_first(time.time())
+        self._resumed, self._due_epoch = False, None
         self._looks_back = stage != "fit" and bool(self.history)
         same = [one for one in getattr(trainer, "callbacks", []) if isinstance(one, GlobEncCallback)]
         place = next((index for index, one in enumerate(same) if one is self), 0)
         self._tag = f"{TAG}_{place + 1}" if place else TAG
+        self._place = 1 + sum(one._key(1) == self._key(1) for one in same[:place])
         if place:
             rank_zero_info(f"GlobEncCallback number {place + 1} of this Trainer logs below {self._tag}/.")
 
@@ -292,7 +298,10 @@ class GlobEncCallback(Callback):
                 monitored = None if usual else self._monitored(measurement)
                 self._guarded(lambda: self._publish(trainer, measurement, step, monitored))
 
+    # Lightning refuses two callbacks of one key when the Trainer is made, before a callback can see its place there, if
+    # they have a state_dict of their own. One that wraps the inherited one is none to it; the keys differ from setup on.
     @override
+    @wraps(Callback.state_dict, assigned=(), updated=())
     def state_dict(self) -> dict[str, Any]:
         """The probe and the history, in tensors and primitives."""
         return {
@@ -301,6 +310,8 @@ class GlobEncCallback(Callback):
             **self.history.state_dict(),
             "described": dict(self._described),
             "validations": self._validations,
+            "session": self._session,
+            "made_of": self._made_of(),
         }
 
     @override
@@ -314,6 +325,14 @@ class GlobEncCallback(Callback):
             self._guarded(lambda: self._load(state_dict))
 
     @override
+    def on_load_checkpoint(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
+    ) -> None:
+        """Find the state of a callback whose key has changed, since the key is what Lightning looks it up by."""
+        if not self._looks_back:
+            self._guarded(lambda: self._find_state(trainer, checkpoint.get("callbacks") or {}))
+
+    @override
     def on_save_checkpoint(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
     ) -> None:
@@ -325,16 +344,20 @@ class GlobEncCallback(Callback):
     @property
     @override
     def state_key(self) -> str:
-        """What tells this callback's place in a checkpoint from others': all that its figures depend on."""
-        settings = self._settings
-        return self._generate_state_key(
-            probe=self._probe_name,
-            methods=list(settings.methods),
-            target=settings.target_name,
-            readout=settings.readout,
-            normalize=settings.normalize,
-            exclude_special_tokens=settings.exclude_special_tokens,
-        )
+        """What Lightning looks this callback's state up by: its class, a digest of its settings, and its place.
+
+        The digest is of what the figures depend on and a new process can know as well: the probe, the methods, the
+        target, the readout, ``normalize``, ``exclude_special_tokens``, and the code of the functions ``target`` and
+        ``forward`` with the primitives that they hold, as they were when the callback was made. Callbacks of one
+        Trainer that are the same in all of that (equal ones, or those that differ in ``num_examples``, the tokenizer,
+        or a tensor that a target holds) are told apart by their order: the second ends in ``_2``. So a script that makes
+        the same callbacks in the same order finds every state again.
+
+        A function that was edited, or is run by another version of Python, has another digest. Its state is then found
+        by the other settings, the history goes on, and a warning says so. Checkpoints of earlier versions, whose keys
+        were long, are read too.
+        """
+        return self._key(self._place)
 
     @override
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
@@ -350,6 +373,56 @@ class GlobEncCallback(Callback):
         """What can travel: everything but the ways to the module, which are found again."""
         state = {name: value for name, value in self.__dict__.items() if name not in LENT_BY_TRAINER}
         return {**state, "_reader": None}
+
+    def _key(self, place: int) -> str:
+        return state_keys.state_key(type(self).__qualname__, self._made_of(), place)
+
+    def _made_of(self) -> dict[str, Any]:
+        """Everything that the state's key is made of, in primitives."""
+        return {**self._named_settings(), **self._code}
+
+    def _named_settings(self) -> dict[str, Any]:
+        settings = self._settings
+        return {
+            "probe": self._probe_name,
+            "methods": list(settings.methods),
+            "target": settings.target_name,
+            "readout": settings.readout,
+            "normalize": settings.normalize,
+            "exclude_special_tokens": settings.exclude_special_tokens,
+        }
+
+    def _find_state(self, trainer: "pl.Trainer", states: dict[Any, Any]) -> None:
+        """Give the state that this callback goes on with its key, if it has another one in this checkpoint."""
+        if self.state_key in states:
+            return
+        others = [one for one in getattr(trainer, "callbacks", []) if one is not self]
+        taken = [one.state_key for one in others]
+        name, made_of = type(self).__qualname__, self._made_of()
+        old_key = self._generate_state_key(**self._named_settings())
+        known = state_keys.older_state(states, name, made_of, taken, old_key)
+        if known is not None:
+            edited = [one for one in ("target", "forward") if known != old_key and self._is_edited(states[known], one)]
+            states[self.state_key] = states.pop(known)
+            if edited:
+                self._say(
+                    f"GlobEncCallback: {' and '.join(edited)} is not the code that the checkpoint was written with (it "
+                    "was edited, or this is another version of Python). The history goes on: its earlier figures are "
+                    "those of the earlier code. Make a new callback and a new log folder to begin anew."
+                )
+            return
+        found = [*state_keys.made_before(states, name, taken).values()]
+        if found:
+            now = state_keys.settings_of(made_of)
+            was = min((state_keys.settings_of(one) for one in found), key=lambda one: len(_differences(one, now)))
+            differences = "; ".join(_differences(was, now))
+            self._say(
+                "GlobEncCallback: the checkpoint holds the history of a callback with other settings, so this one begins "
+                f"a new history: {differences}. Write the earlier settings to go on with it."
+            )
+
+    def _is_edited(self, state: Mapping[str, Any], function: str) -> bool:
+        return bool(state["made_of"].get(f"{function}_code") != self._code[f"{function}_code"])
 
     @property
     def _missing_steps(self) -> list[int]:
@@ -367,6 +440,9 @@ class GlobEncCallback(Callback):
 
     def _load(self, state: Mapping[str, Any]) -> None:
         history = History.from_state_dict(state)
+        if state.get("session") == self._session:
+            self._go_back(state, history)
+            return
         if state["probe"] is not None:
             stored = ProbeSet.from_state_dict(state["probe"])
             if self._probe_name == "validation" and state["num_examples"] != self._num_examples:
@@ -380,6 +456,15 @@ class GlobEncCallback(Callback):
         self._validations = state["validations"]
         self._due_epoch = state.get("due_epoch")
         self._resumed = True
+
+    def _go_back(self, state: Mapping[str, Any], history: History) -> None:
+        """Be what we were when this session wrote a state: a trial run ends like this, and leaves nothing behind."""
+        if state["probe"] is not None:
+            self.probe, self._texts = ProbeSet.from_state_dict(state["probe"]), None
+        elif self._probe_name == "validation":
+            self.probe, self._probe_is_shared = None, False
+        self._collecting, self._pending = None, None
+        self.history, self._validations = history, state["validations"]
 
     def _compare_tokenizers(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Tell if the tokenizer is another than the one that named the stored probe."""
@@ -807,6 +892,11 @@ def _weights_of_a_validation(trainer: "pl.Trainer", pl_module: "pl.LightningModu
                 one.on_validation_epoch_start(trainer, pl_module)
                 stack.callback(one.on_validation_epoch_end, trainer, pl_module)
         yield
+
+
+def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two settings, in words."""
+    return [f"{name} was {was.get(name)!r} and is {now[name]!r}" for name in now if was.get(name) != now[name]]
 
 
 def _source(one: Any, hook: str) -> str:
