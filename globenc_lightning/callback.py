@@ -38,6 +38,7 @@ else:
     from pytorch_lightning.callbacks import Callback
 
 TAG = "globenc"
+MAX_REASON = 4000
 # Lightning gives every callback the module's own methods of these names.
 LENT_BY_TRAINER = ("log", "log_dict")
 # Hooks in which the weights may be exchanged for those that a validation is to see, and whose own of them are known.
@@ -61,7 +62,8 @@ class GlobEncCallback(Callback):
     - images ``globenc/heatmap/...``, ``globenc/filmstrip/...``, ``globenc/correlation/...`` where a logger can show
       images (TensorBoard, Weights & Biases, MLflow, Comet, Aim and others, see
       :mod:`globenc_lightning.report.publish`);
-    - one text ``globenc/about``, where a logger takes texts: all choices, and the probe's sentences;
+    - one text ``globenc/about``, where a logger takes texts: all choices, the probe's sentences, and why there are no
+      figures where there are none;
     - two records ``globenc/dashboard/...`` for the GlobEnc tab, where a logger writes TensorBoard's event files.
 
     The first point of every curve is the model before the first training step, if the sanity check has already shown
@@ -114,7 +116,8 @@ class GlobEncCallback(Callback):
     Attributes:
         probe: the :class:`ProbeSet`, once it is fixed.
         history: one :class:`~globenc_lightning.measurement.HistoryEntry` per analysed validation, in a list that can
-            save pictures of itself (:class:`~globenc_lightning.measurement.History`).
+            save pictures of itself (:class:`~globenc_lightning.measurement.History`). ``history.reasons`` says why
+            there are no figures, where there are none.
 
     Raises:
         ValueError: an argument that cannot be used, before any training starts.
@@ -186,6 +189,7 @@ class GlobEncCallback(Callback):
         self._pending: Measurement | None = None
         self._analyzed = False
         self._said: set[str] = set()
+        self._unshown: list[str] = []
         self._session = 0.0
         self._looks_back = False
 
@@ -210,12 +214,16 @@ class GlobEncCallback(Callback):
     @override
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Say once that nothing will be seen where nothing is validated."""
-        self._gave_up_collecting = False
-        self._refuse_shards(pl_module)
+        self._gave_up_collecting, self._unshown = False, []
+        if not self._resumed and trainer.global_step == 0:
+            # Another training: its pictures and reasons start anew, while the history keeps everything.
+            self.history.begin()
+        self._refuse_shards(trainer, pl_module)
         if not trainer.enable_validation:
-            self._say(
+            self._refuse(
+                trainer,
                 "GlobEncCallback works at validation, and this training has none: give the Trainer a validation loader "
-                "and the module a validation_step, and leave limit_val_batches above 0."
+                "and the module a validation_step, and leave limit_val_batches above 0.",
             )
 
     @override
@@ -225,13 +233,13 @@ class GlobEncCallback(Callback):
             self._guarded(lambda: self._compare_tokenizers(trainer, pl_module))
             if self._due_epoch is not None:
                 self._make_up(trainer, pl_module, self._due_epoch)
-        elif trainer.global_step == 0:
-            # Another training: its pictures start anew, while the history keeps everything.
-            self.history.begin()
-            if trainer.enable_validation and not self._refused:
-                self._name_given_probe(trainer, pl_module)
-                if self._has_probe(trainer) and not self._guarded(lambda: self._baseline(trainer, pl_module)):
-                    self._leave_out(trainer, 0)
+        elif trainer.global_step == 0 and trainer.enable_validation and not self._refused:
+            self._name_given_probe(trainer, pl_module)
+            if self._has_probe(trainer):
+                failure = self._attempt(lambda: self._baseline(trainer, pl_module))
+                if failure is not None:
+                    self._leave_out(trainer, 0, failure)
+        self._show_reasons(trainer)
 
     @override
     def on_train_batch_start(
@@ -243,7 +251,7 @@ class GlobEncCallback(Callback):
     @override
     def on_validation_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Start to collect the probe anew: a sanity check shows the first rows, and the validation shows them again."""
-        self._refuse_shards(pl_module)
+        self._refuse_shards(trainer, pl_module)
         self._pending, self._analyzed, self._collecting = None, False, None
 
     @override
@@ -258,7 +266,7 @@ class GlobEncCallback(Callback):
         """Take the probe's rows as they pass by; asking a loader for them would move its random state."""
         wanted = self.probe is None and self._texts is None and not self._gave_up_collecting
         if wanted and not self._refused and trainer.is_global_zero:
-            self._guarded(lambda: self._collect(trainer, pl_module, batch))
+            self._note(trainer, self._attempt(lambda: self._collect(trainer, pl_module, batch)))
 
     @override
     def on_validation_batch_end(
@@ -297,6 +305,18 @@ class GlobEncCallback(Callback):
             if new:
                 monitored = None if usual else self._monitored(measurement)
                 self._guarded(lambda: self._publish(trainer, measurement, step, monitored))
+        self._show_reasons(trainer)
+
+    @override
+    def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Say why there is nothing to see where no validation was reached."""
+        if trainer.enable_validation and not (self._validations or self.history.latest or self.history.reasons):
+            self._refuse(
+                trainer,
+                "GlobEncCallback: this training ended before its first validation, so it has no figures: train for "
+                "longer, or validate more often (val_check_interval, check_val_every_n_epoch).",
+            )
+            self._show_reasons(trainer)
 
     # Lightning refuses two callbacks of one key when the Trainer is made, before a callback can see its place there, if
     # they have a state_dict of their own. One that wraps the inherited one is none to it; the keys differ from setup on.
@@ -477,12 +497,13 @@ class GlobEncCallback(Callback):
                 "probe and its tokens are kept, so that the curves and filmstrips go on."
             )
 
-    def _refuse_shards(self, pl_module: "pl.LightningModule") -> None:
+    def _refuse_shards(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._refused = processes.sharded_over_processes(pl_module)
         if self._refused:
-            self._say(
+            self._refuse(
+                trainer,
                 "GlobEncCallback: this model's parameters are spread over the processes (FSDP, tensor parallelism or "
-                "ZeRO stage 3), so it is not analysed. Use DDP to see figures, or attribute() on a checkpoint."
+                "ZeRO stage 3), so it is not analysed. Use DDP to see figures, or attribute() on a checkpoint.",
             )
 
     def _take_probe(self, probe: Any) -> None:
@@ -527,15 +548,18 @@ class GlobEncCallback(Callback):
         over = not trainer.sanity_checking or _sanity_check_saw_all(trainer)
         if self.probe is None and over and not self._gave_up_collecting:
             if self._collecting is not None:
-                self._guarded(lambda: self._fix_probe(trainer, pl_module))
+                self._note(trainer, self._attempt(lambda: self._fix_probe(trainer, pl_module)))
             elif self._texts is None:
-                self._say("GlobEncCallback: the validation showed no example with a real token, so there is no probe.")
+                self._refuse(
+                    trainer,
+                    "GlobEncCallback: the validation showed no example with a real token, so there is no probe.",
+                )
 
     def _name_given_probe(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """A probe that was given before there was a tokenizer gets one now."""
         given = self._texts is not None or (self.probe is not None and not self.probe.is_named)
         if given and not self._looked_for_tokenizer:
-            self._guarded(lambda: self._fix_probe(trainer, pl_module))
+            self._note(trainer, self._attempt(lambda: self._fix_probe(trainer, pl_module)))
 
     def _fix_probe(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._looked_for_tokenizer = True
@@ -582,8 +606,9 @@ class GlobEncCallback(Callback):
         def run() -> None:
             self._pending = self._measure(trainer, pl_module)
 
-        if not self._guarded(run) and not repeated:
-            self._leave_out(trainer, self._step(trainer))
+        failure = self._attempt(run)
+        if failure is not None and not repeated:
+            self._leave_out(trainer, self._step(trainer), failure)
 
     def _is_its_turn(self, trainer: "pl.Trainer", repeated: bool) -> bool:
         """Count this validation; whether it is analysed."""
@@ -649,12 +674,13 @@ class GlobEncCallback(Callback):
         if strangers:
             # They may exchange the weights, and what else they do is not ours to call.
             if self._is_its_turn(trainer, repeated=False):
-                self._leave_out(trainer, self._step(trainer))
-                self._say(
+                reason = (
                     "GlobEncCallback: the checkpoint is from between a training step and the validation after it, "
                     "which Lightning leaves out on resume. It is missing here, too: which weights it would have been "
                     f"made with is up to what {', '.join(strangers)} does as a validation starts."
                 )
+                self._say(reason)
+                self._leave_out(trainer, self._step(trainer), reason)
         else:
             with _weights_of_a_validation(trainer, pl_module):
                 self._validate(trainer, pl_module)
@@ -739,9 +765,10 @@ class GlobEncCallback(Callback):
 
     def _describe(self, trainer: "pl.Trainer", step: int) -> None:
         """Write what the figures are of: once to a run, and again when it is no longer what that run shows."""
-        if self.history.about is None:
+        about, reasons = self.history.about, self.history.reasons
+        if about is None and not reasons:
             return
-        text, tables = page.markdown(self.history.about), page.tables(self.history.about)
+        text, tables = page.markdown(about, reasons), page.tables(about, reasons)
         wanting = [
             one for one in getattr(trainer, "callbacks", []) if isinstance(one, GlobEncCallback) and one._custom_scalars
         ]
@@ -773,18 +800,43 @@ class GlobEncCallback(Callback):
             tagged = {store.tag(self._tag, kind, moment.ordinal): data for kind, data in written.items()}
             publish.log_records(able, tagged, newest.step)
 
-    def _leave_out(self, trainer: "pl.Trainer", step: int) -> None:
-        """Remember that a validation has no figures, and show it."""
+    def _leave_out(self, trainer: "pl.Trainer", step: int, reason: str) -> None:
+        """Remember that a validation has no figures, and show that and why."""
         self._missing_steps.append(step)
-        if trainer.is_global_zero:
-            moment = self._moment(self._count() - 1, step, trainer.current_epoch)
-            self._guarded(lambda: self._record_missing(trainer, moment))
+        self.history.reasons.append((step, _shortened(reason)))
+        self._show_missing(trainer, self._count() - 1, step, reason)
 
-    def _record_missing(self, trainer: "pl.Trainer", moment: store.Moment) -> None:
+    def _refuse(self, trainer: "pl.Trainer", reason: str) -> None:
+        """Say why there are no figures, once."""
+        self._say(reason)
+        self._note(trainer, reason)
+
+    def _note(self, trainer: "pl.Trainer", reason: str | None) -> None:
+        """Keep a reason why there are no figures, once, if it is one; :meth:`_show_reasons` writes it."""
+        if reason is not None and all(text != _shortened(reason) for _, text in self.history.reasons):
+            self.history.reasons.append((self._step(trainer), _shortened(reason)))
+            self._unshown.append(reason)
+
+    def _show_reasons(self, trainer: "pl.Trainer") -> None:
+        """Write the reasons that are new to where they are seen though warnings are switched off."""
+        if self._unshown:
+            reason, self._unshown = "\n".join(self._unshown), []
+            # A note of the first validation's place, as long as no validation takes it.
+            self._show_missing(trainer, None if self._count() else 0, self._step(trainer), reason)
+
+    def _show_missing(self, trainer: "pl.Trainer", ordinal: int | None, step: int, reason: str) -> None:
+        """Write why there are no figures into the text and, with a place among the validations, into the tab."""
+        if trainer.is_global_zero:
+            if ordinal is not None:
+                moment = self._moment(ordinal, step, trainer.current_epoch)
+                self._quietly(lambda: self._record_missing(trainer, store.Missing(moment, _shortened(reason))))
+            self._quietly(lambda: self._describe(trainer, step))
+
+    def _record_missing(self, trainer: "pl.Trainer", missing: store.Missing) -> None:
         able = [logger for logger in trainer.loggers if publish.can_keep_records(logger)]
         if able:
-            tag = store.tag(self._tag, "summary", moment.ordinal)
-            publish.log_records(able, {tag: store.to_bytes(store.Missing(moment))}, moment.step)
+            tag = store.tag(self._tag, "summary", missing.moment.ordinal)
+            publish.log_records(able, {tag: store.to_bytes(missing)}, missing.moment.step)
 
     def _count(self) -> int:
         """How many validations of this training were to be analysed."""
@@ -833,20 +885,27 @@ class GlobEncCallback(Callback):
             )
 
     def _guarded(self, job: Callable[[], None]) -> bool:
-        """Do something that must not stop a training, unless the user wants it to."""
+        """Do something that must not stop a training, unless the user wants it to; whether it was done."""
+        return self._attempt(job) is None
+
+    def _quietly(self, job: Callable[[], None]) -> None:
+        """Do something that never stops a training: one process alone does it, and the others would wait for it."""
+        self._attempt(job, raises=False)
+
+    def _attempt(self, job: Callable[[], None], raises: bool = True) -> str | None:
+        """Do something that must not stop a training, unless the user wants it to; what was said if it failed."""
         try:
             with random_states_kept():
                 job()
         except Exception as error:
-            if self._on_error == "raise":
+            if raises and self._on_error == "raise":
                 raise
             # A refusal tells its error to the digit, which moves with the weights: the layer is what tells it apart.
             kind = re.sub(r"[0-9.]+e[-+][0-9]+", "", f"{type(error).__name__}: {error}")
-            self._say(
-                f"GlobEncCallback: {type(error).__name__}: {error}\nThe training goes on without these figures.", kind
-            )
-            return False
-        return True
+            text = f"GlobEncCallback: {type(error).__name__}: {error}\nThe training goes on without these figures."
+            self._say(text, kind)
+            return text
+        return None
 
     def _say(self, message: str, kind: str | None = None) -> None:
         """Warn once: once for each message, or once for a kind of message whose numbers differ."""
@@ -892,6 +951,11 @@ def _weights_of_a_validation(trainer: "pl.Trainer", pl_module: "pl.LightningModu
                 one.on_validation_epoch_start(trainer, pl_module)
                 stack.callback(one.on_validation_epoch_end, trainer, pl_module)
         yield
+
+
+def _shortened(reason: str) -> str:
+    """A reason as it is kept and written: an error may hold a whole tensor."""
+    return reason if len(reason) <= MAX_REASON else f"{reason[: MAX_REASON - 1]}…"
 
 
 def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
