@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 from typing_extensions import override
@@ -44,6 +44,19 @@ LENT_BY_TRAINER = ("log", "log_dict")
 # Hooks in which the weights may be exchanged for those that a validation is to see, and whose own of them are known.
 BEFORE_VALIDATION = ("on_validation_model_eval", "on_validation_start", "on_validation_epoch_start")
 KNOWN_SOURCES = ("pytorch_lightning.", "lightning.pytorch.", "globenc_lightning.")
+
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _wrapping_the_inherited(method: _Method) -> _Method:
+    """Let Lightning take a method for the inherited one.
+
+    It refuses two callbacks of one key that have a ``state_dict`` of their own, when the Trainer is made and no
+    callback can see its place in it yet. A method that wraps the inherited one is none of its own to it; from ``setup``
+    on, the keys of one Trainer's callbacks differ.
+    """
+    return cast(_Method, wraps(getattr(Callback, method.__name__), assigned=(), updated=())(method))
 
 
 class GlobEncCallback(Callback):
@@ -81,8 +94,8 @@ class GlobEncCallback(Callback):
     Where the module or a callback that is not Lightning's acts as a validation starts, they are missing.
 
     A callback that is used in several trainings keeps its probe: make a new one for other data (the next fold, say). Of
-    several callbacks in one Trainer, the second logs below ``globenc_2/``, the third below ``globenc_3/``; they have to
-    differ in their probe, methods, target, readout, ``normalize`` or ``exclude_special_tokens``.
+    several callbacks in one Trainer (two heads, two targets, two probes), the second logs below ``globenc_2/``, the
+    third below ``globenc_3/``. To resume such a training, make the same ones in the same order.
 
     Several processes (DDP) share the work: each analyses some of the examples, all of them remember the whole, and the
     first one logs it. The probe is what the first process was given or was shown. An error in one of them that is to
@@ -318,10 +331,8 @@ class GlobEncCallback(Callback):
             )
             self._show_reasons(trainer)
 
-    # Lightning refuses two callbacks of one key when the Trainer is made, before a callback can see its place there, if
-    # they have a state_dict of their own. One that wraps the inherited one is none to it; the keys differ from setup on.
     @override
-    @wraps(Callback.state_dict, assigned=(), updated=())
+    @_wrapping_the_inherited
     def state_dict(self) -> dict[str, Any]:
         """The probe and the history, in tensors and primitives."""
         return {
@@ -370,8 +381,8 @@ class GlobEncCallback(Callback):
         target, the readout, ``normalize``, ``exclude_special_tokens``, and the code of the functions ``target`` and
         ``forward`` with the primitives that they hold, as they were when the callback was made. Callbacks of one
         Trainer that are the same in all of that (equal ones, or those that differ in ``num_examples``, the tokenizer,
-        or a tensor that a target holds) are told apart by their order: the second ends in ``_2``. So a script that makes
-        the same callbacks in the same order finds every state again.
+        or a tensor that a target holds) are told apart by their order: the second one's key ends in ``_2``. So a script
+        that makes the same callbacks in the same order finds every state again.
 
         A function that was edited, or is run by another version of Python, has another digest. Its state is then found
         by the other settings, the history goes on, and a warning says so. Checkpoints of earlier versions, whose keys
@@ -423,6 +434,8 @@ class GlobEncCallback(Callback):
         known = state_keys.older_state(states, name, made_of, taken, old_key)
         if known is not None:
             edited = [one for one in ("target", "forward") if known != old_key and self._is_edited(states[known], one)]
+            if known == old_key:
+                rank_zero_info("GlobEncCallback: its state, which an earlier version wrote, is restored.")
             states[self.state_key] = states.pop(known)
             if edited:
                 self._say(
@@ -437,8 +450,8 @@ class GlobEncCallback(Callback):
             was = min((state_keys.settings_of(one) for one in found), key=lambda one: len(_differences(one, now)))
             differences = "; ".join(_differences(was, now))
             self._say(
-                "GlobEncCallback: the checkpoint holds the history of a callback with other settings, so this one begins "
-                f"a new history: {differences}. Write the earlier settings to go on with it."
+                "GlobEncCallback: the checkpoint holds the history of a callback with other settings, so this one "
+                f"begins a new history: {differences}. Write the earlier settings to go on with it."
             )
 
     def _is_edited(self, state: Mapping[str, Any], function: str) -> bool:
@@ -815,12 +828,15 @@ class GlobEncCallback(Callback):
         """Keep a reason why there are no figures, once, if it is one; :meth:`_show_reasons` writes it."""
         if reason is not None and all(text != _shortened(reason) for _, text in self.history.reasons):
             self.history.reasons.append((self._step(trainer), _shortened(reason)))
-            self._unshown.append(reason)
+            self._unshown.append(_shortened(reason))
 
     def _show_reasons(self, trainer: "pl.Trainer") -> None:
         """Write the reasons that are new to where they are seen though warnings are switched off."""
-        if self._unshown:
-            reason, self._unshown = "\n".join(self._unshown), []
+        kept = [text for _, text in self.history.reasons]
+        # Not what was found in a trial run whose history was taken back.
+        unshown, self._unshown = [text for text in self._unshown if text in kept], []
+        if unshown:
+            reason = "\n".join(unshown)
             # A note of the first validation's place, as long as no validation takes it.
             self._show_missing(trainer, None if self._count() else 0, self._step(trainer), reason)
 

@@ -97,8 +97,7 @@ def _parts(value: Any, depth: int, within: tuple[int, ...]) -> str:
         return repr([*zip(each(value), each(value.values()), strict=True)])
     if isinstance(value, list | tuple):
         return repr(each(value))
-    call = getattr(type(value), "__call__", None)
-    shown = each([call]) if isinstance(call, FunctionType) else []
+    shown = each([type(value).__call__]) if callable(value) else []
     # The weights and buffers of a module, and all that it is made of, are no part of what it is called for.
     held = {} if isinstance(value, nn.Module) else getattr(value, "__dict__", {})
     return repr([type(value).__qualname__, *shown, *zip(held, each(held.values()), strict=True)])
