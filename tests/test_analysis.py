@@ -502,7 +502,8 @@ def has_a_bound_forward(model: Any) -> None:
 
 
 def has_a_hook(model: Any) -> None:
-    model.bert.encoder.layer[1].register_forward_hook(lambda *_: model.training and None)
+    seen: list[int] = []
+    model.bert.encoder.layer[1].register_forward_hook(lambda *_: seen.append(model.num_labels))
 
 
 def holds_its_own_method(model: Any) -> None:
