@@ -162,8 +162,8 @@ def test_an_example_without_tokens_is_called_so() -> None:
     assert rendered(page.markdown(about(tokens=((), ("a",))))).rows[11] == ["0", "1", "no tokens"]
 
 
-WHY = "GlobEncCallback: ValueError: <script>alert(1)</script> | *b* `c` _d_ [x](y)\n    forward=lambda m, b: m(b)\n\x00 end"
-SHOWN_WHY = "ValueError: <script>alert(1)</script> | *b* `c` _d_ [x](y)" "forward=lambda m, b: m(b)" r"\x00 end"
+WHY = "GlobEncCallback: ValueError: <script>alert(1)</script> | *b* `c` _d_ [x](y)\n    forward=lambda: m(b)\n\x00 end"
+SHOWN_WHY = r"ValueError: <script>alert(1)</script> | *b* `c` _d_ [x](y)forward=lambda: m(b)\x00 end"
 
 
 def test_reasons_stand_alone_before_there_are_figures() -> None:

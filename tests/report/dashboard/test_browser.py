@@ -611,7 +611,7 @@ def test_a_failed_validation_is_said_and_passed(tab: Tab) -> None:
 def test_a_run_without_figures_shows_why(tab: Tab, dark: bool) -> None:
     prefer_dark(tab.driver, dark)
     tab.open(run="refused")
-    assert tab.text(".notice strong") == "This run has no figures, and why"
+    assert tab.text(".notice strong") == "Why this run has no figures"
     assert "ArithmeticError" in tab.text(".notice p")
     # A text that is shown as it stands, its lines apart.
     assert REASON in tab.text(".notice p")

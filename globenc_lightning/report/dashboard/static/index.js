@@ -220,7 +220,7 @@ function createTab(host) {
       // The page is empty but for the reasons: they are no remarks.
       paintNotes([]);
       const explained = index.validations.some(({ reason }) => reason);
-      const title = explained ? "This run has no figures, and why" : "This run has no figures that can be read";
+      const title = explained ? "Why this run has no figures" : "This run has no figures that can be read";
       stage.replaceChildren(notice(title, ...index.messages));
       return;
     }
