@@ -10,11 +10,11 @@ Axes: ``b`` example, ``l`` layer, ``q`` token that receives, ``k`` token that is
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -218,10 +218,70 @@ class Reader:
         return self.structures[0] if self.structures else None
 
 
+class _Kept(NamedTuple):
+    """What is remembered of a structure or of a part of it: its class, and its values, the modules by weak references.
+
+    A dictionary with weak keys keeps a key alive for as long as a value of it reaches the key, and any module may refer
+    to the whole model: by an attribute, a hook, a forward that was put in its place.
+    """
+
+    kind: type
+    values: tuple[Any, ...]
+
+
 # What the structure pass found of models that are still alive, so that calling ``attribute`` again costs one forward
 # and one backward. It decides nothing: every layer that is read is proven anew, and found anew where the proof fails.
-# It holds parts of a model, never the model itself.
-_KNOWN: WeakKeyDictionary[nn.Module, tuple[str | None, tuple[Structure, ...], KernelCache]] = WeakKeyDictionary()
+# It holds no part of a model: attributes of the model could hold one, but would show in its ``vars`` and its pickles.
+_KNOWN: WeakKeyDictionary[nn.Module, tuple[str | None, _Kept, KernelCache]] = WeakKeyDictionary()
+
+
+def _reader_of(model: nn.Module) -> Reader:
+    """A reader of a model that knows what is remembered of it."""
+    known = _KNOWN.get(model)
+    if known is not None:
+        way, kept, kernels = known
+        try:
+            return Reader(model, None, way, _resolved(kept), kernels)
+        except ReferenceError:
+            # A part of the model was exchanged since.
+            pass
+    return Reader(model)
+
+
+def _remember(reader: Reader) -> None:
+    try:
+        _KNOWN[reader.model] = (reader.way, _kept(reader.structures), reader.kernels)
+    except TypeError:
+        # Something stands in for a forward that nobody can refer to weakly.
+        _KNOWN.pop(reader.model, None)
+
+
+def _kept(value: Any) -> Any:
+    """A value with weak references in place of the objects of the model."""
+    if value is None or isinstance(value, bool | int | float | str | torch.dtype):
+        return value
+    if isinstance(value, tuple):
+        return _Kept(type(value), tuple(_kept(one) for one in value))
+    if is_dataclass(value) and not isinstance(value, nn.Module):
+        return _Kept(type(value), tuple(_kept(getattr(value, one.name)) for one in fields(value)))
+    return ref(value)
+
+
+def _resolved(kept: Any) -> Any:
+    """The value that :func:`_kept` was called on.
+
+    Raises:
+        ReferenceError: an object of it is gone.
+    """
+    if isinstance(kept, _Kept):
+        values = tuple(_resolved(one) for one in kept.values)
+        return values if kept.kind is tuple else kept.kind(*values)
+    if isinstance(kept, ref):
+        value = kept()
+        if value is None:
+            raise ReferenceError("a part of the model is gone")
+        return value
+    return kept
 
 
 @dataclass(eq=False)
@@ -329,9 +389,9 @@ def attribute(
         raise ValueError(f"forward must be a callable forward(model, inputs) that returns logits; got {forward!r}")
     if forward is not None:
         return _attributed(Reader(model, forward), inputs, settings)
-    reader = Reader(model, None, *_KNOWN.get(model, ()))
+    reader = _reader_of(model)
     found = _attributed(reader, inputs, settings)
-    _KNOWN[model] = (reader.way, reader.structures, reader.kernels)
+    _remember(reader)
     return found
 
 

@@ -8,13 +8,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 from typing_extensions import override
 
-from globenc_lightning import processes
+from globenc_lightning import processes, state_keys
 from globenc_lightning.analysis import Reader, Settings, Target
 from globenc_lightning.encoder.reading import find_encoders
 from globenc_lightning.encoder.undisturbed import random_states_kept
@@ -38,11 +38,25 @@ else:
     from pytorch_lightning.callbacks import Callback
 
 TAG = "globenc"
+MAX_REASON = 4000
 # Lightning gives every callback the module's own methods of these names.
 LENT_BY_TRAINER = ("log", "log_dict")
 # Hooks in which the weights may be exchanged for those that a validation is to see, and whose own of them are known.
 BEFORE_VALIDATION = ("on_validation_model_eval", "on_validation_start", "on_validation_epoch_start")
 KNOWN_SOURCES = ("pytorch_lightning.", "lightning.pytorch.", "globenc_lightning.")
+
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _wrapping_the_inherited(method: _Method) -> _Method:
+    """Let Lightning take a method for the inherited one.
+
+    It refuses two callbacks of one key that have a ``state_dict`` of their own, when the Trainer is made and no
+    callback can see its place in it yet. A method that wraps the inherited one is none of its own to it; from ``setup``
+    on, the keys of one Trainer's callbacks differ.
+    """
+    return cast(_Method, wraps(getattr(Callback, method.__name__), assigned=(), updated=())(method))
 
 
 class GlobEncCallback(Callback):
@@ -61,7 +75,8 @@ class GlobEncCallback(Callback):
     - images ``globenc/heatmap/...``, ``globenc/filmstrip/...``, ``globenc/correlation/...`` where a logger can show
       images (TensorBoard, Weights & Biases, MLflow, Comet, Aim and others, see
       :mod:`globenc_lightning.report.publish`);
-    - one text ``globenc/about``, where a logger takes texts: all choices, and the probe's sentences;
+    - one text ``globenc/about``, where a logger takes texts: all choices, the probe's sentences, and why there are no
+      figures where there are none;
     - two records ``globenc/dashboard/...`` for the GlobEnc tab, where a logger writes TensorBoard's event files.
 
     The first point of every curve is the model before the first training step, if the sanity check has already shown
@@ -79,8 +94,8 @@ class GlobEncCallback(Callback):
     Where the module or a callback that is not Lightning's acts as a validation starts, they are missing.
 
     A callback that is used in several trainings keeps its probe: make a new one for other data (the next fold, say). Of
-    several callbacks in one Trainer, the second logs below ``globenc_2/``, the third below ``globenc_3/``; they have to
-    differ in their probe, methods, target, readout, ``normalize`` or ``exclude_special_tokens``.
+    several callbacks in one Trainer (two heads, two targets, two probes), the second logs below ``globenc_2/``, the
+    third below ``globenc_3/``. To resume such a training, make the same ones in the same order.
 
     Several processes (DDP) share the work: each analyses some of the examples, all of them remember the whole, and the
     first one logs it. The probe is what the first process was given or was shown. An error in one of them that is to
@@ -114,7 +129,8 @@ class GlobEncCallback(Callback):
     Attributes:
         probe: the :class:`ProbeSet`, once it is fixed.
         history: one :class:`~globenc_lightning.measurement.HistoryEntry` per analysed validation, in a list that can
-            save pictures of itself (:class:`~globenc_lightning.measurement.History`).
+            save pictures of itself (:class:`~globenc_lightning.measurement.History`). ``history.reasons`` says why
+            there are no figures, where there are none.
 
     Raises:
         ValueError: an argument that cannot be used, before any training starts.
@@ -162,6 +178,7 @@ class GlobEncCallback(Callback):
         self._heatmap_examples = heatmap_examples
         self._tokenizer = None if tokenizer is None else as_tokenizer(tokenizer)
         self._forward = forward
+        self._code = {"target_code": state_keys.code_digest(target), "forward_code": state_keys.code_digest(forward)}
         self._on_error = on_error
         self._custom_scalars = custom_scalars
 
@@ -171,6 +188,7 @@ class GlobEncCallback(Callback):
         self._take_probe(probe)
         self._probe_name = "validation" if probe is None else self._fingerprint()
         self._tag = TAG
+        self._place = 1
         self._probe_is_shared = False
         self._resumed = False
         self._due_epoch: int | None = None
@@ -184,6 +202,7 @@ class GlobEncCallback(Callback):
         self._pending: Measurement | None = None
         self._analyzed = False
         self._said: set[str] = set()
+        self._unshown: list[str] = []
         self._session = 0.0
         self._looks_back = False
 
@@ -193,23 +212,31 @@ class GlobEncCallback(Callback):
         if self._reader is not None and self._reader.model is not pl_module:
             self._reader = None
         self._probe_is_shared = False
-        self._session = time.time()
+        # A state that comes back within the session that wrote it, as finders of a learning rate or a batch size bring
+        # it back, is no resumed training: so all processes have to know the session by the same number.
+        self._session = time.time() if _is_alone(trainer) else processes.from_first(time.time())
+        self._resumed, self._due_epoch = False, None
         self._looks_back = stage != "fit" and bool(self.history)
         same = [one for one in getattr(trainer, "callbacks", []) if isinstance(one, GlobEncCallback)]
         place = next((index for index, one in enumerate(same) if one is self), 0)
         self._tag = f"{TAG}_{place + 1}" if place else TAG
+        self._place = 1 + sum(one._key(1) == self._key(1) for one in same[:place])
         if place:
             rank_zero_info(f"GlobEncCallback number {place + 1} of this Trainer logs below {self._tag}/.")
 
     @override
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Say once that nothing will be seen where nothing is validated."""
-        self._gave_up_collecting = False
-        self._refuse_shards(pl_module)
+        self._gave_up_collecting, self._unshown = False, []
+        if not self._resumed and trainer.global_step == 0:
+            # Another training: its pictures and reasons start anew, while the history keeps everything.
+            self.history.begin()
+        self._refuse_shards(trainer, pl_module)
         if not trainer.enable_validation:
-            self._say(
+            self._refuse(
+                trainer,
                 "GlobEncCallback works at validation, and this training has none: give the Trainer a validation loader "
-                "and the module a validation_step, and leave limit_val_batches above 0."
+                "and the module a validation_step, and leave limit_val_batches above 0.",
             )
 
     @override
@@ -219,13 +246,13 @@ class GlobEncCallback(Callback):
             self._guarded(lambda: self._compare_tokenizers(trainer, pl_module))
             if self._due_epoch is not None:
                 self._make_up(trainer, pl_module, self._due_epoch)
-        elif trainer.global_step == 0:
-            # Another training: its pictures start anew, while the history keeps everything.
-            self.history.begin()
-            if trainer.enable_validation and not self._refused:
-                self._name_given_probe(trainer, pl_module)
-                if self._has_probe(trainer) and not self._guarded(lambda: self._baseline(trainer, pl_module)):
-                    self._leave_out(trainer, 0)
+        elif trainer.global_step == 0 and trainer.enable_validation and not self._refused:
+            self._name_given_probe(trainer, pl_module)
+            if self._has_probe(trainer):
+                failure = self._attempt(lambda: self._baseline(trainer, pl_module))
+                if failure is not None:
+                    self._leave_out(trainer, 0, failure)
+        self._show_reasons(trainer)
 
     @override
     def on_train_batch_start(
@@ -237,7 +264,7 @@ class GlobEncCallback(Callback):
     @override
     def on_validation_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Start to collect the probe anew: a sanity check shows the first rows, and the validation shows them again."""
-        self._refuse_shards(pl_module)
+        self._refuse_shards(trainer, pl_module)
         self._pending, self._analyzed, self._collecting = None, False, None
 
     @override
@@ -252,7 +279,7 @@ class GlobEncCallback(Callback):
         """Take the probe's rows as they pass by; asking a loader for them would move its random state."""
         wanted = self.probe is None and self._texts is None and not self._gave_up_collecting
         if wanted and not self._refused and trainer.is_global_zero:
-            self._guarded(lambda: self._collect(trainer, pl_module, batch))
+            self._note(trainer, self._attempt(lambda: self._collect(trainer, pl_module, batch)))
 
     @override
     def on_validation_batch_end(
@@ -291,8 +318,21 @@ class GlobEncCallback(Callback):
             if new:
                 monitored = None if usual else self._monitored(measurement)
                 self._guarded(lambda: self._publish(trainer, measurement, step, monitored))
+        self._show_reasons(trainer)
 
     @override
+    def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Say why there is nothing to see where no validation was reached."""
+        if trainer.enable_validation and not (self._validations or self.history.latest or self.history.reasons):
+            self._refuse(
+                trainer,
+                "GlobEncCallback: this training ended before its first validation, so it has no figures: train for "
+                "longer, or validate more often (val_check_interval, check_val_every_n_epoch).",
+            )
+            self._show_reasons(trainer)
+
+    @override
+    @_wrapping_the_inherited
     def state_dict(self) -> dict[str, Any]:
         """The probe and the history, in tensors and primitives."""
         return {
@@ -301,6 +341,8 @@ class GlobEncCallback(Callback):
             **self.history.state_dict(),
             "described": dict(self._described),
             "validations": self._validations,
+            "session": self._session,
+            "made_of": self._made_of(),
         }
 
     @override
@@ -314,6 +356,14 @@ class GlobEncCallback(Callback):
             self._guarded(lambda: self._load(state_dict))
 
     @override
+    def on_load_checkpoint(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
+    ) -> None:
+        """Find the state of a callback whose key has changed, since the key is what Lightning looks it up by."""
+        if not self._looks_back:
+            self._guarded(lambda: self._find_state(trainer, checkpoint.get("callbacks") or {}))
+
+    @override
     def on_save_checkpoint(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
     ) -> None:
@@ -325,16 +375,20 @@ class GlobEncCallback(Callback):
     @property
     @override
     def state_key(self) -> str:
-        """What tells this callback's place in a checkpoint from others': all that its figures depend on."""
-        settings = self._settings
-        return self._generate_state_key(
-            probe=self._probe_name,
-            methods=list(settings.methods),
-            target=settings.target_name,
-            readout=settings.readout,
-            normalize=settings.normalize,
-            exclude_special_tokens=settings.exclude_special_tokens,
-        )
+        """What Lightning looks this callback's state up by: its class, a digest of its settings, and its place.
+
+        The digest is of what the figures depend on and a new process can know as well: the probe, the methods, the
+        target, the readout, ``normalize``, ``exclude_special_tokens``, and the code of the functions ``target`` and
+        ``forward`` with the primitives that they hold, as they were when the callback was made. Callbacks of one
+        Trainer that are the same in all of that (equal ones, or those that differ in ``num_examples``, the tokenizer,
+        or a tensor that a target holds) are told apart by their order: the second one's key ends in ``_2``. So a script
+        that makes the same callbacks in the same order finds every state again.
+
+        A function that was edited, or is run by another version of Python, has another digest. Its state is then found
+        by the other settings, the history goes on, and a warning says so. Checkpoints of earlier versions, whose keys
+        were long, are read too.
+        """
+        return self._key(self._place)
 
     @override
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
@@ -350,6 +404,58 @@ class GlobEncCallback(Callback):
         """What can travel: everything but the ways to the module, which are found again."""
         state = {name: value for name, value in self.__dict__.items() if name not in LENT_BY_TRAINER}
         return {**state, "_reader": None}
+
+    def _key(self, place: int) -> str:
+        return state_keys.state_key(type(self).__qualname__, self._made_of(), place)
+
+    def _made_of(self) -> dict[str, Any]:
+        """Everything that the state's key is made of, in primitives."""
+        return {**self._named_settings(), **self._code}
+
+    def _named_settings(self) -> dict[str, Any]:
+        settings = self._settings
+        return {
+            "probe": self._probe_name,
+            "methods": list(settings.methods),
+            "target": settings.target_name,
+            "readout": settings.readout,
+            "normalize": settings.normalize,
+            "exclude_special_tokens": settings.exclude_special_tokens,
+        }
+
+    def _find_state(self, trainer: "pl.Trainer", states: dict[Any, Any]) -> None:
+        """Give the state that this callback goes on with its key, if it has another one in this checkpoint."""
+        if self.state_key in states:
+            return
+        others = [one for one in getattr(trainer, "callbacks", []) if one is not self]
+        taken = [one.state_key for one in others]
+        name, made_of = type(self).__qualname__, self._made_of()
+        old_key = self._generate_state_key(**self._named_settings())
+        known = state_keys.older_state(states, name, made_of, taken, old_key)
+        if known is not None:
+            edited = [one for one in ("target", "forward") if known != old_key and self._is_edited(states[known], one)]
+            if known == old_key:
+                rank_zero_info("GlobEncCallback: its state, which an earlier version wrote, is restored.")
+            states[self.state_key] = states.pop(known)
+            if edited:
+                self._say(
+                    f"GlobEncCallback: {' and '.join(edited)} is not the code that the checkpoint was written with (it "
+                    "was edited, or this is another version of Python). The history goes on: its earlier figures are "
+                    "those of the earlier code. Make a new callback and a new log folder to begin anew."
+                )
+            return
+        found = [*state_keys.made_before(states, name, taken).values()]
+        if found:
+            now = state_keys.settings_of(made_of)
+            was = min((state_keys.settings_of(one) for one in found), key=lambda one: len(_differences(one, now)))
+            differences = "; ".join(_differences(was, now))
+            self._say(
+                "GlobEncCallback: the checkpoint holds the history of a callback with other settings, so this one "
+                f"begins a new history: {differences}. Write the earlier settings to go on with it."
+            )
+
+    def _is_edited(self, state: Mapping[str, Any], function: str) -> bool:
+        return bool(state["made_of"].get(f"{function}_code") != self._code[f"{function}_code"])
 
     @property
     def _missing_steps(self) -> list[int]:
@@ -367,6 +473,9 @@ class GlobEncCallback(Callback):
 
     def _load(self, state: Mapping[str, Any]) -> None:
         history = History.from_state_dict(state)
+        if state.get("session") == self._session:
+            self._go_back(state, history)
+            return
         if state["probe"] is not None:
             stored = ProbeSet.from_state_dict(state["probe"])
             if self._probe_name == "validation" and state["num_examples"] != self._num_examples:
@@ -380,6 +489,15 @@ class GlobEncCallback(Callback):
         self._validations = state["validations"]
         self._due_epoch = state.get("due_epoch")
         self._resumed = True
+
+    def _go_back(self, state: Mapping[str, Any], history: History) -> None:
+        """Be what we were when this session wrote a state: a trial run ends like this, and leaves nothing behind."""
+        if state["probe"] is not None:
+            self.probe, self._texts = ProbeSet.from_state_dict(state["probe"]), None
+        elif self._probe_name == "validation":
+            self.probe, self._probe_is_shared = None, False
+        self._collecting, self._pending = None, None
+        self.history, self._validations = history, state["validations"]
 
     def _compare_tokenizers(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Tell if the tokenizer is another than the one that named the stored probe."""
@@ -397,12 +515,13 @@ class GlobEncCallback(Callback):
                 "probe and its tokens are kept, so that the curves and filmstrips go on."
             )
 
-    def _refuse_shards(self, pl_module: "pl.LightningModule") -> None:
+    def _refuse_shards(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._refused = processes.sharded_over_processes(pl_module)
         if self._refused:
-            self._say(
+            self._refuse(
+                trainer,
                 "GlobEncCallback: this model's parameters are spread over the processes (FSDP, tensor parallelism or "
-                "ZeRO stage 3), so it is not analysed. Use DDP to see figures, or attribute() on a checkpoint."
+                "ZeRO stage 3), so it is not analysed. Use DDP to see figures, or attribute() on a checkpoint.",
             )
 
     def _take_probe(self, probe: Any) -> None:
@@ -447,15 +566,18 @@ class GlobEncCallback(Callback):
         over = not trainer.sanity_checking or _sanity_check_saw_all(trainer)
         if self.probe is None and over and not self._gave_up_collecting:
             if self._collecting is not None:
-                self._guarded(lambda: self._fix_probe(trainer, pl_module))
+                self._note(trainer, self._attempt(lambda: self._fix_probe(trainer, pl_module)))
             elif self._texts is None:
-                self._say("GlobEncCallback: the validation showed no example with a real token, so there is no probe.")
+                self._refuse(
+                    trainer,
+                    "GlobEncCallback: the validation showed no example with a real token, so there is no probe.",
+                )
 
     def _name_given_probe(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """A probe that was given before there was a tokenizer gets one now."""
         given = self._texts is not None or (self.probe is not None and not self.probe.is_named)
         if given and not self._looked_for_tokenizer:
-            self._guarded(lambda: self._fix_probe(trainer, pl_module))
+            self._note(trainer, self._attempt(lambda: self._fix_probe(trainer, pl_module)))
 
     def _fix_probe(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._looked_for_tokenizer = True
@@ -502,8 +624,9 @@ class GlobEncCallback(Callback):
         def run() -> None:
             self._pending = self._measure(trainer, pl_module)
 
-        if not self._guarded(run) and not repeated:
-            self._leave_out(trainer, self._step(trainer))
+        failure = self._attempt(run)
+        if failure is not None and not repeated:
+            self._leave_out(trainer, self._step(trainer), failure)
 
     def _is_its_turn(self, trainer: "pl.Trainer", repeated: bool) -> bool:
         """Count this validation; whether it is analysed."""
@@ -569,12 +692,13 @@ class GlobEncCallback(Callback):
         if strangers:
             # They may exchange the weights, and what else they do is not ours to call.
             if self._is_its_turn(trainer, repeated=False):
-                self._leave_out(trainer, self._step(trainer))
-                self._say(
+                reason = (
                     "GlobEncCallback: the checkpoint is from between a training step and the validation after it, "
                     "which Lightning leaves out on resume. It is missing here, too: which weights it would have been "
                     f"made with is up to what {', '.join(strangers)} does as a validation starts."
                 )
+                self._say(reason)
+                self._leave_out(trainer, self._step(trainer), reason)
         else:
             with _weights_of_a_validation(trainer, pl_module):
                 self._validate(trainer, pl_module)
@@ -659,9 +783,10 @@ class GlobEncCallback(Callback):
 
     def _describe(self, trainer: "pl.Trainer", step: int) -> None:
         """Write what the figures are of: once to a run, and again when it is no longer what that run shows."""
-        if self.history.about is None:
+        about, reasons = self.history.about, self.history.reasons
+        if about is None and not reasons:
             return
-        text, tables = page.markdown(self.history.about), page.tables(self.history.about)
+        text, tables = page.markdown(about, reasons), page.tables(about, reasons)
         wanting = [
             one for one in getattr(trainer, "callbacks", []) if isinstance(one, GlobEncCallback) and one._custom_scalars
         ]
@@ -693,18 +818,46 @@ class GlobEncCallback(Callback):
             tagged = {store.tag(self._tag, kind, moment.ordinal): data for kind, data in written.items()}
             publish.log_records(able, tagged, newest.step)
 
-    def _leave_out(self, trainer: "pl.Trainer", step: int) -> None:
-        """Remember that a validation has no figures, and show it."""
+    def _leave_out(self, trainer: "pl.Trainer", step: int, reason: str) -> None:
+        """Remember that a validation has no figures, and show that and why."""
         self._missing_steps.append(step)
-        if trainer.is_global_zero:
-            moment = self._moment(self._count() - 1, step, trainer.current_epoch)
-            self._guarded(lambda: self._record_missing(trainer, moment))
+        self.history.reasons.append((step, _shortened(reason)))
+        self._show_missing(trainer, self._count() - 1, step, reason)
 
-    def _record_missing(self, trainer: "pl.Trainer", moment: store.Moment) -> None:
+    def _refuse(self, trainer: "pl.Trainer", reason: str) -> None:
+        """Say why there are no figures, once."""
+        self._say(reason)
+        self._note(trainer, reason)
+
+    def _note(self, trainer: "pl.Trainer", reason: str | None) -> None:
+        """Keep a reason why there are no figures, once, if it is one; :meth:`_show_reasons` writes it."""
+        if reason is not None and all(text != _shortened(reason) for _, text in self.history.reasons):
+            self.history.reasons.append((self._step(trainer), _shortened(reason)))
+            self._unshown.append(_shortened(reason))
+
+    def _show_reasons(self, trainer: "pl.Trainer") -> None:
+        """Write the reasons that are new to where they are seen though warnings are switched off."""
+        kept = [text for _, text in self.history.reasons]
+        # Not what was found in a trial run whose history was taken back.
+        unshown, self._unshown = [text for text in self._unshown if text in kept], []
+        if unshown:
+            reason = "\n".join(unshown)
+            # A note of the first validation's place, as long as no validation takes it.
+            self._show_missing(trainer, None if self._count() else 0, self._step(trainer), reason)
+
+    def _show_missing(self, trainer: "pl.Trainer", ordinal: int | None, step: int, reason: str) -> None:
+        """Write why there are no figures into the text and, with a place among the validations, into the tab."""
+        if trainer.is_global_zero:
+            if ordinal is not None:
+                moment = self._moment(ordinal, step, trainer.current_epoch)
+                self._quietly(lambda: self._record_missing(trainer, store.Missing(moment, _shortened(reason))))
+            self._quietly(lambda: self._describe(trainer, step))
+
+    def _record_missing(self, trainer: "pl.Trainer", missing: store.Missing) -> None:
         able = [logger for logger in trainer.loggers if publish.can_keep_records(logger)]
         if able:
-            tag = store.tag(self._tag, "summary", moment.ordinal)
-            publish.log_records(able, {tag: store.to_bytes(store.Missing(moment))}, moment.step)
+            tag = store.tag(self._tag, "summary", missing.moment.ordinal)
+            publish.log_records(able, {tag: store.to_bytes(missing)}, missing.moment.step)
 
     def _count(self) -> int:
         """How many validations of this training were to be analysed."""
@@ -753,20 +906,27 @@ class GlobEncCallback(Callback):
             )
 
     def _guarded(self, job: Callable[[], None]) -> bool:
-        """Do something that must not stop a training, unless the user wants it to."""
+        """Do something that must not stop a training, unless the user wants it to; whether it was done."""
+        return self._attempt(job) is None
+
+    def _quietly(self, job: Callable[[], None]) -> None:
+        """Do something that never stops a training: one process alone does it, and the others would wait for it."""
+        self._attempt(job, raises=False)
+
+    def _attempt(self, job: Callable[[], None], raises: bool = True) -> str | None:
+        """Do something that must not stop a training, unless the user wants it to; what was said if it failed."""
         try:
             with random_states_kept():
                 job()
         except Exception as error:
-            if self._on_error == "raise":
+            if raises and self._on_error == "raise":
                 raise
             # A refusal tells its error to the digit, which moves with the weights: the layer is what tells it apart.
             kind = re.sub(r"[0-9.]+e[-+][0-9]+", "", f"{type(error).__name__}: {error}")
-            self._say(
-                f"GlobEncCallback: {type(error).__name__}: {error}\nThe training goes on without these figures.", kind
-            )
-            return False
-        return True
+            text = f"GlobEncCallback: {type(error).__name__}: {error}\nThe training goes on without these figures."
+            self._say(text, kind)
+            return text
+        return None
 
     def _say(self, message: str, kind: str | None = None) -> None:
         """Warn once: once for each message, or once for a kind of message whose numbers differ."""
@@ -812,6 +972,16 @@ def _weights_of_a_validation(trainer: "pl.Trainer", pl_module: "pl.LightningModu
                 one.on_validation_epoch_start(trainer, pl_module)
                 stack.callback(one.on_validation_epoch_end, trainer, pl_module)
         yield
+
+
+def _shortened(reason: str) -> str:
+    """A reason as it is kept and written: an error may hold a whole tensor."""
+    return reason if len(reason) <= MAX_REASON else f"{reason[: MAX_REASON - 1]}…"
+
+
+def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two settings, in words."""
+    return [f"{name} was {was.get(name)!r} and is {now[name]!r}" for name in now if was.get(name) != now[name]]
 
 
 def _source(one: Any, hook: str) -> str:

@@ -176,6 +176,7 @@ class History(list[HistoryEntry]):
         about: what the figures are of; None before the first of them.
         missing_steps: steps of the latest training's validations whose analysis failed.
         start: the place of the latest training's first entry.
+        reasons: why the latest training has no figures, or some of its validations have none: a step and a text each.
     """
 
     def __init__(
@@ -184,11 +185,13 @@ class History(list[HistoryEntry]):
         about: About | None = None,
         missing_steps: Iterable[int] = (),
         start: int = 0,
+        reasons: Iterable[tuple[int, str]] = (),
     ) -> None:
         super().__init__(entries)
         self.about = about
         self.missing_steps = list(missing_steps)
         self.start = start
+        self.reasons = list(reasons)
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "History":
@@ -198,6 +201,8 @@ class History(list[HistoryEntry]):
             None if state["about"] is None else About.from_state_dict(state["about"]),
             state["missing_steps"],
             state["drawn_from"],
+            # Earlier versions wrote none.
+            [(step, text) for step, text in state.get("reasons", ())],
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -207,11 +212,12 @@ class History(list[HistoryEntry]):
             "about": None if self.about is None else self.about.state_dict(),
             "missing_steps": list(self.missing_steps),
             "drawn_from": self.start,
+            "reasons": [[step, text] for step, text in self.reasons],
         }
 
     def begin(self) -> None:
         """Another training: its pictures start anew, while the list keeps everything."""
-        self.start, self.missing_steps = len(self), []
+        self.start, self.missing_steps, self.reasons = len(self), [], []
 
     @property
     def latest(self) -> list[HistoryEntry]:
@@ -222,6 +228,7 @@ class History(list[HistoryEntry]):
         """Forget all entries, and where the latest training began among them."""
         super().clear()
         self.missing_steps.clear()
+        self.reasons.clear()
         self.start = 0
 
     def save_sentence(

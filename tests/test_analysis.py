@@ -1,7 +1,9 @@
 import copy
+import functools
 import gc
 import json
 import pickle
+import types
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
@@ -482,6 +484,105 @@ def test_wrong_choices_name_the_right_ones(wrong: dict[str, Any], message: str) 
 
 
 # ---- the work that is done
+
+
+def refers_back(model: Any) -> None:
+    object.__setattr__(model.bert.encoder, "owner", model)
+
+
+def has_another_forward(model: Any) -> None:
+    old = model.bert.encoder.forward
+    model.bert.encoder.forward = lambda *args, _owner=model, **kwargs: old(*args, **kwargs)
+
+
+def has_a_bound_forward(model: Any) -> None:
+    layer = model.bert.encoder.layer[0]
+    layer.owner = [model]
+    layer.forward = types.MethodType(type(layer).forward, layer)
+
+
+def has_a_hook(model: Any) -> None:
+    seen: list[int] = []
+    model.bert.encoder.layer[1].register_forward_hook(lambda *_: seen.append(model.num_labels))
+
+
+def holds_its_own_method(model: Any) -> None:
+    model.bert.embeddings.called_by = model.forward
+
+
+def has_a_partial_forward(model: Any) -> None:
+    model.bert.encoder.forward = functools.partial(model.bert.encoder.forward)
+    model.bert.encoder.owner = (model,)
+
+
+def has_a_parameter_with_a_hook(model: Any) -> None:
+    model.bert.encoder.layer[0].output.LayerNorm.weight.register_hook(lambda gradient: gradient * model.num_labels)
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        lambda model: None,
+        refers_back,
+        has_another_forward,
+        has_a_bound_forward,
+        has_a_hook,
+        holds_its_own_method,
+        has_a_partial_forward,
+        has_a_parameter_with_a_hook,
+    ],
+)
+def test_a_model_dies_and_costs_one_structure_pass_while_it_lives(prepare: Callable[[Any], None]) -> None:
+    known = len(analysis._KNOWN)
+    alive: list[weakref.ref[nn.Module]] = []
+    for _ in range(3):
+        model = bert()
+        prepare(model)
+        forwards: list[int] = []
+        counter = model.bert.register_forward_hook(lambda *_, forwards=forwards: forwards.append(1))
+        first = attribute(model, models.batch(LENGTHS))
+        assert len(forwards) > 1
+        found = len(forwards)
+        before = [dict(vars(one)) for one in model.modules()]
+        again = attribute(model, models.batch(LENGTHS))
+        assert len(forwards) == found + 1
+        assert [dict(vars(one)) for one in model.modules()] == before
+        assert torch.equal(first.rows["N-Enc"], again.rows["N-Enc"])
+        counter.remove()
+        alive.append(weakref.ref(model))
+        del model, before
+    gc.collect()
+    assert [one() is None for one in alive] == [True] * 3
+    assert len(analysis._KNOWN) == known
+
+
+def test_a_part_that_was_exchanged_since_is_found_anew() -> None:
+    model, other = bert(), bert()
+    attribute(model, models.batch(LENGTHS))
+    other.bert.encoder.layer[1].load_state_dict(model.bert.encoder.layer[0].state_dict())
+    model.bert.encoder.layer[1] = copy.deepcopy(model.bert.encoder.layer[0])
+    gc.collect()
+    rows = [attribute(one, models.batch(LENGTHS)).rows["N-Enc"] for one in (model, other)]
+    assert torch.equal(*rows)
+
+
+def test_a_forward_that_nobody_can_refer_to_weakly_is_no_obstacle() -> None:
+    class Called:
+        """Stands in for a forward, and takes no weak reference."""
+
+        __slots__ = ("old",)
+
+        def __init__(self, old: Any) -> None:
+            self.old = old
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return self.old(*args, **kwargs)
+
+    model = bert()
+    plain = attribute(model, models.batch(LENGTHS))
+    model.bert.encoder.forward = Called(model.bert.encoder.forward)
+    for _ in range(2):
+        assert torch.equal(attribute(model, models.batch(LENGTHS)).rows["N-Enc"], plain.rows["N-Enc"])
 
 
 def test_one_forward_and_one_backward(monkeypatch: pytest.MonkeyPatch) -> None:

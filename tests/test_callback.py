@@ -1,9 +1,11 @@
 import copy
 import csv
 import gc
+import html
 import logging
 import pickle
 import random
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -27,6 +29,7 @@ from transformers import BatchEncoding, BertModel, DataCollatorWithPadding
 
 from globenc_lightning import METHODS, GlobEncCallback, ProbeSet, attribute
 from globenc_lightning.errors import GlobEncError, ModelCallError, ProbeError
+from globenc_lightning.report.dashboard import store
 from globenc_lightning.report.publish import PublishError
 from tests.training import (
     CLS,
@@ -1223,6 +1226,128 @@ def test_trouble_is_one_clear_warning_and_the_training_goes_on(kind: str) -> Non
     assert trainer.global_step == 4
     assert callback.history == []
     assert not any("globenc" in name for name in trainer.callback_metrics)
+
+
+NOTHING_REAL = Sentences(empty=range(20))
+
+REFUSED: dict[str, tuple[Callable[[], Steps], dict[str, Any], dict[str, Any], str, int]] = {
+    "every analysis fails": (NoEncoder, {}, {}, "no Hugging Face encoder", 0),
+    "a forward raises": (Steps, {"forward": lambda module, batch: batch["absent"]}, {}, "forward= raised KeyError", 0),
+    "no validation": (Steps, {}, {"limit_val_batches": 0}, "give the Trainer a validation loader", 0),
+    "no mapping": (
+        TakesTuples,
+        {},
+        {"train": loader(Sentences(16), collate_fn=as_tuples), "val": loader(Sentences(), collate_fn=as_tuples)},
+        TUPLE_LINE,
+        0,
+    ),
+    "no mapping, without a sanity check": (
+        TakesTuples,
+        {},
+        {
+            "train": loader(Sentences(16), collate_fn=as_tuples),
+            "val": loader(Sentences(), collate_fn=as_tuples),
+            "num_sanity_val_steps": 0,
+        },
+        TUPLE_LINE,
+        1,
+    ),
+    "no tokenizer": (Steps, {"probe": ["a text"]}, {}, "no tokenizer is within reach", 0),
+    "no real token": (Steps, {}, {"val": loader(NOTHING_REAL)}, "no example with a real token", 1),
+    "no validation reached": (
+        Steps,
+        {},
+        {"check_val_every_n_epoch": 9, "num_sanity_val_steps": 0},
+        "ended before its first validation",
+        4,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_the_reason_is_seen_where_warnings_are_switched_off(kind: str, tmp_path: Path) -> None:
+    make, arguments, options, why, step = REFUSED[kind]
+    callback, logger = GlobEncCallback(**QUIET, **arguments), TensorBoardLogger(str(tmp_path), name=None, version="0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = fit(make(), callback, max_epochs=2, logger=logger, **options)
+    assert trainer.global_step == 4
+    assert callback.history == []
+    assert callback.history.reasons[0][0] == step
+    assert why in callback.history.reasons[0][1]
+    log = events(logger.log_dir)
+    texts = log.Tensors("globenc/about/text_summary")
+    # Written once, however many validations failed.
+    (text,) = (html.unescape(one.tensor_proto.string_val[0].decode()) for one in texts)
+    assert "**No figures, and why**" in text
+    assert why in text
+    note = store.summary_from_bytes(log.Tensors("globenc/dashboard/summary/000000")[-1].tensor_proto.string_val[0])
+    assert isinstance(note, store.Missing)
+    assert why in str(note.reason)
+    assert note.moment.step == step
+
+
+def test_the_text_is_written_anew_once_there_are_figures(tmp_path: Path) -> None:
+    def refuses_at_first(module: Any, batch: Any) -> Any:
+        if module.trainer.global_step < 2:
+            raise ArithmeticError("not yet")
+        return module.model(**batch)
+
+    callback = GlobEncCallback(given_batch(), forward=refuses_at_first, **QUIET)
+    logger, memory = TensorBoardLogger(str(tmp_path), name=None, version="0"), Memory()
+    with said() as messages:
+        fit(Steps(), callback, logger=[logger, memory], max_epochs=2)
+    log = events(logger.log_dir)
+    first, second = (one.tensor_proto.string_val[0].decode() for one in log.Tensors("globenc/about/text_summary"))
+    assert "not yet" in first
+    assert "encoder" not in first
+    assert "not yet" in second
+    assert "| encoder |" in second
+    assert callback.history.reasons == [(0, messages[0])]
+    state = pickle.loads(pickle.dumps(callback.state_dict()))
+    again = GlobEncCallback(given_batch(), forward=refuses_at_first, **QUIET)
+    again.load_state_dict(state)
+    assert again.history.reasons == [(0, messages[0])]
+    del state["reasons"]
+    again.load_state_dict(state)
+    assert again.history.reasons == []
+
+
+def test_the_reasons_of_one_training_are_not_those_of_the_next() -> None:
+    callback = GlobEncCallback(**QUIET)
+    with said():
+        fit(NoEncoder(), callback)
+    assert [step for step, _ in callback.history.reasons] == [0, 1]
+    with said():
+        fit(Steps(), callback)
+    assert callback.history.reasons == []
+    with said():
+        fit(NoEncoder(), callback, limit_val_batches=0)
+    assert len(callback.history.reasons) == 1
+
+
+def test_a_huge_reason_is_cut() -> None:
+    def fails(module: Any, batch: Any) -> Any:
+        raise ArithmeticError("x" * 100_000)
+
+    callback = GlobEncCallback(forward=fails, **QUIET)
+    with said():
+        fit(Steps(), callback)
+    assert {len(text) for _, text in callback.history.reasons} == {4000}
+
+
+def test_a_broken_logger_that_gets_reasons_stops_nothing_even_if_errors_are_to_be_raised() -> None:
+    class Broken(Memory):
+        """Takes no text."""
+
+        def log_text(self, key: str, columns: Any, data: Any, step: int) -> None:
+            raise OSError("disk full")
+
+    callback = GlobEncCallback(on_error="raise", **QUIET)
+    with said() as messages:
+        trainer = fit(Steps(), callback, logger=Broken(), limit_val_batches=0)
+    assert trainer.global_step == 2
+    assert any("disk full" in message for message in messages)
 
 
 @pytest.mark.parametrize("kind", TROUBLE)

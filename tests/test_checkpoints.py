@@ -1,6 +1,8 @@
 import copy
+import re
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,18 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, LambdaCallback, ModelCheckpoint, Timer
+from pytorch_lightning.callbacks import (
+    BatchSizeFinder,
+    EarlyStopping,
+    EMAWeightAveraging,
+    LambdaCallback,
+    LearningRateFinder,
+    ModelCheckpoint,
+    Timer,
+)
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.profilers import AdvancedProfiler
+from pytorch_lightning.tuner import Tuner
 from torch import Tensor
 from torch.utils.data import Subset
 
@@ -340,14 +352,262 @@ def test_callbacks_with_different_probes_and_settings_live_side_by_side(tmp_path
             assert_same_history(one, other)
 
 
-def test_two_callbacks_that_would_show_the_same_are_refused_by_the_trainer() -> None:
-    with pytest.raises(RuntimeError, match="more than one stateful callback"):
-        build_trainer([GlobEncCallback(), GlobEncCallback()])
+def last_logit(logits: Tensor, batch: Any) -> Tensor:
+    return logits[:, -1]
+
+
+def logit(logits: Tensor, batch: Any, index: int = 0) -> Tensor:
+    return logits[:, index]
+
+
+def chosen_by(index: Tensor) -> Callable[[Tensor, Any], Tensor]:
+    return lambda logits, batch: logits.index_select(1, index)[:, 0]
+
+
+PAIRS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "lambda targets": lambda: [{"target": lambda x, b: x[:, 1]}, {"target": lambda x, b: x[:, 2]}],
+    "forwards": lambda: [
+        {"forward": lambda module, batch: module.model(batch["input_ids"], batch["attention_mask"]).logits},
+        {"forward": lambda module, batch: -module.model(batch["input_ids"], batch["attention_mask"]).logits},
+    ],
+    "partials": lambda: [{"target": partial(logit, index=index)} for index in (1, 2)],
+    "closures of tensors": lambda: [{"target": chosen_by(torch.tensor([index]))} for index in (1, 2)],
+    "sizes": lambda: [{"num_examples": 2}, {"num_examples": 3}],
+    "tokenizers": lambda: [{"tokenizer": tokenizer()}, {}],
+    "turns": lambda: [{}, {"every_n_validations": 2}],
+    "nothing": lambda: [{}, {}],
+}
+"""What two callbacks of one Trainer differ in."""
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_two_callbacks_of_one_trainer_have_two_keys_and_find_their_states_again(kind: str, tmp_path: Path) -> None:
+    def pair() -> list[GlobEncCallback]:
+        return [GlobEncCallback(**{"heatmap_examples": 0, "num_examples": 4} | one) for one in PAIRS[kind]()]
+
+    whole, resumed = pair(), pair()
+    with said() as messages:
+        train([*whole, keeps_all(tmp_path, every_n_train_steps=5)], False)
+        assert whole[0].state_key != whole[1].state_key
+        before = [one.state_key for one in whole]
+        path = max(tmp_path.glob("*.ckpt"))
+        states = torch.load(path, weights_only=True)["callbacks"]
+        assert set(before) <= set(states)
+        train([*resumed], False, path)
+    assert messages == []
+    assert [one.state_key for one in resumed] == before
+    for one, other in zip(resumed, whole, strict=True):
+        assert_same_history(one, other)
+    assert len(whole[0].history) == 4
+
+
+def test_a_callback_has_its_own_key_again_in_a_trainer_of_its_own() -> None:
+    first, second = GlobEncCallback(heatmap_examples=0), GlobEncCallback(heatmap_examples=0)
+    train([first, second], False)
+    assert second.state_key == f"{first.state_key}_2"
+    train([second], False)
+    assert second.state_key == first.state_key
+
+
+def test_a_profiler_can_name_files_after_the_callback(tmp_path: Path) -> None:
+    class Mine(GlobEncCallback):
+        """Its qualified name holds angle brackets."""
+
+    profiler = AdvancedProfiler(tmp_path, filename="perf", dump_stats=True)
+    ours = [GlobEncCallback(heatmap_examples=0), Mine(heatmap_examples=0), GlobEncCallback(heatmap_examples=0)]
+    trainer, _ = train([*ours], False, profiler=profiler)
+    assert trainer.global_step == 12
+    names = [path.name for path in tmp_path.glob("*GlobEnc*.prof")]
+    assert any(f"{ours[2].state_key}.on_validation_batch_end" in name for name in names)
+    for callback in ours:
+        assert re.fullmatch("[A-Za-z0-9_]{1,64}", callback.state_key)
+
+
+def with_keys(path: Path, rename: Callable[[str, dict[str, Any]], str]) -> Path:
+    """The same checkpoint with other keys for our states, and without what only this version writes."""
+    checkpoint = torch.load(path, weights_only=True)
+    for key in [key for key in checkpoint["callbacks"] if "GlobEnc" in key]:
+        state = checkpoint["callbacks"].pop(key)
+        renamed = rename(key, state)
+        checkpoint["callbacks"][renamed] = state
+    torch.save(checkpoint, path.parent / "renamed.ckpt")
+    return path.parent / "renamed.ckpt"
+
+
+def as_earlier_versions_wrote_it(key: str, state: dict[str, Any]) -> str:
+    settings = {name: value for name, value in state["made_of"].items() if not name.endswith("_code")}
+    for name in ("made_of", "session", "reasons"):
+        del state[name]
+    return f"GlobEncCallback{settings!r}"
+
+
+@pytest.mark.parametrize(
+    "settings", [[{}], [{"probe": given_batch()}, {"readout": "mean"}], [{"target": last_logit}]], ids=str
+)
+def test_a_checkpoint_with_the_long_keys_of_earlier_versions_is_read(
+    settings: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    def several() -> list[pl.Callback]:
+        return [GlobEncCallback(heatmap_examples=0, **one) for one in settings]
+
+    whole, resumed = several(), several()
+    train([*whole, keeps_all(tmp_path, every_n_train_steps=5)], False)
+    path = with_keys(max(tmp_path.glob("*.ckpt")), as_earlier_versions_wrote_it)
+    (first, *_) = (key for key in torch.load(path, weights_only=True)["callbacks"] if "GlobEnc" in key)
+    assert first.startswith("GlobEncCallback{'probe': '")
+    assert "'normalize': False, 'exclude_special_tokens': False}" in first
+    with said() as messages:
+        train(resumed, False, path)
+    assert messages == []
+    for one, other in zip(resumed, whole, strict=True):
+        assert_same_history(one, other)
+
+
+@pytest.mark.parametrize("function", ["target", "forward"])
+def test_an_edited_function_goes_on_with_its_history_and_says_so(function: str, tmp_path: Path) -> None:
+    functions = {
+        "target": (lambda logits, batch: logits[:, 0], lambda logits, batch: logits[:, 1]),
+        "forward": (
+            lambda module, batch: module.model(batch["input_ids"], batch["attention_mask"]).logits,
+            lambda module, batch: module.model(batch["input_ids"], batch["attention_mask"]).logits.neg(),
+        ),
+    }
+    before, after = ({function: one, "heatmap_examples": 0} for one in functions[function])
+    others = {"readout": "mean", "heatmap_examples": 0}
+    train([GlobEncCallback(**before), GlobEncCallback(**others), keeps_all(tmp_path, every_n_train_steps=5)], False)
+    path = max(tmp_path.glob("*.ckpt"))
+    edited, unedited = GlobEncCallback(**after), GlobEncCallback(**others)
+    with said() as messages:
+        train([unedited, edited], False, path)
+    (message,) = messages
+    assert f"{function} is not the code that the checkpoint was written with" in message
+    assert len(edited.history) == len(unedited.history) == 4
+
+
+def test_other_settings_begin_a_new_history_and_say_what_differs(one_epoch: Path) -> None:
+    callback = GlobEncCallback(heatmap_examples=0, readout="mean")
+    with said() as messages:
+        train([callback], False, one_epoch)
+    (message,) = messages
+    assert "readout was 'cls' and is 'mean'" in message
+    assert "methods" not in message
+    assert [entry.step for entry in callback.history] == [7, 11]
+
+
+class HasRate(Steps):
+    """Steps with a learning rate and a batch size that finders can set."""
+
+    def __init__(self, model: Any = None) -> None:
+        super().__init__(model)
+        self.lr = 1e-3
+        self.batch_size = 4
+
+    def train_dataloader(self) -> Any:
+        return loader(Subset(Sentences(8, seed=1), [*range(8)] * 4), self.batch_size)
+
+    def val_dataloader(self) -> Any:
+        return loader(Sentences())
+
+
+FINDERS: dict[str, Callable[[Path], list[pl.Callback]]] = {
+    "learning rate": lambda folder: [LearningRateFinder(num_training_steps=3)],
+    "batch size": lambda folder: [BatchSizeFinder(max_trials=2, steps_per_trial=1)],
+    "both": lambda folder: [
+        BatchSizeFinder(max_trials=2, steps_per_trial=1),
+        LearningRateFinder(num_training_steps=3),
+    ],
+    "at the first epoch": lambda folder: [FindsAtEpoch()],
+}
+
+
+class FindsAtEpoch(LearningRateFinder):
+    """The example of Lightning's documentation: it finds a learning rate at the start of some epochs."""
+
+    def __init__(self) -> None:
+        super().__init__(num_training_steps=3)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        return
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch in (0, 1):
+            self.lr_find(trainer, pl_module)
+
+
+def steps_with(finder: str, folder: Path, **settings: Any) -> tuple[list[int], list[int], int]:
+    """The steps of the history, those that are missing, and the number of validations, after three epochs."""
+    pl.seed_everything(3, verbose=False)
+    callback = GlobEncCallback(heatmap_examples=0, **settings)
+    trainer = build_trainer(
+        [callback, *FINDERS.get(finder, lambda folder: [])(folder)], max_epochs=3, default_root_dir=folder
+    )
+    module = HasRate()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        if finder == "tuner":
+            Tuner(trainer).lr_find(module, num_training=3)
+            Tuner(trainer).scale_batch_size(module, max_trials=2, steps_per_trial=1)
+            assert not callback.history
+        module.batch_size = 4
+        trainer.fit(module)
+    return [entry.step for entry in callback.history], callback.history.missing_steps, callback._validations
+
+
+@pytest.mark.parametrize("probe", [None, given_batch()], ids=["taken", "given"])
+@pytest.mark.parametrize("finder", ["learning rate", "at the first epoch", "tuner"])
+def test_a_finder_leaves_nothing_behind_in_the_history(finder: str, probe: Any, tmp_path: Path) -> None:
+    undisturbed = steps_with("none", tmp_path, probe=probe, every_n_validations=2)
+    assert undisturbed == ([0, 7, 23], [], 3)
+    assert steps_with(finder, tmp_path, probe=probe, every_n_validations=2) == undisturbed
+
+
+@pytest.mark.parametrize("finder", ["batch size", "both"])
+def test_a_finder_of_the_batch_size_leaves_the_baseline(finder: str, tmp_path: Path) -> None:
+    steps, missing, validations = steps_with(finder, tmp_path, every_n_validations=2)
+    # Another batch size has another number of steps.
+    assert (steps[0], len(steps), missing, validations) == (0, 3, [], 3)
+    steps, missing, validations = steps_with(finder, tmp_path, probe=given_batch())
+    assert (steps[0], len(steps), missing, validations) == (0, 4, [], 3)
+
+
+class GoesBack(pl.Callback):
+    """Trains two epochs with all callbacks, and then begins again from where it started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "start.ckpt"
+        self.seen: list[list[int]] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        (ours,) = (one for one in trainer.callbacks if isinstance(one, GlobEncCallback))
+        self.seen.append([entry.step for entry in ours.history])
+        if trainer.current_epoch == 1 and len(self.seen) == 2:
+            trainer._checkpoint_connector.restore(self.path)
+            self.seen.append([entry.step for entry in ours.history])
+
+
+def test_a_training_that_goes_back_to_its_start_forgets_what_came_after(tmp_path: Path) -> None:
+    callback, goes_back = GlobEncCallback(given_batch(), heatmap_examples=0), GoesBack(tmp_path)
+    train([callback, goes_back], False, max_epochs=2)
+    assert goes_back.seen[:3] == [[0, 3], [0, 3, 7], [0]]
+
+
+def test_a_state_restored_by_validate_does_not_make_the_next_fit_a_resumed_one(one_epoch: Path) -> None:
+    callback = GlobEncCallback(heatmap_examples=0)
+    trainer = build_trainer([callback], max_epochs=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        trainer.validate(Steps(), loader(Sentences()), ckpt_path=one_epoch, verbose=False)
+        trainer.fit(Steps(), same_batches(), loader(Sentences()))
+    assert [entry.step for entry in callback.history.latest] == [0, 3]
 
 
 def test_a_state_key_is_the_same_in_another_process_and_before_and_after_a_training() -> None:
     callback = GlobEncCallback(given_batch())
     before = callback.state_key
+    assert before == GlobEncCallback(given_batch(), num_examples=3, heatmap_examples=2).state_key
     fit(Steps(), callback)
     assert callback.state_key == before == copy.deepcopy(callback).state_key
     assert before == GlobEncCallback(ProbeSet.from_batch(given_batch())).state_key

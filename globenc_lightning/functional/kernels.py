@@ -43,8 +43,9 @@ class KernelCache:
         kept = self._kept.get(key)
         if kept is not None and torch.equal(kept[0], mark):
             return kept[1]
-        kernel = gram_kernel(projection, norms)
-        self._kept[key] = (mark, kernel)
+        # Without its graph, which may lead to whatever made the weights.
+        kernel = gram_kernel(projection, norms).detach()
+        self._kept[key] = (mark.detach(), kernel)
         return kernel
 
     def clear(self) -> None:

@@ -16,32 +16,47 @@ from globenc_lightning.report.canvas import visible
 from globenc_lightning.report.images import EXTENSION, READOUT_NAMES, drawn_method, rollout_name, target_words
 from globenc_lightning.report.publish import Tables
 
+REASON_COLUMNS = ("first at step", "why")
 MAX_EXAMPLES = 64
 MAX_TOKENS = 128
 TOKEN_LIMIT = 80
+MAX_REASONS = 20
 
 _PLAIN = re.compile(r"[\w#.,:;!?/'\"()\[\]{}+=%@$^~*-]+")
 _WORD = re.compile(r"[^\W_]")
+_READABLE = re.compile(r"[^\W_]|[ ,;/'\"%?]")
+_DIGITS = re.compile(r"[0-9.]+e[-+][0-9]+")
+
+Reason = tuple[int, str]
+"""A step, and why there are no figures at it."""
 
 
-def markdown(about: About) -> str:
-    """Write what a run's figures are of.
+def markdown(about: About | None, reasons: Sequence[Reason] = ()) -> str:
+    """Write what a run's figures are of, and why there are none.
 
     Args:
-        about: All of it.
+        about: All of it; None before there are figures.
+        reasons: Why there are no figures, and at which steps.
 
     Returns:
-        Markdown: a table of the choices, and one of the sentences.
+        Markdown: a table of the choices, one of the sentences, and one of the reasons.
     """
+    why = [] if not reasons else ["**No figures, and why**", "", *_table(REASON_COLUMNS, _reasons(reasons, prose))]
+    if about is None:
+        return "\n".join(["**GlobEnc: this run has no figures so far**", "", *why]) + "\n"
     choices, sentences = _choices(about), _sentences(about)
     lines = ["**GlobEnc: what the figures of this run are of**", "", *_table(("choice", "value"), choices), ""]
     lines += [f"**The probe: {_counted(len(about.tokens), 'example')}**", "", *_table(_columns(about), sentences)]
     left_out = _left_out(about)
-    return "\n".join([*lines, "", left_out] if left_out else lines) + "\n"
+    lines += ["", left_out] if left_out else []
+    return "\n".join([*lines, "", *why] if why else lines) + "\n"
 
 
-def tables(about: About) -> Tables:
-    """Return the same as plain tables, for loggers that show tables: ``choices`` and ``probe``."""
+def tables(about: About | None, reasons: Sequence[Reason] = ()) -> Tables:
+    """Return the same as plain tables, for loggers that show tables: ``choices``, ``probe`` and ``reasons``."""
+    why: Tables = {"reasons": (REASON_COLUMNS, _reasons(reasons, str))} if reasons else {}
+    if about is None:
+        return why
     plain = [
         [str(number), *([] if not _has_labels(about) else [_label(about.labels[number])]), " ".join(map(visible, one))]
         for number, one in enumerate(about.tokens[:MAX_EXAMPLES])
@@ -49,6 +64,7 @@ def tables(about: About) -> Tables:
     return {
         "choices": (("choice", "value"), [[name, re.sub("[*`]", "", value)] for name, value in _choices(about, str)]),
         "probe": (_columns(about), plain),
+        **why,
     }
 
 
@@ -87,6 +103,30 @@ def code(token: str) -> str:
     if _PLAIN.fullmatch(text):
         return f"`{text}`"
     return f"<code>{''.join(one if _WORD.match(one) else f'&#{ord(one)};' for one in text)}</code>"
+
+
+def prose(text: str) -> str:
+    """Write a text of several lines into a table's cell, every character of it as itself.
+
+    Args:
+        text: Any string.
+
+    Returns:
+        Markdown with line breaks, and an entity for whatever might mean something to markdown or a browser.
+    """
+    lines = [visible(line.strip()) for line in text.splitlines() if line.strip()]
+    return "<br>".join("".join(one if _READABLE.match(one) else f"&#{ord(one)};" for one in line) for line in lines)
+
+
+def _reasons(reasons: Sequence[Reason], written: Any) -> list[list[str]]:
+    """Each reason once, with the first step at which it was met."""
+    first: dict[str, Reason] = {}
+    for step, text in reasons:
+        # The same refusal tells another error at every step.
+        first.setdefault(_DIGITS.sub("", text), (step, text.removeprefix("GlobEncCallback: ")))
+    rows = [[str(step), written(text)] for step, text in [*first.values()][:MAX_REASONS]]
+    more = len(first) - len(rows)
+    return [*rows, ["…", f"{more} more"]] if more else rows
 
 
 def _choices(about: About, as_code: Any = code) -> list[tuple[str, str]]:

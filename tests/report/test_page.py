@@ -162,6 +162,46 @@ def test_an_example_without_tokens_is_called_so() -> None:
     assert rendered(page.markdown(about(tokens=((), ("a",))))).rows[11] == ["0", "1", "no tokens"]
 
 
+WHY = "GlobEncCallback: ValueError: <script>alert(1)</script> | *b* `c` _d_ [x](y)\n    forward=lambda: m(b)\n\x00 end"
+SHOWN_WHY = r"ValueError: <script>alert(1)</script> | *b* `c` _d_ [x](y)forward=lambda: m(b)\x00 end"
+
+
+def test_reasons_stand_alone_before_there_are_figures() -> None:
+    text = page.markdown(None, [(4, WHY)])
+    shown = rendered(text)
+    assert "no figures so far" in text
+    assert "**No figures, and why**" in text
+    assert shown.rows == [["first at step", "why"], ["4", SHOWN_WHY]]
+    assert set(shown.tags) == {"p", "strong", "table", "thead", "tbody", "tr", "th", "td", "br"}
+    assert shown.tags.count("br") == 2
+
+
+def test_reasons_stand_below_the_figures_each_once() -> None:
+    reasons = [(2, "misses by 1.5e-03, allowed"), (4, "misses by 2.25e-02, allowed"), (6, "another")]
+    shown = rendered(page.markdown(about(), reasons))
+    assert shown.rows[1] == ["encoder", "model.bert"]
+    assert shown.rows[-3:] == [["first at step", "why"], ["2", "misses by 1.5e-03, allowed"], ["6", "another"]]
+    assert "No figures" not in page.markdown(about())
+    many = rendered(page.markdown(None, [(step, f"reason {step}") for step in range(30)]))
+    assert len(many.rows) == 2 + page.MAX_REASONS
+    assert many.rows[-1] == ["…", "10 more"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.characters(codec=None), max_size=30) | st.text("|`\\<>&*_#[]()!~\n \t\"'1.-+=", max_size=20))
+def test_any_reason_survives_tensorboards_rendering(reason: str) -> None:
+    shown = rendered(page.markdown(None, [(0, f"a{reason}z")]))
+    lines = [visible(line.strip()) for line in f"a{reason}z".splitlines() if line.strip()]
+    assert shown.rows[1:] == [["0", "".join(lines)]]
+
+
+def test_reasons_are_a_table_for_those_who_show_tables() -> None:
+    assert page.tables(None) == {}
+    table = (("first at step", "why"), [["4", WHY.removeprefix("GlobEncCallback: ")]])
+    assert page.tables(None, [(4, WHY)]) == {"reasons": table}
+    assert list(page.tables(about(), [(4, WHY)])) == ["choices", "probe", "reasons"]
+
+
 def test_plain_tables() -> None:
     tables = page.tables(about(tokens=(("a|b", "\n"), ("*",)), rule="pre-LN"))
     assert tables["probe"] == (["example", "label", "tokens"], [["0", "1", r"a|b \n"], ["1", "0", "*"]])

@@ -236,6 +236,7 @@ def test_a_history_that_is_cleared_begins_anew(tmp_path: Path) -> None:
     made.begin()
     made.clear()
     assert (list(made), made.latest, made.missing_steps, made.start) == ([], [], [], 0)
+    assert made.reasons == []
     made.extend(entries)
     assert made.latest == entries
     assert made.save_sentence(tmp_path / "a.svg", 0).is_file()

@@ -44,6 +44,7 @@ KEPT_VALIDATIONS = 8000
 KEPT_DETAILS = 48
 KEPT_INDICES = 64
 READ_AT_ONCE = 100
+MAX_REASONS = 20
 
 logger = tb_logging.get_logger()
 
@@ -95,6 +96,12 @@ class _Validation:
     @property
     def summary(self) -> store.Summary | None:
         return self.record if isinstance(self.record, store.Summary) else None
+
+    @property
+    def reason(self) -> str | None:
+        """Why it has no figures, as the training said."""
+        said = self.record.reason if isinstance(self.record, store.Missing) else None
+        return None if said is None else said.removeprefix("GlobEncCallback: ")
 
 
 @dataclass(frozen=True, eq=False)
@@ -482,7 +489,11 @@ def _put_together(written: Mapping[int, float | None], read: Mapping[int, _Valid
         messages.append(
             f"{left_out} validations are left out: the training was resumed from a checkpoint older than they are."
         )
-    if newest is None and not troubles:
+    reasons = [*dict.fromkeys(one.reason for one in validations if one.reason is not None)] if newest is None else []
+    messages += reasons[:MAX_REASONS]
+    if len(reasons) > MAX_REASONS:
+        messages.append(f"There are {len(reasons) - MAX_REASONS} reasons more.")
+    if newest is None and not troubles and not reasons:
         messages.append("No validation has figures yet: the analysis of each of them failed.")
     return _Training(written, read, validations, newest, messages)
 
@@ -542,6 +553,7 @@ def _described(place: int, validation: _Validation) -> _Answer:
         "wall_time": validation.wall_time,
         "missing": isinstance(record, store.Missing),
         "damaged": validation.trouble,
+        "reason": validation.reason,
         "predicted": None if summary is None else summary.predicted,
         "probability": None if summary is None else _numbers(summary.probability),
     }
@@ -557,8 +569,8 @@ def _seen(training: _Training, index: int) -> store.Summary:
     """The summary of a validation that has figures."""
     validation = training.validations[index]
     if validation.summary is None:
-        reason = validation.trouble or "its analysis failed"
-        raise _RefusalError(f"This validation has no figures: {reason}.", 404)
+        reason = validation.trouble or validation.reason or "its analysis failed"
+        raise _RefusalError(f"This validation has no figures: {reason.rstrip('.')}.", 404)
     return validation.summary
 
 

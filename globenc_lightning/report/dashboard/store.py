@@ -81,13 +81,15 @@ class Sentence:
 
 @dataclass(frozen=True, eq=False)
 class Missing:
-    """A validation whose analysis failed.
+    """A validation whose analysis failed, or a training that has no figures.
 
     Attributes:
         moment: when it was.
+        reason: why there are none; None where an earlier version of the package wrote it.
     """
 
     moment: Moment
+    reason: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,6 +221,8 @@ def to_bytes(record: Summary | Detail | Missing) -> bytes:
         arrays |= {f"maps {name}": _joined(of.values(), "|u1") for name, of in record.maps.items()}
     else:
         header["kind"] = "missing"
+        if record.reason is not None:
+            header["reason"] = record.reason
     return encode(header, arrays)
 
 
@@ -336,7 +340,8 @@ def _split(raw: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 def _summary(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Summary | Missing:
     moment = _moment(header)
     if header["kind"] == "missing":
-        return Missing(moment)
+        reason = header.get("reason")
+        return Missing(moment, None if reason is None else _text(reason))
     if header["kind"] != "summary":
         raise RecordError("it is another kind of record than its tag says")
     methods = tuple(_text(one) for one in header["methods"])

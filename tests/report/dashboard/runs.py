@@ -45,6 +45,18 @@ def real_run(folder: Path, name: str = "bert", *, spoiled: int = 0, seed: int = 
     return callback
 
 
+REASON = "<script>window.stolen = 1</script> & an `odd` word\n    forward=lambda module, batch: module(batch['ids'])"
+
+
+def refused_run(folder: Path, name: str) -> GlobEncCallback:
+    """A training whose analysis fails at every validation, for an odd reason."""
+
+    def fails(module: Any, batch: Any) -> Any:
+        raise ArithmeticError(REASON)
+
+    return real_run(folder, name, forward=fails)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)

@@ -39,7 +39,7 @@ from tests.report.dashboard.browser import (
     scale,
     wait_until,
 )
-from tests.report.dashboard.runs import real_run
+from tests.report.dashboard.runs import REASON, real_run, refused_run
 from tests.report.dashboard.serving import tensorboard, until_runs
 
 pytestmark = pytest.mark.slow
@@ -113,6 +113,7 @@ def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.add_scalar("loss", 1.0, 0)
     train_example(folder)
     real_run(folder, "fails", spoiled=3)
+    refused_run(folder, "refused")
     odd_run(folder, "odd")
     large_run(folder, "once", validations=1, sentences=3, layers=2, tokens=8)
     damaged_run(folder, "damaged")
@@ -129,7 +130,7 @@ def trained(logdir: Path) -> GlobEncCallback:
 @pytest.fixture(scope="module")
 def address(logdir: Path, trained: GlobEncCallback) -> Iterator[str]:
     with tensorboard(logdir, logdir.parent) as address:
-        until_runs(address, 8)
+        until_runs(address, 9)
         yield address
 
 
@@ -618,6 +619,7 @@ def test_a_failed_validation_is_said_and_passed(tab: Tab) -> None:
     for view in ("tokens", "maps"):
         tab.view(view)
         assert "failed" in tab.text(".notice")
+        assert "NonFiniteError" in tab.text(".notice")
     tab.view("correlation")
     assert "failed" in tab.text(".correlation-view .card:first-child .hint")
     tab.view("movement")
@@ -627,6 +629,35 @@ def test_a_failed_validation_is_said_and_passed(tab: Tab) -> None:
     tab.press(Keys.ARROW_RIGHT)
     assert not tab.all(".notice")
     assert len(tab.colours(0, 0)) > 2
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_run_without_figures_shows_why(tab: Tab, dark: bool) -> None:
+    prefer_dark(tab.driver, dark)
+    tab.open(run="refused")
+    assert tab.text(".notice strong") == "Why this run has no figures"
+    assert "ArithmeticError" in tab.text(".notice p")
+    # A text that is shown as it stands, its lines apart.
+    assert REASON in tab.text(".notice p")
+    assert tab.script("return window.stolen") is None
+    height, line = tab.script(
+        "const p = document.querySelector('.notice p'); const style = getComputedStyle(p);"
+        "return [p.offsetHeight, parseFloat(style.lineHeight)]"
+    )
+    assert height >= 2.5 * line
+    assert not tab.all(".notes")[0].is_displayed()
+    assert tab.all("label.field")[0].is_displayed()
+    wide = "const e = document.scrollingElement; return e.scrollWidth <= e.clientWidth"
+    assert tab.script(wide)
+    colours = tab.script(
+        "const p = document.querySelector('.notice p');"
+        "return [p, p.parentElement].map((e, i) => getComputedStyle(e)[i ? 'backgroundColor' : 'color']"
+        ".match(/[\\d.]+/g).map(Number))"
+    )
+    assert contrast(*(one[:3] for one in colours)) >= 4.5
+    tab.shot(f"reason-{'dark' if dark else 'light'}")
+    tab.open(run="fails", validation=3)
+    tab.shot(f"failed-validation-{'dark' if dark else 'light'}")
 
 
 def test_one_validation_is_enough(tab: Tab) -> None:

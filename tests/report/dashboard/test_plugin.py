@@ -64,8 +64,8 @@ def write_raw(folder: Path, records: dict[str, bytes], name: str = "run", step: 
     logger.experiment.close()
 
 
-def missing(ordinal: int) -> bytes:
-    return store.to_bytes(store.Missing(store.Moment(ordinal, 10 * ordinal, ordinal, 1.0)))
+def missing(ordinal: int, reason: str | None = None) -> bytes:
+    return store.to_bytes(store.Missing(store.Moment(ordinal, 10 * ordinal, ordinal, 1.0), reason))
 
 
 def refused(answer: Answer, code: int, words: str) -> None:
@@ -312,6 +312,38 @@ def test_a_missing_validation_is_a_gap(tmp_path: Path) -> None:
     refused(ask(client, "tokens", index=1, method="N", layer=0, **where), 404, "its analysis failed")
     refused(ask(client, "detail", index=1, sentence=0, **where), 404, "its analysis failed")
     refused(ask(client, "movement", from_=0, to=1, method="N", layer=0, **where), 404, "its analysis failed")
+
+
+def test_a_missing_validation_tells_its_reason(tmp_path: Path) -> None:
+    write_run(tmp_path, [0, 2])
+    write_raw(tmp_path, {store.tag("globenc", "summary", 1): missing(1, "GlobEncCallback: <b>why</b>\nand so.")})
+    client = application(reader(tmp_path))
+    where = {"run": "run", "tag": "globenc"}
+    answer = ask(client, "index", **where).content
+    assert [one["reason"] for one in answer["validations"]] == [None, "<b>why</b>\nand so.", None]
+    assert answer["messages"] == []
+    refused(ask(client, "tokens", index=1, method="N", layer=0, **where), 404, "no figures: <b>why</b>\nand so.")
+
+
+def test_a_run_without_figures_tells_each_reason_once(tmp_path: Path) -> None:
+    reasons = ["one", "two", "one", None]
+    write_raw(tmp_path, {store.tag("globenc", "summary", i): missing(i, one) for i, one in enumerate(reasons)})
+    client = application(reader(tmp_path))
+    where = {"run": "run", "tag": "globenc"}
+    assert ask(client, "index", **where).content["messages"] == ["one", "two"]
+    refused(ask(client, "sentence", sentence=0, **where), 404, "one two")
+    many = {store.tag("globenc", "summary", i): missing(i, f"reason {i}") for i in range(30)}
+    write_raw(tmp_path, many, "many")
+    messages = ask(application(reader(tmp_path)), "index", run="many", tag="globenc").content["messages"]
+    assert messages == [*(f"reason {i}" for i in range(20)), "There are 10 reasons more."]
+
+
+def test_figures_take_the_place_of_a_reason(tmp_path: Path) -> None:
+    write_raw(tmp_path, {store.tag("globenc", "summary", 0): missing(0, "no figures so far")})
+    write_run(tmp_path, [0])
+    answer = ask(application(reader(tmp_path)), "index", run="run", tag="globenc").content
+    assert [one["missing"] for one in answer["validations"]] == [False]
+    assert answer["messages"] == []
 
 
 def test_nothing_but_missing_validations_is_a_message(tmp_path: Path) -> None:

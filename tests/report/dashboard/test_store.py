@@ -103,7 +103,20 @@ def test_a_detail_comes_back_as_it_was() -> None:
 def test_a_missing_validation_comes_back_as_it_was() -> None:
     found = store.summary_from_bytes(store.to_bytes(store.Missing(MOMENT)))
     assert isinstance(found, store.Missing)
-    assert found.moment == MOMENT
+    assert (found.moment, found.reason) == (MOMENT, None)
+
+
+def test_a_reason_is_text_and_those_who_wrote_none_are_read() -> None:
+    reason = "<b>one</b>\ntwo \ud800 \N{GRINNING FACE}"
+    found = store.summary_from_bytes(store.to_bytes(store.Missing(MOMENT, reason)))
+    assert isinstance(found, store.Missing)
+    assert found.reason == reason
+    older, _ = store.decode(store.to_bytes(store.Missing(MOMENT)))
+    assert "reason" not in older
+    for damaged in (3, ["a"], {"a": "b"}, True):
+        data = store.encode({**older, "reason": damaged}, {})
+        with pytest.raises(store.RecordError, match="a text is missing"):
+            store.summary_from_bytes(data)
 
 
 def test_sentences_without_tokens_and_nothing_stored() -> None:

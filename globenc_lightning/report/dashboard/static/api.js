@@ -4,7 +4,8 @@
 /** @typedef {{tokens: string[], special: boolean[], label: number|null}} Sentence */
 /**
  * @typedef {{index: number, ordinal: number, step: number, epoch: number, wall_time: number, missing: boolean,
- *   damaged: string|null, predicted: number[]|null, probability: (number|null)[]|null}} Validation
+ *   damaged: string|null, reason: string|null, predicted: number[]|null,
+ *   probability: (number|null)[]|null}} Validation
  */
 /**
  * @typedef {{mean: (number|null)[][], low: (number|null)[][], high: (number|null)[][], n: number[][]}} Curves

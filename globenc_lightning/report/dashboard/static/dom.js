@@ -72,9 +72,10 @@ export function labelledSelect(title, choose) {
 /**
  * What is shown in place of figures that are not there.
  * @param {string} title
- * @param {string} [text]
+ * @param {...string} texts paragraphs; line breaks in them stay
  * @returns {HTMLElement}
  */
-export function notice(title, text = "") {
-  return html("div", { class: "notice", role: "status" }, html("strong", {}, title), text ? html("p", {}, text) : null);
+export function notice(title, ...texts) {
+  const paragraphs = texts.filter((text) => text).map((text) => html("p", {}, text));
+  return html("div", { class: "notice", role: "status" }, html("strong", {}, title), ...paragraphs);
 }

@@ -214,14 +214,18 @@ function createTab(host) {
     const index = await api.index(chosen.name, chosen.tag, chosen.written);
     if (!isCurrent()) return;
     paintRuns(all, chosen);
-    paintNotes(index.messages);
     if (!index.validations.length || !index.sentences.length || !index.methods.length) {
       selection = null;
       controls.hidden = true;
-      stage.replaceChildren(notice("This run has no figures that can be read", index.messages.join(" ")));
+      // The page is empty but for the reasons: they are no remarks.
+      paintNotes([]);
+      const explained = index.validations.some(({ reason }) => reason);
+      const title = explained ? "Why this run has no figures" : "This run has no figures that can be read";
+      stage.replaceChildren(notice(title, ...index.messages));
       return;
     }
     controls.hidden = false;
+    paintNotes(index.messages);
     selection = select(state, index);
     paintControls(selection);
     const view = views[state.view];

@@ -154,5 +154,6 @@ export function hasFigures(validation) {
  */
 export function whyEmpty(validation) {
   if (validation.damaged) return `The record of this validation cannot be read: ${validation.damaged}`;
-  return `The analysis of this validation${validation.step === null ? "" : `, at step ${validation.step},`} failed.`;
+  const failed = `The analysis of this validation${validation.step === null ? "" : `, at step ${validation.step},`} failed.`;
+  return validation.reason ? `${failed}\n${validation.reason}` : failed;
 }
