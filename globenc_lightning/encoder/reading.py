@@ -165,9 +165,24 @@ def _choices(model: nn.Module) -> list[dict[str, nn.Module]]:
     return choices[:1] if list(choices[0]) == list(choices[1]) else choices
 
 
+class Skipped(NamedTuple):
+    """A call of an encoder that is not read: the decision does not depend on it, or another one is shown."""
+
+    encoder: nn.Module
+
+
+Outputs = list[list[Tensor]]
+"""The tensors (b, s, d) that each call of an encoder returned so far, in call order."""
+
+
 def find_structures(
-    model: nn.Module, call: Call, batch: Mapping[str, Any], handles: list[RemovableHandle]
-) -> tuple[tuple[Structure, ...], Any]:
+    model: nn.Module,
+    call: Call,
+    batch: Any,
+    handles: list[RemovableHandle],
+    outputs: Outputs | None = None,
+    chosen: Callable[[Any], int] | None = None,
+) -> tuple[tuple[Structure | Skipped, ...], Any]:
     """Run the structure pass: which encoders are called, and how their layers are built.
 
     Must run in eval mode with gradients for the parameters (see ``undisturbed``).
@@ -177,6 +192,8 @@ def find_structures(
         call: runs it on a batch.
         batch: a few examples.
         handles: takes the handles of the hooks, for the caller to remove.
+        outputs: takes what the encoders return, while the model runs.
+        chosen: tells by what the model returned which call of an encoder is looked at; all of them when None.
 
     Returns:
         One structure per call of an encoder, in call order, and what the model returned.
@@ -196,7 +213,10 @@ def find_structures(
     for connected in (False, True):
         for encoders in choices:
             try:
-                found = _structures(model, call, batch, handles, encoders, OwnContexts(model, connected=connected))
+                contexts = OwnContexts(model, connected=connected)
+                seen: Outputs = [] if outputs is None else outputs
+                seen.clear()
+                found = _structures(model, call, batch, handles, encoders, contexts, seen, chosen)
             except NonFiniteError:
                 raise
             except (UnsupportedEncoderError, RuntimeError) as error:
@@ -218,9 +238,11 @@ def _structures(
     handles: list[RemovableHandle],
     encoders: Mapping[str, nn.Module],
     contexts: OwnContexts,
-) -> tuple[tuple[Structure, ...], Any]:
+    outputs: Outputs,
+    chosen: Callable[[Any], int] | None,
+) -> tuple[tuple[Structure | Skipped, ...], Any]:
     """One structure pass, with these modules as the encoders; see :func:`find_structures`."""
-    recorder = _Recorder(batch)
+    recorder = _Recorder(batch, outputs)
     hook = contexts.apart
     failed: list[Exception] = []
     makeups = {path: makeup_of(encoder) for path, encoder in encoders.items()}
@@ -255,7 +277,11 @@ def _structures(
             "module.head(module.encoder(**batch).last_hidden_state[:, 0]))."
         )
     with exact_products(), FullPrecision(_devices(model)):
-        return tuple(hook(_structure)(span) for span in recorder.spans), output
+        place = None if chosen is None else chosen(output)
+        return tuple(
+            hook(_structure)(span) if place is None or place == index else Skipped(span.encoder)
+            for index, span in enumerate(recorder.spans)
+        ), output
 
 
 class _ForwardHandle:
@@ -338,7 +364,7 @@ class _Span:
 
     path: str
     encoder: nn.Module
-    mask: Tensor | None
+    mask: ToldMask | None
     makeup: tuple[Any, ...]
     calls: list[ModuleCall] = field(default_factory=list)
     attention: list[tuple[int, AttentionCall]] = field(default_factory=list)
@@ -348,9 +374,10 @@ class _Span:
 class _Recorder:
     """The hooks of the structure pass."""
 
-    def __init__(self, batch: Mapping[str, Any]) -> None:
+    def __init__(self, batch: Any, outputs: Outputs) -> None:
         self.spans: list[_Span] = []
         self._batch = batch
+        self._outputs = outputs
         self._clock = 0
         self._open: list[tuple[nn.Module, int, bool]] = []
         self._inside = 0
@@ -368,6 +395,7 @@ class _Recorder:
         self._inside -= 1
         if self._inside == 0:
             self.spans[-1].outputs.extend(tensor for tensor in tensors_in(output) if _is_hidden(tensor))
+            self._outputs.append(self.spans[-1].outputs)
 
     def entered(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._clock += 1
@@ -409,9 +437,19 @@ def _structure(span: _Span) -> Structure:
     return resolve(recording, span.encoder)
 
 
-def told_mask(
-    encoder: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: Mapping[str, Any]
-) -> Tensor | None:
+class ToldMask(NamedTuple):
+    """Which tokens are real, as far as it is told.
+
+    Attributes:
+        mask: (b, s) true for real tokens.
+        heard: whether the encoder itself was told: else it may attend to what the batch calls padding.
+    """
+
+    mask: Tensor
+    heard: bool
+
+
+def told_mask(encoder: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: Any) -> ToldMask | None:
     """Which tokens are real, as far as an encoder's arguments or the batch tell it.
 
     Args:
@@ -421,16 +459,16 @@ def told_mask(
         batch: the batch that the model was called with.
 
     Returns:
-        (b, s): the padding mask that the encoder was called with; else the mask of the batch's text that it was called
-        with; else the tokens that a mask of more axes lets others see. None where nothing tells it.
+        The padding mask that the encoder was called with; else the mask of the batch's text that it was called with;
+        else the tokens that a mask of more axes lets others see. None where nothing tells it.
     """
     own = _given(encoder, "attention_mask", args, kwargs)
     if own is not None and own.dim() == 2:
-        return own.bool()
+        return ToldMask(own.bool(), True)
     of_batch = _mask_in(batch, _given(encoder, "input_ids", args, kwargs))
     if of_batch is not None:
-        return of_batch
-    return None if own is None else seen_tokens(own)
+        return ToldMask(of_batch, False)
+    return None if own is None else ToldMask(seen_tokens(own), True)
 
 
 def _given(encoder: nn.Module, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
@@ -443,8 +481,10 @@ def _given(encoder: nn.Module, name: str, args: tuple[Any, ...], kwargs: Mapping
     return value if isinstance(value, Tensor) and value.dim() >= 2 and value.shape[1] > 0 else None
 
 
-def _mask_in(batch: Mapping[str, Any], ids: Tensor | None) -> Tensor | None:
+def _mask_in(batch: Any, ids: Tensor | None) -> Tensor | None:
     """The padding mask of a text in the batch, (b, s); of the only text where the encoder was given no ids."""
+    if not isinstance(batch, Mapping):
+        return None
     masks = {
         key: batch.get(f"{key.removesuffix('input_ids')}attention_mask")
         for key, value in batch.items()
@@ -491,7 +531,7 @@ def seen_tokens(mask: Tensor) -> Tensor:
     return torch.where(alone, allowed.diagonal(dim1=1, dim2=2), seen)
 
 
-def real_tokens(told: Tensor | None, probabilities: Tensor) -> Tensor:
+def real_tokens(told: ToldMask | None, probabilities: Tensor) -> Tensor:
     """Which tokens of a sequence are real.
 
     Args:
@@ -499,12 +539,16 @@ def real_tokens(told: Tensor | None, probabilities: Tensor) -> Tensor:
         probabilities: (b, h, q, k) of its first attention call.
 
     Returns:
-        (b, s): what is told if it has one entry per token; else true where any token attends. Rows that attend to
-        everything alike do not tell: softmax makes them of a row that is masked as a whole.
+        (b, s): what is told if it has one entry per token; else true where any token attends. What the batch calls
+        padding and the encoder attends to is text to it. Rows that attend to everything alike do not tell: softmax
+        makes them of a row that is masked as a whole.
     """
     b, _, _, k = probabilities.shape
-    if told is not None and tuple(told.shape) == (b, k):
-        return told.to(probabilities.device)
+    if told is not None and tuple(told.mask.shape) == (b, k):
+        mask = told.mask.to(probabilities.device)
+        reached = (probabilities != 0).any(1) & mask.unsqueeze(2) & ~mask.unsqueeze(1)
+        if told.heard or not bool(reached.any()):
+            return mask
     # Frames of audio have no mask of their own: nobody attends to those that are padding.
     attends = (probabilities != 0).any(1)
     even = (probabilities == probabilities[..., :1]).all(-1).all(1)
@@ -516,7 +560,7 @@ class _Reading:
     """One call of an encoder in a forward pass that is being read."""
 
     def __init__(
-        self, index: int, structure: Structure, given: Tensor | None, done: Callable[[LayerDone], None]
+        self, index: int, structure: Structure, given: ToldMask | None, done: Callable[[LayerDone], None]
     ) -> None:
         self.structure = structure
         self.hidden: Tensor | None = None
@@ -665,9 +709,9 @@ class _Reading:
 
 def read(
     model: nn.Module,
-    structures: tuple[Structure, ...],
+    structures: tuple[Structure | Skipped, ...],
     call: Call,
-    batch: Mapping[str, Any],
+    batch: Any,
     on_layer: Callable[[LayerDone], None],
     handles: list[RemovableHandle],
     contexts: OwnContexts | None = None,
@@ -678,7 +722,7 @@ def read(
 
     Args:
         model: the module that is called.
-        structures: what the structure pass found, one per call of an encoder.
+        structures: what the structure pass found, one per call of an encoder; those that are skipped are not read.
         call: runs the model on a batch.
         batch: the examples.
         on_layer: called with each layer, in call order.
@@ -693,8 +737,9 @@ def read(
             structure pass.
         NonFiniteError: the model's activations are not finite.
     """
-    readings: list[_Reading] = []
-    current: list[_Reading] = []
+    readings: list[_Reading | None] = []
+    current: list[_Reading | None] = []
+    own = [structure for structure in structures if isinstance(structure, Structure)]
 
     def done(layer: LayerDone) -> None:
         on_layer(layer)
@@ -706,33 +751,42 @@ def read(
             raise UnsupportedEncoderError(
                 "the forward pass called its encoders in another order than when their structure was found."
             )
-        readings.append(_Reading(index, structures[index], told_mask(module, args, kwargs, batch), done))
-        ids = _given(module, "input_ids", args, kwargs)
-        readings[-1].ids = ids if ids is not None and ids.dim() == 2 else None
-        current.append(readings[-1])
+        structure, reading = structures[index], None
+        if isinstance(structure, Structure):
+            reading = _Reading(index, structure, told_mask(module, args, kwargs, batch), done)
+            ids = _given(module, "input_ids", args, kwargs)
+            reading.ids = ids if ids is not None and ids.dim() == 2 else None
+        readings.append(reading)
+        current.append(reading)
 
     def encoder_left(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        current.pop().ended(output)
+        reading = current.pop()
+        if reading is not None:
+            reading.ended(output)
 
     def entry(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if current and current[-1].structure.entry is module:
-            argument = current[-1].structure.entry_argument
-            current[-1].entry(args[argument] if isinstance(argument, int) else kwargs[argument])
+        reading = current[-1] if current else None
+        if reading is not None and reading.structure.entry is module:
+            argument = reading.structure.entry_argument
+            reading.entry(args[argument] if isinstance(argument, int) else kwargs[argument])
 
     def entered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if current:
-            current[-1].entered(module, args, kwargs)
+        reading = current[-1] if current else None
+        if reading is not None:
+            reading.entered(module, args, kwargs)
 
     def left(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if current:
-            current[-1].left(module, output)
+        reading = current[-1] if current else None
+        if reading is not None:
+            reading.left(module, output)
 
     def attended(found: AttentionCall) -> None:
-        if current:
-            current[-1].attended(found)
+        reading = current[-1] if current else None
+        if reading is not None:
+            reading.attended(found)
 
     trace = AttentionTrace(attended)
-    if any(makeup_of(structure.encoder) != structure.makeup for structure in structures):
+    if any(makeup_of(structure.encoder) != structure.makeup for structure in own):
         raise UnsupportedEncoderError("the encoder has been changed since its structure was found.")
     contexts = OwnContexts(model, connected=False) if contexts is None else contexts
     hook = contexts.apart
@@ -742,13 +796,13 @@ def read(
     encoders = next((some for some in choices if known <= {id(encoder) for encoder in some}), choices[0])
     for encoder in encoders:
         _watch(encoder, hook(encoder_entered), hook(encoder_left), failed, handles)
-    for module in _distinct(structure.entry for structure in structures):
+    for module in _distinct(structure.entry for structure in own):
         handles.append(module.register_forward_pre_hook(hook(entry), with_kwargs=True))
-    for module in _distinct(one.module for structure in structures for one in structure.order):
+    for module in _distinct(one.module for structure in own for one in structure.order):
         handles.append(module.register_forward_pre_hook(hook(entered), with_kwargs=True))
         handles.append(module.register_forward_hook(hook(left), with_kwargs=True))
     with ExitStack() as stack:
-        if contexts.connected and not any(_computes_low(structure.encoder) for structure in structures):
+        if contexts.connected and not any(_computes_low(structure.encoder) for structure in own):
             # Casts to half precision that belong to an autocast which is set aside.
             stack.enter_context(FullPrecision(_devices(model)))
         stack.enter_context(contexts.watched_by(trace))
@@ -757,12 +811,14 @@ def read(
     _refuse_failed(failed)
     calls = []
     for reading in readings:
+        if reading is None:
+            continue
         if reading.hidden is None or reading.mask is None or reading.last is None:
             raise reading.another_way()
         last = contexts.in_graph(reading.last)
         span = reading.mask.shape[1] if reading.proves else reading.structure.span
         calls.append(EncoderCall(reading.hidden, reading.mask, reading.errors, last, reading.ids, span))
-    if len(calls) != len(structures):
+    if len(readings) != len(structures):
         raise UnsupportedEncoderError("the forward pass called fewer encoders than when their structure was found.")
     return ReadForward(output, tuple(calls))
 

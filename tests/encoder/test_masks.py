@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2Model
 
 from globenc_lightning import attribute
-from globenc_lightning.encoder.reading import real_tokens, seen_tokens
+from globenc_lightning.encoder.reading import ToldMask, real_tokens, seen_tokens
 from tests import models
 from tests.encoder.test_precision import bert
 
@@ -123,5 +123,6 @@ def test_rows_that_see_everything_alike_do_not_tell() -> None:
     assert real_tokens(None, scores.softmax(-1)).tolist() == [[True, True, False, False]]
     assert real_tokens(None, torch.full((1, 2, 3, 3), 1 / 3)).tolist() == [[True] * 3]
     told = torch.tensor([[True, False, True, True]])
-    assert real_tokens(told, scores.softmax(-1)) is told
-    assert real_tokens(told[:, :3], scores.softmax(-1)).tolist() == [[True, True, False, False]]
+    heard = ToldMask(told, True)
+    assert real_tokens(heard, scores.softmax(-1)) is told
+    assert real_tokens(ToldMask(told[:, :3], True), scores.softmax(-1)).tolist() == [[True, True, False, False]]
