@@ -124,8 +124,11 @@ def attention_of(model: nn.Module) -> tuple[Any, ...]:
     for config in _configs(model):
         name = getattr(config, "_attn_implementation", None)
         function = _registered(name)
-        # Functions that belong to something alive are not kept alive from here.
-        found.append((name, None if function is None else ref(function)))
+        try:
+            # Where nobody else needs a function any more, it is not kept alive from here.
+            found.append((name, None if function is None else ref(function)))
+        except TypeError:
+            found.append((name, function))
     return tuple(found)
 
 
@@ -376,7 +379,7 @@ class _Kept:
                 self._queue.append((value, depth))
 
     def _tensor(self, tensor: Tensor, table: Any = None, key: Any = None) -> None:
-        if table is not None and _is_plain(tensor) and tensor.is_inference():
+        if table is not None and _is_plain(tensor) and not _is_lazy(tensor) and tensor.is_inference():
             self._inference.append((table, key, tensor))
         elif id(tensor) not in self._seen:
             self._seen.add(id(tensor))
@@ -498,10 +501,12 @@ _STATES: Mapping[str, Any] = {
 
 def _keep(tensor: Tensor, copied: bool) -> _KeptTensor | None:
     """A tensor as it is; None where nothing can be kept of it (on no device, sparse, a library's own class)."""
-    if not _is_plain(tensor) or tensor.is_inference():
+    if not _is_plain(tensor):
         return None
     if _is_lazy(tensor):
         return _KeptTensor(tensor, type(tensor), tensor.data, None, tensor.requires_grad, None)
+    if tensor.is_inference():
+        return None
     data = tensor.detach()
     copy = _copy(data) if copied else None
     return _KeptTensor(tensor, type(tensor), data, copy, tensor.requires_grad, tensor._version)
