@@ -401,10 +401,11 @@ class _Kept:
             for parameter in value.parameters():
                 self._tensor(parameter)
             return
-        self._seen.add(id(value))
         if kind == "tensor":
             self._tensor(value)
-        elif kind == "dict":
+            return
+        self._seen.add(id(value))
+        if kind == "dict":
             self._table(value, depth + 1)
         elif kind in ("sequence", "fixed"):
             entries = list(value)
