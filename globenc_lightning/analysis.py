@@ -320,9 +320,7 @@ def attribute(
         return analyze(Reader(model, forward), inputs, settings)
     reader = Reader(model, **_KNOWN.get(model, {}))
     found = analyze(reader, inputs, settings)
-    _KNOWN[model] = {
-        name: getattr(reader, name) for name in ("way", "structures", "kernels", "attention", "written")
-    }
+    _KNOWN[model] = {name: getattr(reader, name) for name in ("way", "structures", "kernels", "attention", "written")}
     return found
 
 

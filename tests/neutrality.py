@@ -135,7 +135,9 @@ class Remembers(OwnHead):
         if not self.extra:
             self.extra["scale"] = nn.Linear(16, 16)
             self.head.register_forward_hook(add_a_little)
-        hidden = hidden + 0.1 * self.extra["scale"](noise + self.running + self.center + torch.stack(self.recent).mean(0))
+        hidden = hidden + 0.1 * self.extra["scale"](
+            noise + self.running + self.center + torch.stack(self.recent).mean(0)
+        )
         logits: Tensor = self.head(hidden) * (1 + 1e-3 * self.counts["calls"][0])
         return logits
 

@@ -83,7 +83,7 @@ def undisturbed(
                 _enter(stack, model)
                 stack.enter_context(torch.enable_grad())
                 # The flag alone: train() and eval() are methods that users override.
-                for module in kept.modules:
+                for module in model.modules():
                     module.training = False
                     # A feed-forward network that runs in chunks gives the same, but its norm never sees a whole
                     # sequence.
@@ -184,7 +184,8 @@ def _exchanged(model: nn.Module) -> list[tuple[Any, str]]:
         if name in (None, "eager", "sdpa"):
             continue
         function = _registered(name)
-        while isinstance(function, partial):
+        # The kernel that a flash attention runs on may be bound to it; whatever else is bound may change what it is.
+        while isinstance(function, partial) and not function.args and set(function.keywords) <= {"implementation"}:
             function = function.func
         package, _, where = str(getattr(function, "__module__", "")).rpartition(".")
         sdpa = "sdpa" if getattr(module, "_supports_sdpa", True) else "eager"
@@ -264,7 +265,9 @@ class _KeptTensor(NamedTuple):
             if self.copy is not None and not _equal(tensor, self.copy):
                 changed = True
                 with torch.no_grad():
-                    tensor.copy_(self.copy)
+                    # Of an expanded tensor one entry of each: the others are the same place in memory.
+                    once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride())
+                    tensor[once].copy_(self.copy[once])
         if tensor.is_leaf and tensor.requires_grad != self.requires_grad:
             tensor.requires_grad = self.requires_grad
         return changed
@@ -285,6 +288,7 @@ class _Kept:
         self._queue: deque[tuple[Any, int]] = deque()
         self._seen: set[int] = set()
         self._inference: list[tuple[Any, Any, Tensor]] = []
+        self._hidden: dict[str, Tensor] = {}
 
         named = dict(model.named_parameters())
         # Whatever an attribute leads to is looked at afterwards, so that parameters and modules are known by then.
@@ -294,13 +298,14 @@ class _Kept:
         while self._queue:
             self._look(*self._queue.popleft())
 
-        if copied is None:
-            size = sum(one.nbytes for one in named.values() if _is_plain(one) and not _is_lazy(one))
-            copied = set(named) if size <= MOST_COPIED else set()
-        copied = copied | _renormalized(model)
         self.parameters = [one for one in named.values() if one.is_floating_point()]
+        every: dict[str, Tensor] = {**named, **self._hidden}
+        if copied is None:
+            size = sum(one.nbytes for one in every.values() if _is_plain(one) and not _is_lazy(one))
+            copied = set(every) if size <= MOST_COPIED else set()
+        copied = copied | _renormalized(model)
         self._parameters = {
-            name: kept for name, one in named.items() if (kept := _keep(one, name in copied)) is not None
+            name: kept for name, one in every.items() if (kept := _keep(one, name in copied)) is not None
         }
         self._flags = [(one, one.requires_grad) for one in self.parameters]
         self._gradients = [(one, one.grad) for one in named.values()]
@@ -363,7 +368,7 @@ class _Kept:
 
     def _table(self, table: Any, depth: int) -> None:
         """Keep a dict, and put what has to be looked at into the queue."""
-        before = dict(table)
+        before = dict(table) if type(table) is dict else dict(_methods(table).items(table))
         self._tables.append((table, before))
         if depth > DEPTH or len(before) > LONGEST:
             return
@@ -396,10 +401,13 @@ class _Kept:
             return
         if kind == "module":
             # One that is no child, in a list or hidden from the state dict.
+            place = f"a {type(value).__name__} in an attribute ({len(self._hidden)})"
             for module in value.modules():
                 self._module(module)
-            for parameter in value.parameters():
-                self._tensor(parameter)
+            for name, parameter in value.named_parameters():
+                if id(parameter) not in self._seen:
+                    self._seen.add(id(parameter))
+                    self._hidden[f"{place}: {name}"] = parameter
             return
         if kind == "tensor":
             self._tensor(value)
@@ -506,7 +514,8 @@ def _keep(tensor: Tensor, copied: bool) -> _KeptTensor | None:
         return None
     if _is_lazy(tensor):
         return _KeptTensor(tensor, type(tensor), tensor.data, None, tensor.requires_grad, None)
-    if tensor.is_inference():
+    if tensor.is_inference() or (tensor.numel() and tensor.untyped_storage().nbytes() == 0):
+        # Made below inference mode, where prepare() takes care; or a part of a model that is sharded just now.
         return None
     data = tensor.detach()
     copy = _copy(data) if copied else None
@@ -569,17 +578,21 @@ def _bits(tensor: Tensor) -> Tensor:
 
 def _restore(now: Any, before: dict[Any, Any]) -> None:
     # In their order, too: nothing is slower to compare than all parts of all modules by their names.
+    base = _methods(now)
     if (
         len(now) == len(before)
-        and all(map(operator.is_, now, before))
-        and all(map(operator.is_, now.values(), before.values()))
+        and all(map(operator.is_, base.keys(now), before))
+        and all(map(operator.is_, base.values(now), before.values()))
     ):
         return
-    # The class's own methods: a subclass may do more in its own, or refuse.
-    base: Any = OrderedDict if isinstance(now, OrderedDict) else dict
     base.clear(now)
     for key, value in before.items():
         base.__setitem__(now, key, value)
+
+
+def _methods(table: Any) -> Any:
+    """The class whose methods change a dict and do nothing else: a subclass may do more in its own, or refuse."""
+    return OrderedDict if isinstance(table, OrderedDict) else dict
 
 
 def _restore_sequence(now: Any, before: list[Any]) -> None:

@@ -371,6 +371,7 @@ def with_tensors(model: Any) -> None:
     model.total = torch.zeros(3)
     model.nan = torch.tensor([float("nan"), -0.0])
     model.scalar = torch.tensor(0, dtype=torch.int16)
+    model.expanded = torch.zeros(1).expand(3)
     model.parts = {"sum": [torch.zeros(2, 2)], "view": torch.arange(6.0).view(2, 3).t()}
     model.array = np.zeros(3)
 
@@ -379,6 +380,7 @@ def change_tensors(model: Any, hidden: Tensor) -> None:
     model.total += 1
     model.nan[1] = 0.0
     model.scalar += 1
+    model.expanded[0] = 1
     model.parts["sum"][0].fill_(3)
     model.parts["view"].mul_(2)
     model.array += 1
