@@ -359,7 +359,7 @@ def modules_of(model: nn.Module) -> dict[str, Any]:
 
 
 def described(value: Any, depth: int = 3) -> Any:
-    """A value that :func:`equal` can compare: tensors, numbers, containers of them, states; else the name of a class."""
+    """A value that :func:`equal` can compare: tensors, numbers, states, containers of them; else a name."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if value is None or isinstance(value, bool | int | float | str):

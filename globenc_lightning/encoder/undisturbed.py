@@ -33,8 +33,11 @@ LONGEST = 1000
 MOST_COPIED = 2 << 30
 """How many bytes of parameters are copied at the most while nobody knows which of them a forward writes into."""
 
+LARGEST = 64 << 20
+"""Tensors and arrays of more bytes are not copied, unless they are buffers."""
+
 _EQUAL_TO_SDPA = ("flash_attention", "flash_paged", "npu_flash_attention", "flex_attention", "sdpa_paged")
-"""Modules of ``transformers.integrations`` with kernels for the same softmax attention, none of which shows anything."""
+"""Modules of ``transformers.integrations`` whose kernels compute what sdpa does, and show nothing of it."""
 
 
 @contextmanager
@@ -208,8 +211,8 @@ def _kept(model: nn.Module, copied: set[str] | None, written: set[str]) -> Itera
     objects of the user's own classes, ``DEPTH`` levels deep (torchmetrics are modules; configurations and caches of
     transformers are looked into); each parameter's data, ``requires_grad`` and gradient; the random states of numpy and
     Python. Each stays the same object. Not kept are libraries' objects, such as a Trainer or a logger, what a forward
-    writes into a variable, a class or a file (a hook's list outside the model, say), and the entries of a parameter
-    that was not copied.
+    writes into a variable, a class or a file (a hook's list outside the model, say), and the entries of parameters
+    that were not copied and of attributes of more than ``LARGEST`` bytes.
 
     Args:
         model: the module.
@@ -272,6 +275,10 @@ class _KeptTensor(NamedTuple):
             tensor.requires_grad = self.requires_grad
         return changed
 
+    def is_lost(self) -> bool:
+        """Whether it was written into, and there is no copy."""
+        return self.copy is None and self.version is not None and self.tensor._version != self.version
+
 
 class _Kept:
     """What a model was, and how it is put back: see :func:`_kept`."""
@@ -293,6 +300,7 @@ class _Kept:
         named = dict(model.named_parameters())
         # Whatever an attribute leads to is looked at afterwards, so that parameters and modules are known by then.
         self._seen.update(map(id, named.values()))
+        self._buffers = set(map(id, model.buffers()))
         for module in model.modules():
             self._module(module)
         while self._queue:
@@ -333,16 +341,17 @@ class _Kept:
             _restore(now, before)
         for now, entries in self._sequences:
             _restore_sequence(now, entries)
+        lost = []
         for kept in self._tensors:
-            kept.put_back()
+            if kept.put_back() and kept.is_lost():
+                lost.append(f"an attribute, a tensor of shape {tuple(kept.data.shape)},")
         for restore in self._states:
             restore()
-        lost = []
         for name, kept in self._parameters.items():
             if kept.put_back():
-                if kept.copy is None and kept.version is not None and kept.tensor._version != kept.version:
-                    lost.append(name)
                 written.add(name)
+                if kept.is_lost():
+                    lost.append(name)
         for parameter, flag in self._flags:
             if parameter.requires_grad != flag:
                 parameter.requires_grad = flag
@@ -351,9 +360,9 @@ class _Kept:
                 parameter.grad = gradient
         if lost:
             warnings.warn(
-                f"the forward pass of an analysis wrote into {', '.join(lost)}, which it had not done before, so this "
-                "could not be undone and the training is not what it would have been. It is undone from now on. Write "
-                "into parameters where self.training is true, or in training_step.",
+                f"the forward pass of an analysis wrote into {' and '.join(lost)} of which there was no copy, so this could "
+                "not be undone, and the training is not what it would have been. From now on parameters that were "
+                "written into are copied. Write where self.training is true, or in training_step.",
                 GlobEncWarning,
                 stacklevel=2,
             )
@@ -388,7 +397,7 @@ class _Kept:
             self._inference.append((table, key, tensor))
         elif id(tensor) not in self._seen:
             self._seen.add(id(tensor))
-            kept = _keep(tensor, True)
+            kept = _keep(tensor, _is_lazy(tensor) or id(tensor) in self._buffers or tensor.nbytes <= LARGEST)
             if kept is not None:
                 self._tensors.append(kept)
 
@@ -485,10 +494,13 @@ def _is_of_the_user(cls: type) -> bool:
 
 
 def _array_state(array: np.ndarray) -> Any:
+    if array.nbytes > LARGEST or array.dtype.hasobject or not array.flags.writeable:
+        return lambda: None
     before = array.copy()
 
     def restore() -> None:
-        if array.shape == before.shape and array.tobytes() != before.tobytes():
+        one, other = (np.ascontiguousarray(part).reshape(-1).view(np.uint8) for part in (array, before))
+        if array.shape == before.shape and not np.array_equal(one, other):
             array[...] = before
 
     return restore

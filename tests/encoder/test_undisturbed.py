@@ -17,6 +17,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from transformers import DynamicCache
 
 from globenc_lightning import attribute
+from globenc_lightning.encoder import undisturbed as undisturbed_module
 from globenc_lightning.encoder.undisturbed import as_evaluated, undisturbed
 from globenc_lightning.errors import GlobEncError, GlobEncWarning
 from tests import models
@@ -693,7 +694,7 @@ def test_a_parameter_that_a_forward_writes_into_for_the_first_time_later_is_told
     model = Keeps(make, act)
     attributed(model)
     model.renew = True
-    with pytest.warns(GlobEncWarning, match="wrote into prototypes"):
+    with pytest.warns(GlobEncWarning, match="wrote into prototypes of which there was no copy"):
         attributed(model)
     before = model.prototypes.detach().clone()
     attributed(model)
@@ -712,3 +713,21 @@ def test_as_evaluated_is_the_users_own_evaluation() -> None:
         model(**models.batch((4,)), output_hidden_states=True)
         torch.rand(1)
     assert picture(model) == before
+
+
+def test_a_large_attribute_is_not_copied_and_a_write_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(undisturbed_module, "LARGEST", 100)
+
+    def make(model: Any) -> None:
+        model.small, model.large = torch.zeros(3), torch.zeros(7, 9)
+        model.register_buffer("buffer", torch.zeros(7, 9))
+
+    def act(model: Any, hidden: Tensor) -> None:
+        for one in (model.small, model.large, model.buffer):
+            one.add_(1)
+
+    model = Keeps(make, act)
+    with pytest.warns(GlobEncWarning, match=r"an attribute, a tensor of shape \(7, 9\)"):
+        attributed(model)
+    assert float(model.small.sum()) == float(model.buffer.sum()) == 0
+    assert float(model.large.sum()) > 0
