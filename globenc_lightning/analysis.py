@@ -725,8 +725,8 @@ def _refuse_another_model(
     else:
         reason = (
             "its forward goes another way when it is analysed (every module in eval mode, gradients enabled, "
-            "feed-forward networks not in chunks). Make it give the same in model.eval() with gradients and without, or "
-            "say with forward= how to get the logits that do not depend on it"
+            "feed-forward networks not in chunks). Make it give the same in model.eval() with gradients and without, "
+            "or say with forward= how to get logits that do not depend on it"
         )
     raise UnsupportedEncoderError(
         f"{name}: the logits of the analysed forward pass differ from the model's own in evaluation by "

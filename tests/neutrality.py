@@ -352,8 +352,12 @@ def train(setting: Setting, ours: Sequence[pl.Callback]) -> dict[str, Any]:
 
 def modules_of(model: nn.Module) -> dict[str, Any]:
     """What every module is but for its parameters and buffers: its class, hooks and attributes."""
+    # A compiled module holds a place in memory.
     return {
-        name: [type(module).__name__, {key: described(value) for key, value in vars(module).items()}]
+        name: [
+            type(module).__name__,
+            {key: described(value) for key, value in vars(module).items() if key != "_torchdynamo_wrapper_id"},
+        ]
         for name, module in model.named_modules()
     }
 

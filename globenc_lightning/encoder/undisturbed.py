@@ -360,9 +360,9 @@ class _Kept:
                 parameter.grad = gradient
         if lost:
             warnings.warn(
-                f"the forward pass of an analysis wrote into {' and '.join(lost)} of which there was no copy, so this could "
-                "not be undone, and the training is not what it would have been. From now on parameters that were "
-                "written into are copied. Write where self.training is true, or in training_step.",
+                f"the forward pass of an analysis wrote into {' and '.join(lost)} of which there was no copy, so this "
+                "could not be undone, and the training is not what it would have been. From now on parameters that were"
+                " written into are copied. Write where self.training is true, or in training_step.",
                 GlobEncWarning,
                 stacklevel=2,
             )
