@@ -238,3 +238,11 @@ def test_the_comparison_disturbs_nothing_and_hears_no_failure() -> None:
 @pytest.mark.parametrize("name", ["bert", "distilbert", "deberta_v3"])
 def test_rounding_is_no_difference(name: str, dtype: torch.dtype) -> None:
     assert attribute(models.build(name, dtype=dtype), BATCH).logits.dtype == dtype
+
+
+def test_an_implementation_that_is_set_later_is_compared_anew() -> None:
+    model = Other(lambda one: one.model.config._attn_implementation == "sdpa")
+    attribute(model, BATCH)
+    model.model.set_attn_implementation("flex_attention")
+    with pytest.raises(UnsupportedEncoderError, match="'flex_attention' by 'sdpa'"):
+        attribute(model, BATCH)
