@@ -31,10 +31,16 @@ from globenc_lightning.encoder.calling import (
 )
 from globenc_lightning.encoder.contexts import OwnContexts
 from globenc_lightning.encoder.layers import layer_inputs
-from globenc_lightning.encoder.norms import working
+from globenc_lightning.encoder.norms import tolerance, working
 from globenc_lightning.encoder.reading import EncoderCall, LayerDone, find_encoders, find_structures, read
 from globenc_lightning.encoder.structure import Structure
-from globenc_lightning.encoder.undisturbed import undisturbed
+from globenc_lightning.encoder.undisturbed import (
+    as_evaluated,
+    attention_of,
+    exchanged_attention,
+    own_attention,
+    undisturbed,
+)
 from globenc_lightning.errors import (
     CutGraphError,
     GlobEncError,
@@ -202,6 +208,8 @@ class Reader:
         max_tokens: how many tokens are analysed at once; fewer once the memory did not suffice.
         connected: whether the forward cuts the autograd graph (no_grad, detach) or drops parts of it (checkpoint), so
             that it is run with the graph kept whole.
+        attention: the attention implementations with which the structures were found.
+        written: the names of parameters that its forward writes into.
     """
 
     model: nn.Module
@@ -211,6 +219,8 @@ class Reader:
     kernels: KernelCache = field(default_factory=KernelCache)
     max_tokens: int = 4096
     connected: bool = False
+    attention: tuple[Any, ...] = ()
+    written: set[str] = field(default_factory=set)
 
     @property
     def structure(self) -> Structure | None:
@@ -232,16 +242,18 @@ class _Kept(NamedTuple):
 # What the structure pass found of models that are still alive, so that calling ``attribute`` again costs one forward
 # and one backward. It decides nothing: every layer that is read is proven anew, and found anew where the proof fails.
 # It holds no part of a model: attributes of the model could hold one, but would show in its ``vars`` and its pickles.
-_KNOWN: WeakKeyDictionary[nn.Module, tuple[str | None, _Kept, KernelCache]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
+
+
+_REMEMBERED = ("way", "structures", "kernels", "connected", "attention", "written")
 
 
 def _reader_of(model: nn.Module) -> Reader:
     """A reader of a model that knows what is remembered of it."""
     known = _KNOWN.get(model)
     if known is not None:
-        way, kept, kernels = known
         try:
-            return Reader(model, None, way, _resolved(kept), kernels)
+            return Reader(model, **{name: _resolved(value) for name, value in known.items()})
         except ReferenceError:
             # A part of the model was exchanged since.
             pass
@@ -250,7 +262,7 @@ def _reader_of(model: nn.Module) -> Reader:
 
 def _remember(reader: Reader) -> None:
     try:
-        _KNOWN[reader.model] = (reader.way, _kept(reader.structures), reader.kernels)
+        _KNOWN[reader.model] = {name: _kept(getattr(reader, name)) for name in _REMEMBERED}
     except TypeError:
         # Something stands in for a forward that nobody can refer to weakly.
         _KNOWN.pop(reader.model, None)
@@ -259,6 +271,9 @@ def _remember(reader: Reader) -> None:
 def _kept(value: Any) -> Any:
     """A value with weak references in place of the objects of the model."""
     if value is None or isinstance(value, bool | int | float | str | torch.dtype):
+        return value
+    if isinstance(value, KernelCache | set):
+        # Tensors without their graphs, and names.
         return value
     if isinstance(value, tuple):
         return _Kept(type(value), tuple(_kept(one) for one in value))
@@ -467,7 +482,8 @@ def _analyze(
         raise ProbeError("the inputs hold no real token: attention_mask is zero everywhere.")
 
     whole = False
-    if reader.structure is None or (reader.structure.length == 1 and longest > 1):
+    known = reader.structure is not None and reader.attention == attention_of(reader.model)
+    if reader.structure is None or not known or (reader.structure.length == 1 and longest > 1):
         whole = _find_shortest(reader, batch, lengths)
     try:
         found = _forward_and_backward(reader, batch, settings, keep_maps)
@@ -597,7 +613,7 @@ def _attempt(
             return way.call(given)
 
     contexts = OwnContexts(reader.model, connected=connected)
-    with undisturbed(reader.model, parameters_require_grad=False) as handles:
+    with undisturbed(reader.model, parameters_require_grad=False, written=reader.written) as handles:
         result = read(reader.model, reader.structures, call, batch, on_layer, handles, contexts)
         size = len(result.calls[0].mask)
         logits = logits_of(contexts.in_graph(result.output), size, _width(reader, reader.structures))
@@ -822,10 +838,12 @@ def _find(
     for way in islice(_ways(reader, batch, failures), tries):
         name = way.name
         try:
-            with undisturbed(reader.model, parameters_require_grad=True) as handles:
-                structures, output = find_structures(reader.model, way.call, some, handles)
-                logits_of(output, len(chosen), _width(reader, structures))
-        except (UnsupportedEncoderError, NonFiniteError) as error:
+            with undisturbed(reader.model, parameters_require_grad=True, written=reader.written) as handles:
+                structures, output = find_structures(reader.model, way.call, _copied(some), handles)
+                logits = logits_of(output, len(chosen), _width(reader, structures)).detach()
+        except UnsupportedEncoderError as error:
+            refusal = refusal or _with_own_attention(reader.model, error)
+        except NonFiniteError as error:
             refusal = refusal or error
         except ModelCallError as error:
             cause = error
@@ -844,7 +862,8 @@ def _find(
             failures.append(f"{name}: {type(error).__name__}: {error}")
         else:
             _refuse_unused_mask(way, batch)
-            reader.way, reader.structures = name, structures
+            _refuse_another_model(reader, way, _copied(some), logits, structures)
+            reader.way, reader.structures, reader.attention = name, structures, attention_of(reader.model)
             if not way.own and has_own_forward(reader.model):
                 tried = "; ".join(failures) or "it does not take the batch's entries by their names"
                 warnings.warn(
@@ -861,6 +880,83 @@ def _find(
         "and holds no Hugging Face model with a head"
     )
     raise ModelCallError(f"{type(reader.model).__name__} gives no logits for the probe:\n{tried}\n{ADVICE}") from cause
+
+
+def _copied(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch that a forward may write into, without the next one seeing it."""
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def _refuse_another_model(
+    reader: Reader, way: Way, batch: Mapping[str, Any], logits: Tensor, structures: tuple[Structure, ...]
+) -> None:
+    """Compare the logits of an analysed forward pass with those of the model in its user's own evaluation.
+
+    The identities prove the forward pass that was run, not that it is the user's: an attention implementation may have
+    been exchanged, and a forward may ask whether gradients are on.
+
+    Args:
+        reader: the model.
+        way: how it was called.
+        batch: the examples it was called with.
+        logits: (b, c) or more axes, what it gave.
+        structures: what was found.
+
+    Raises:
+        UnsupportedEncoderError: they differ by more than rounding explains.
+    """
+    exchanged = exchanged_attention(reader.model)
+    try:
+        with as_evaluated(reader.model, reader.written), warnings.catch_warnings():
+            # The user hears them in an evaluation of their own.
+            warnings.simplefilter("ignore")
+            own = logits_of(way.call(batch), len(logits), _width(reader, structures)).detach()
+    except Exception:
+        # A kernel that cannot run here, say: there is nothing to compare with, and nothing is wrong.
+        return
+    if own.shape != logits.shape:
+        return
+    mine, theirs = working(logits), working(own)
+    finite = torch.isfinite(mine) & torch.isfinite(theirs)
+    if not bool(finite.any()):
+        return
+    difference = float((mine - theirs)[finite].abs().max())
+    # A head that has not learned anything gives logits near zero, with the rounding of what they are made of.
+    precisions = {one.dtype for one in reader.model.parameters() if one.is_floating_point()}
+    allowed = tolerance(logits.dtype, *precisions) * max(1.0, float(theirs[finite].abs().max()))
+    if difference <= allowed:
+        return
+    name = type(reader.model).__name__
+    if exchanged:
+        replaced = " and ".join(f"{old!r} by {new!r}" for old, new in exchanged.items())
+        reason = (
+            f"the analysis replaced its attention implementation {replaced}, which can be read, and that is another "
+            "model. Set one that can be read as it stands: model.set_attn_implementation('sdpa') or 'eager'"
+        )
+    else:
+        reason = (
+            "its forward goes another way when it is analysed (every module in eval mode, gradients enabled, "
+            "feed-forward networks not in chunks). Make it give the same in model.eval() with gradients and without, "
+            "or say with forward= how to get logits that do not depend on it"
+        )
+    raise UnsupportedEncoderError(
+        f"{name}: the logits of the analysed forward pass differ from the model's own in evaluation by "
+        f"{difference:.1e} (allowed: {allowed:.0e}): {reason}."
+    )
+
+
+def _with_own_attention(model: nn.Module, error: UnsupportedEncoderError) -> UnsupportedEncoderError:
+    """The refusal of an encoder, with the name of an attention function that is not transformers' own."""
+    names = own_attention(model)
+    if not names:
+        return error
+    told = UnsupportedEncoderError(
+        f"{error} Its attention is the implementation {', '.join(map(repr, names))}, which is read as it stands: code "
+        "that calls torch.nn.functional.scaled_dot_product_attention, or a softmax and torch.matmul with the values, "
+        "can be read."
+    )
+    told.__cause__ = error.__cause__
+    return told
 
 
 def _ways(reader: Reader, batch: Mapping[str, Any], failures: list[str]) -> Iterator[Way]:

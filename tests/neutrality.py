@@ -18,11 +18,13 @@ import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import PretrainedConfig
 
 from globenc_lightning import GlobEncCallback
+from tests import models
 from tests.training import Memory, OwnHead, Row, Sentences, Steps, Stream, classifier, fit, loader
 
-COLUMNS = ("parameters", "optimizer", "metrics", "RNG", "batches")
+COLUMNS = ("parameters", "optimizer", "metrics", "RNG", "batches", "modules")
 
 
 class Noisy(Steps):
@@ -65,6 +67,83 @@ class MachineCode(Noisy):
     def __init__(self) -> None:
         super().__init__(classifier(num_hidden_layers=1))
         self.model = torch.compile(self.model)
+
+
+class HiddenStates(OwnHead):
+    """Its head reads the last two hidden states, which transformers collects by hooks that it installs once."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        given = {"input_ids": input_ids, "attention_mask": attention_mask}
+        states = self.model(**given, output_hidden_states=True).hidden_states
+        self.states = len(states)
+        logits: Tensor = self.head(states[-1][:, 0] + states[-2][:, 0])
+        return logits
+
+
+class Attentions(Noisy):
+    """Its loss wants attention to be sharp; it is collected by hooks, too."""
+
+    def __init__(self) -> None:
+        super().__init__(classifier(attn_implementation="eager"))
+
+    def loss_of(self, batch: Any) -> Tensor:
+        output = self.model(**batch, output_attentions=True)
+        return output.loss - 0.1 * sum(one.square().mean() for one in output.attentions) * len(output.attentions)
+
+
+class RefusedHiddenStates(Noisy):
+    """An encoder with convolutions, which no rule covers, and whose hidden states are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(models.build("convbert").train())
+
+    def loss_of(self, batch: Any) -> Tensor:
+        output = self.model(**batch, output_hidden_states=True)
+        loss: Tensor = output.loss + 1e-3 * sum(one.square().mean() for one in output.hidden_states)
+        return loss
+
+
+class LazyHead(OwnHead):
+    """Its head knows its width from the first forward on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.LazyLinear(3)
+
+
+class Remembers(OwnHead):
+    """Its forward keeps a list, a table of counts, a tensor and a generator of its own, and makes a module once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recent: list[Tensor] = []
+        self.counts: dict[str, list[int]] = {"calls": [0]}
+        self.running = torch.zeros(16)
+        self.draw = torch.Generator().manual_seed(5)
+        self.extra: dict[str, nn.Module] = {}
+        self.register_buffer("center", torch.zeros(16))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, 0]
+        with torch.no_grad():
+            self.counts["calls"][0] += 1
+            self.running.mul_(0.9).add_(hidden.mean(0), alpha=0.1)
+            self.center = 0.9 * self.center + 0.1 * hidden.mean(0)
+            self.recent.append(hidden.mean(0))
+            self.recent[:] = self.recent[-3:]
+            noise = torch.randn(16, generator=self.draw)
+        if not self.extra:
+            self.extra["scale"] = nn.Linear(16, 16)
+            self.head.register_forward_hook(add_a_little)
+        hidden = hidden + 0.1 * self.extra["scale"](
+            noise + self.running + self.center + torch.stack(self.recent).mean(0)
+        )
+        logits: Tensor = self.head(hidden) * (1 + 1e-3 * self.counts["calls"][0])
+        return logits
+
+
+def add_a_little(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return output + 0.01
 
 
 @cache
@@ -135,6 +214,17 @@ def shuffled(**options: Any) -> dict[str, Any]:
     }
 
 
+def given_probe(**options: Any) -> GlobEncCallback:
+    """Measures before the first training step."""
+    return GlobEncCallback(Sentences(4, seed=7, labels=False).first(4), heatmap_examples=1, **options)
+
+
+def head_of_hidden_states(module: Any, batch: Any) -> Tensor:
+    given = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    logits: Tensor = module.head(module.model(**given, output_hidden_states=True).hidden_states[-1][:, 0])
+    return logits
+
+
 @dataclass(frozen=True)
 class Setting:
     """One way to train.
@@ -145,6 +235,8 @@ class Setting:
         before: makes the callbacks that come before ours.
         after: makes those that come after it.
         options: of the Trainer.
+        ours: makes our callback.
+        analysed: how many validations it analyses at the least; none where the encoder is refused.
         impossible: says why this machine cannot do it; nothing if it can.
     """
 
@@ -154,6 +246,8 @@ class Setting:
     after: Callable[[], list[pl.Callback]] = list
     options: Mapping[str, Any] = field(default_factory=dict)
     impossible: Callable[[], str] = str
+    ours: Callable[[], GlobEncCallback] = lambda: GlobEncCallback(heatmap_examples=1)
+    analysed: int = 2
 
 
 SETTINGS: dict[str, Setting] = {
@@ -203,6 +297,26 @@ SETTINGS: dict[str, Setting] = {
     "WeightAveraging after ours": Setting(after=lambda: [EveryStep()], options={"val_check_interval": 0.5}),
     "EMA before ours": Setting(before=lambda: [EMAWeightAveraging()], options={"val_check_interval": 0.5}),
     "EMA after ours": Setting(after=lambda: [EMAWeightAveraging()], options={"val_check_interval": 0.5}),
+    "output_hidden_states": Setting(make=HiddenStates),
+    "output_hidden_states, given probe, no sanity check": Setting(
+        make=HiddenStates, ours=given_probe, options={"num_sanity_val_steps": 0}, analysed=3
+    ),
+    "output_attentions": Setting(make=Attentions),
+    "output_hidden_states of an encoder that is refused": Setting(
+        make=RefusedHiddenStates, ours=given_probe, options={"num_sanity_val_steps": 0}, analysed=0
+    ),
+    "forward= that asks for hidden states": Setting(
+        make=OwnHead,
+        ours=lambda: given_probe(forward=head_of_hidden_states),
+        options={"num_sanity_val_steps": 0},
+        analysed=3,
+    ),
+    "LazyLinear, given probe, no sanity check": Setting(
+        make=LazyHead, ours=given_probe, options={"num_sanity_val_steps": 0}, analysed=3
+    ),
+    "a forward that keeps lists, tensors and a generator": Setting(
+        make=Remembers, ours=given_probe, options={"num_sanity_val_steps": 0, "val_check_interval": 0.5}, analysed=5
+    ),
 }
 
 
@@ -232,7 +346,38 @@ def train(setting: Setting, ours: Sequence[pl.Callback]) -> dict[str, Any]:
         "metrics": [metrics, logger.others],
         "RNG": [watch.states, random_states(), generators],
         "batches": watch.batches,
+        "modules": modules_of(module),
     }
+
+
+def modules_of(model: nn.Module) -> dict[str, Any]:
+    """What every module is but for its parameters and buffers: its class, hooks and attributes."""
+    # A compiled module holds a place in memory.
+    return {
+        name: [
+            type(module).__name__,
+            {key: described(value) for key, value in vars(module).items() if key != "_torchdynamo_wrapper_id"},
+        ]
+        for name, module in model.named_modules()
+    }
+
+
+def described(value: Any, depth: int = 3) -> Any:
+    """A value that :func:`equal` can compare: tensors, numbers, states, containers of them; else a name."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if isinstance(value, PretrainedConfig) and depth:
+        return {key: described(one, depth - 1) for key, one in vars(value).items()}
+    if isinstance(value, Mapping) and depth:
+        # The numbers of hooks count all that were ever registered.
+        return [(key if isinstance(key, str) else 0, described(one, depth - 1)) for key, one in value.items()]
+    if isinstance(value, Sequence | set | frozenset) and depth:
+        return [described(one, depth - 1) for one in value]
+    return getattr(value, "__qualname__", type(value).__name__)
 
 
 def equal(left: Any, right: Any) -> bool:
@@ -256,7 +401,7 @@ def _bits(tensor: Tensor) -> bytes:
 
 def compare(setting: Setting, make: Callable[[], GlobEncCallback] | None = None) -> tuple[dict[str, bool], int]:
     """Which parts of a training are the same with and without us, and how many validations were analysed."""
-    ours = GlobEncCallback(heatmap_examples=1) if make is None else make()
+    ours = setting.ours() if make is None else make()
     observed, undisturbed = train(setting, [ours]), train(setting, [])
     return {name: equal(observed[name], undisturbed[name]) for name in COLUMNS}, len(ours.history)
 
@@ -274,7 +419,7 @@ def main() -> int:
         same, analysed = compare(setting)
         cells = "  ".join(f"{'equal' if same[column] else 'DIFFERS':{len(column)}}" for column in COLUMNS)
         print(f"{name:{width}}  {cells}  {analysed}", flush=True)
-        sound = sound and all(same.values()) and analysed >= 2
+        sound = sound and all(same.values()) and analysed >= setting.analysed
     print("Equal to the last bit everywhere." if sound else "NOT equal everywhere.")
     return 0 if sound else 1
 

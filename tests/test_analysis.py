@@ -960,10 +960,8 @@ class AtLeast(nn.Module):
         self.model = models.build("bert")
         self.other = other
         self.least = least
-        self.lengths: list[int] = []
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        self.lengths.append(input_ids.shape[1])
         short = input_ids.shape[1] < self.least
         if short and self.other is None:
             raise ValueError(f"texts need {self.least} tokens")
@@ -998,8 +996,13 @@ def test_the_structure_of_long_texts_is_found_with_their_beginning(
 def test_a_model_that_wants_whole_texts_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(analysis, "FIND_TOKENS", 6)
     model, inputs = AtLeast(10), models.batch((17, 12))
+    lengths: list[int] = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
     found = attribute(model, inputs)
-    assert model.lengths == [6, 17, 17]
+    # The beginning in vain, the whole, the whole as in an evaluation, and the analysis itself.
+    assert lengths == [6, 17, 17, 17]
     assert torch.equal(found.rows["N-Enc"], attribute(model.model, inputs).rows["N-Enc"])
     with pytest.raises(ModelCallError, match="texts need 30 tokens"):
         attribute(AtLeast(30), inputs, forward=lambda module, batch: module(**batch))
