@@ -76,6 +76,8 @@ REASONS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
     "exclude_special_tokens without a tokenizer": ("needs to know the special tokens", knows_no_special_tokens),
     "no row of the validation has a real token": ("showed no example with a real token", shows_nothing),
     "the weights hold NaN": ("hold NaN or infinity", lambda kind: kind["spoiled"] or kind["dtype"] == "float16"),
+    # Adam's epsilon is zero in half precision: a head whose gradient vanishes is divided by zero.
+    "the head's weights hold NaN": ("score holds NaN or infinity", lambda kind: kind["dtype"] == "float16"),
     "an encoder that no rule covers": ("UnsupportedEncoderError", lambda kind: kind["family"] in NO_RULE),
 }
 """Why there may be no figures at all: what the warning says, and of which combinations it is true."""
