@@ -888,7 +888,7 @@ def _copied(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_another_model(
-    reader: Reader, way: Way, batch: Mapping[str, Any], logits: Tensor, structures: tuple[Structure, ...]
+    reader: Reader, way: Way, batch: Mapping[str, Any], logits: Tensor, structures: Sequence[Any]
 ) -> None:
     """Compare the logits of an analysed forward pass with those of the model in its user's own evaluation.
 
@@ -967,7 +967,7 @@ def _ways(reader: Reader, batch: Mapping[str, Any], failures: list[str]) -> Iter
         failures.append(str(error))
 
 
-def _width(reader: Reader, structures: tuple[Structure, ...]) -> int | None:
+def _width(reader: Reader, structures: Sequence[Any]) -> int | None:
     """How wide features are; a user who says how the model is called knows what it returns."""
     return None if reader.forward is not None else structures[0].width
 

@@ -358,6 +358,18 @@ def _refuse_failed(failed: list[Exception]) -> None:
     ) from error
 
 
+class ToldMask(NamedTuple):
+    """Which tokens are real, as far as it is told.
+
+    Attributes:
+        mask: (b, s) true for real tokens.
+        heard: whether the encoder itself was told: else it may attend to what the batch calls padding.
+    """
+
+    mask: Tensor
+    heard: bool
+
+
 @dataclass(eq=False)
 class _Span:
     """What the structure pass saw of one call of an encoder."""
@@ -435,18 +447,6 @@ def _structure(span: _Span) -> Structure:
     span.calls.sort(key=lambda one: one.start)
     recording = Recording(name, span.calls, span.attention, outputs, mask, makeup=span.makeup)
     return resolve(recording, span.encoder)
-
-
-class ToldMask(NamedTuple):
-    """Which tokens are real, as far as it is told.
-
-    Attributes:
-        mask: (b, s) true for real tokens.
-        heard: whether the encoder itself was told: else it may attend to what the batch calls padding.
-    """
-
-    mask: Tensor
-    heard: bool
 
 
 def told_mask(encoder: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: Any) -> ToldMask | None:
