@@ -848,6 +848,8 @@ def _find(
         except ModelCallError as error:
             cause = error
             failures.append(f"{name}: {error}")
+        except GlobEncError as error:
+            refusal = refusal or error
         except Exception as error:
             if is_out_of_memory(error):
                 # Another way of calling needs no less; smaller batches do.

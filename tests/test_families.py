@@ -12,7 +12,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 from globenc_lightning import METHODS, Attributions, analysis, attribute
-from globenc_lightning.errors import ModelCallError, UnsupportedEncoderError
+from globenc_lightning.errors import GlobEncError, ModelCallError, UnsupportedEncoderError
 from tests.families import (
     AUDIO,
     FAMILIES,
@@ -317,7 +317,7 @@ def test_no_trace_is_left(family: Family) -> None:
             found = attribute(model, inputs, methods=METHODS)
         assert isinstance(found, Attributions)
         assert_same_state(state(model), before)
-        with pytest.raises(InjectedError):
+        with pytest.raises(GlobEncError, match="raised InjectedError"):
             attribute(model, inputs, target=broken_target)
     else:
         with pytest.raises(UnsupportedEncoderError):
@@ -344,7 +344,7 @@ def test_no_trace_is_left_by_a_failure_in_the_middle_of_the_maths(name: str, mon
 
     original = analysis.local_maps
     monkeypatch.setattr(analysis, "local_maps", fail)
-    with pytest.raises(InjectedError):
+    with pytest.raises(GlobEncError, match="reading the encoder failed with InjectedError"):
         attribute(model, inputs)
     assert calls[-1] > 0  # inside the forward pass, with the hooks in place
     assert_same_state(state(model), before)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from globenc_lightning.errors import GlobEncError, UnsupportedEncoderError, is_out_of_memory
+from globenc_lightning.errors import GlobEncError, is_out_of_memory
 
 _DETACHING = (torch.Tensor.detach, torch.detach, torch.Tensor.data.__get__)  # type: ignore[attr-defined]
 _DETACHING_IN_PLACE = (torch.Tensor.detach_, torch.detach_)
@@ -143,7 +143,7 @@ class OwnContexts(TorchFunctionMode):
             hook: the hook.
 
         Returns:
-            The hook to register; what goes wrong in it is an ``UnsupportedEncoderError``.
+            The hook to register; what goes wrong in it is a ``GlobEncError``.
         """
 
         @wraps(hook)
@@ -158,7 +158,7 @@ class OwnContexts(TorchFunctionMode):
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
-                raise UnsupportedEncoderError(f"reading it failed with {type(error).__name__}: {error}") from error
+                raise GlobEncError(f"reading the encoder failed with {type(error).__name__}: {error}") from error
             finally:
                 self._apart -= 1
 
