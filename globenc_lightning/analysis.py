@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from globenc_lightning.encoder.calling import (
     ADVICE,
@@ -32,7 +33,16 @@ from globenc_lightning.encoder.calling import (
 from globenc_lightning.encoder.contexts import OwnContexts
 from globenc_lightning.encoder.layers import layer_inputs
 from globenc_lightning.encoder.norms import tolerance, working
-from globenc_lightning.encoder.reading import EncoderCall, LayerDone, find_encoders, find_structures, read
+from globenc_lightning.encoder.reading import (
+    EncoderCall,
+    LayerDone,
+    Outputs,
+    Skipped,
+    find_encoders,
+    find_structures,
+    note_calls,
+    read,
+)
 from globenc_lightning.encoder.structure import Structure
 from globenc_lightning.encoder.undisturbed import (
     as_evaluated,
@@ -65,10 +75,15 @@ from globenc_lightning.functional import (
 from globenc_lightning.functional.kernels import KernelCache
 from globenc_lightning.functional.rollout import log_scale
 from globenc_lightning.probe import is_by_token
+from globenc_lightning.task.batches import moved, size_of
+from globenc_lightning.task.kinds import Decision, detached
+from globenc_lightning.task.replaying import Chunk, Layout, Ran, Replay, compare, find_layout
 
 Target = str | Callable[..., Any]
 
 TARGETS = ("predicted", "label")
+AUTO = "auto"
+"""The readout that reads the row where the decision reads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,11 +101,12 @@ class Attributions:
         saliency: (b, k) L2 norm over ``d`` of gradient x input at the encoder's first hidden states.
         correlation: method -> (b, l) float64, Spearman's rho of the readout row with the saliency; NaN if undefined.
         attention_mask: (b, k) true for real tokens, after trailing padding was cut off.
-        predicted: (b,) index of the class with the largest logit.
+        predicted: (b,) index of the class with the largest logit; 1 where a single logit is above 0.
         logits: (b, c), as the model gave them.
         reconstruction_error: (l,) how far the decomposition is from the layers' own outputs, relative to their largest
             entry, in two random directions.
-        readout: which row was read.
+        readout: which row was read: ``"cls"``, ``"last"``, ``"mean"``, ``"token"`` (one token of each example) or
+            ``"weighted"`` (by how much the score depends on the tokens' last hidden states).
         normalize: whether rows were divided by their sum before the rollout.
         target: the name of the target.
         input_ids: (b, k) the token ids that the encoder was called with, or None.
@@ -100,6 +116,11 @@ class Attributions:
         rule: ``"post-LN"``, the paper's, or ``"pre-LN"``, an extension of it that is not in the paper.
         others: where the forward pass calls several encoders, or one several times: the attributions of the further
             calls, in call order.
+        score: (b,) the score whose gradient the saliency is.
+        probability: (b,) of what is predicted; NaN where the decision has none.
+        position: (b,) the token that the decision is read at, where that is one token; else -1.
+        task: the kind of decision, see :data:`globenc_lightning.task.kinds.SCORES`.
+        calls: how many calls of encoders the decision depends on.
     """
 
     local: dict[str, Tensor]
@@ -121,13 +142,18 @@ class Attributions:
     encoder: str
     rule: str
     others: tuple["Attributions", ...] = ()
+    score: Tensor | None = None
+    probability: Tensor | None = None
+    position: Tensor | None = None
+    task: str = "classification"
+    calls: int = 1
 
     @property
     def head_reads(self) -> str:
         """What the head makes its decision of: ``"readout"``, ``"other tokens"`` too, or something ``"elsewhere"``."""
         if self.head_gradient is None:
             return "elsewhere"
-        if self.readout == "mean":
+        if self.readout not in ("cls", "last"):
             return "readout"
         mask = self.attention_mask
         row = readout_row(torch.eye(mask.shape[1], device=mask.device).expand(len(mask), -1, -1), mask, self.readout)
@@ -156,14 +182,14 @@ class Settings:
     Attributes:
         methods: any of ``METHODS``.
         target: ``"predicted"``, ``"label"`` or a callable.
-        readout: one of ``READOUTS``.
+        readout: one of ``READOUTS``, or ``"auto"``: where the decision reads.
         normalize: divide rows by their sum before the rollout.
         exclude_special_tokens: leave special tokens out of the correlation.
     """
 
     methods: Sequence[str] = ("N-Enc",)
     target: Target = "predicted"
-    readout: str = "cls"
+    readout: str = AUTO
     normalize: bool = False
     exclude_special_tokens: bool = False
 
@@ -181,8 +207,8 @@ class Settings:
                 raise ValueError(f"unknown method {method!r}: choose from {', '.join(METHODS)}")
         if not methods or len(set(methods)) < len(methods):
             raise ValueError(f"methods must name at least one method, each once; got {methods!r}")
-        if self.readout not in READOUTS:
-            raise ValueError(f"unknown readout {self.readout!r}: choose from {', '.join(READOUTS)}")
+        if self.readout not in (AUTO, *READOUTS):
+            raise ValueError(f"unknown readout {self.readout!r}: choose from {', '.join((AUTO, *READOUTS))}")
         if not callable(self.target) and self.target not in TARGETS:
             raise ValueError(
                 f"unknown target {self.target!r}: choose 'predicted' or 'label', or give a callable "
@@ -210,22 +236,31 @@ class Reader:
             that it is run with the graph kept whole.
         attention: the attention implementations with which the structures were found.
         written: the names of parameters that its forward writes into.
+        reads: which tokens the decision was found to read, see ``Attributions.readout``; None before that is known.
+        replay: the user's own step, run again; None where the model is called itself.
     """
 
     model: nn.Module
     forward: Callable[..., Any] | None = None
     way: str | None = None
-    structures: tuple[Structure, ...] = ()
+    structures: tuple[Structure | Skipped, ...] = ()
     kernels: KernelCache = field(default_factory=KernelCache)
     max_tokens: int = 4096
     connected: bool = False
     attention: tuple[Any, ...] = ()
     written: set[str] = field(default_factory=set)
+    reads: str | None = None
+    replay: Replay | None = None
 
     @property
     def structure(self) -> Structure | None:
-        """The structure of the first encoder that is called."""
-        return self.structures[0] if self.structures else None
+        """The structure of the first call of an encoder that is read."""
+        return next(iter(self.read), None)
+
+    @property
+    def read(self) -> tuple[Structure, ...]:
+        """The structures of the calls that are read."""
+        return tuple(one for one in self.structures if isinstance(one, Structure))
 
 
 class _Kept(NamedTuple):
@@ -245,7 +280,7 @@ class _Kept(NamedTuple):
 _KNOWN: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
 
 
-_REMEMBERED = ("way", "structures", "kernels", "connected", "attention", "written")
+_REMEMBERED = ("way", "structures", "kernels", "connected", "attention", "written", "reads")
 
 
 def _reader_of(model: nn.Module) -> Reader:
@@ -308,6 +343,7 @@ class _Layers:
         readout: which row is read.
         depth: how many layers there are.
         keep_maps: whether every layer's maps and rollouts are kept.
+        weights: (b, q) how much of each token's row is read; the row of ``readout`` when None.
         local: method -> (b, l, q, k), filled layer by layer.
         rollout: method -> (b, l, q, k), filled layer by layer.
         rows: (b, m, k) for each layer.
@@ -319,6 +355,7 @@ class _Layers:
     readout: str
     depth: int
     keep_maps: bool
+    weights: Tensor | None = None
     local: dict[str, Tensor] = field(default_factory=dict)
     rollout: dict[str, Tensor] = field(default_factory=dict)
     rows: list[Tensor] = field(default_factory=list)
@@ -339,7 +376,11 @@ class _Layers:
         rolled, exponent = rollout_step(step.flatten(0, 1), below)
         self.previous = rolled.view_as(step)
         self.exponents.append(exponent.view(len(methods), b))
-        self.rows.append(readout_row(self.previous.transpose(0, 1), done.mask, self.readout))
+        rollouts = self.previous.transpose(0, 1)
+        if self.weights is None:
+            self.rows.append(readout_row(rollouts, done.mask, self.readout))
+        else:
+            self.rows.append(torch.einsum("bq,bmqk->bmk", self.weights.to(rollouts), rollouts))
         if self.keep_maps:
             self._keep(self.local, self._maps, done.place)
             self._keep(self.rollout, self.previous, done.place)
@@ -358,7 +399,7 @@ def attribute(
     *,
     methods: Sequence[str] = ("N-Enc",),
     target: Target = "predicted",
-    readout: str = "cls",
+    readout: str = AUTO,
     normalize: bool = False,
     exclude_special_tokens: bool = False,
     forward: Callable[..., Any] | None = None,
@@ -375,8 +416,9 @@ def attribute(
         target: which score the saliency is taken of: the logit of the ``"predicted"`` class, of the ``"label"`` in
             the inputs, or a callable ``target(logits, inputs)`` that returns one class index or one differentiable
             score per example, (b,).
-        readout: which row of a rollout is compared: ``"cls"`` (first real token), ``"last"`` (last real token) or
-            ``"mean"`` (mean over the real tokens).
+        readout: which row of a rollout is compared: ``"auto"`` (where the decision reads: the tokens' rows, weighted by
+            the length of the score's gradient with respect to their last hidden states), ``"cls"`` (first real token),
+            ``"last"`` (last real token) or ``"mean"`` (mean over the real tokens).
         normalize: divide every map's rows by their sum before the rollout. The paper does not; ranks differ.
         exclude_special_tokens: leave special tokens out of the correlation; needs ``special_tokens_mask`` in the
             inputs (``tokenizer(..., return_special_tokens_mask=True)``).
@@ -434,7 +476,7 @@ def _attributed(reader: Reader, inputs: Mapping[str, Any], settings: Settings) -
 
 def analyze(
     reader: Reader,
-    inputs: Mapping[str, Any],
+    inputs: Mapping[str, Any] | Chunk,
     settings: Settings,
     *,
     keep_maps: bool = True,
@@ -466,10 +508,12 @@ def analyze(
 
 
 def _analyze(
-    reader: Reader, inputs: Mapping[str, Any], settings: Settings, keep_maps: bool, special: Tensor | None
+    reader: Reader, inputs: Mapping[str, Any] | Chunk, settings: Settings, keep_maps: bool, special: Tensor | None
 ) -> Attributions:
-    batch = prepare(reader.model, inputs)
     _refuse_offloaded(reader.model)
+    if isinstance(inputs, Chunk):
+        return _analyze_chunk(reader, inputs, settings, keep_maps, special)
+    batch = prepare(reader.model, inputs)
     if any(isinstance(value, Tensor) and value.device.type != "cpu" for value in batch.values()):
         # There, an id without an embedding is no error that the process could go on from.
         reason = too_large(reader.model, batch)
@@ -494,30 +538,194 @@ def _analyze(
         # whole text than for its beginning.
         _find(reader, batch, lengths)
         found = _forward_and_backward(reader, batch, settings, keep_maps)
-    pairs = list(zip(reader.structures, found.calls, strict=True))
-    if any(structure.span != call.span for structure, call in pairs):
-        reader.structures = tuple(replace(structure, span=call.span) for structure, call in pairs)
-    records = [
-        _record(structure, call, layers, saliency, head, found.logits, special, settings)
-        for structure, call, layers, saliency, head in zip(
-            reader.structures, found.calls, found.layers, found.saliency, found.heads, strict=True
+    return _recorded(reader, found, special, settings)
+
+
+def _analyze_chunk(
+    reader: Reader, chunk: Chunk, settings: Settings, keep_maps: bool, special: Tensor | None
+) -> Attributions:
+    """:func:`_analyze` of a batch that the user's own step is run again on."""
+    if reader.structure is None or reader.attention != attention_of(reader.model):
+        find_decision(reader, chunk)
+    try:
+        found = _replayed(reader, chunk, settings, keep_maps)
+    except UnsupportedEncoderError:
+        find_decision(reader, chunk)
+        found = _replayed(reader, chunk, settings, keep_maps)
+    if settings.exclude_special_tokens and special is not None and found.judged.rows is not None:
+        # Of the examples; the record wants them of the encoder's rows.
+        mask = found.calls[0].mask
+        spread = torch.ones_like(mask)
+        width = min(special.shape[1], mask.shape[1])
+        spread[found.judged.rows.to(mask.device), :width] = special[:, :width].to(mask.device)
+        special = spread
+    return _recorded(reader, found, special, settings)
+
+
+def find_decision(reader: Reader, chunk: Chunk) -> None:
+    """Find which loss of the user's step is the decision, and the structure of the encoder that it depends on.
+
+    Args:
+        reader: the model, with its step.
+        chunk: a few examples.
+
+    Raises:
+        GlobEncError: the step cannot be run on them, or its encoder cannot be read.
+    """
+    replay = _replay_of(reader)
+    reader.kernels.clear()
+    outputs: Outputs = []
+    search = replay.search(reader.model, outputs)
+    batch = _moved(reader, chunk)
+
+    def chosen(_: Any) -> int:
+        if replay.task is None:
+            raise AssertionError("the step was run before")
+        return replay.task.call
+
+    def call(_: Any) -> Ran:
+        with _told(replay.step.name):
+            return search(batch)
+
+    with undisturbed(reader.model, parameters_require_grad=True, written=reader.written) as handles:
+        structures, _ = find_structures(reader.model, call, batch.batch, handles, outputs, chosen)
+    reader.structures, reader.attention, reader.reads = structures, attention_of(reader.model), None
+    if reader.structure is not None:
+        replay.completed(reader.model, reader.structure.encoder, reader.structure.causal)
+
+
+def evaluate(reader: Reader, chunk: Chunk) -> tuple[Decision, Tensor | None, Tensor | None]:
+    """Run the user's step up to its loss as the user does in an evaluation, with no hook but one on the encoder.
+
+    Args:
+        reader: the model, with its step and the decision that was found.
+        chunk: the examples.
+
+    Returns:
+        The decision, on the CPU; the ids (rows, s) that the encoder was called with, and which of its tokens are real,
+        as far as its arguments tell; None where they do not.
+    """
+    replay, structure = _replay_of(reader), reader.structure
+    if structure is None or replay.task is None:
+        raise AssertionError("the decision is found before it is evaluated")
+    given: list[tuple[Tensor | None, Tensor | None, tuple[int, ...]]] = []
+    handles: list[RemovableHandle] = []
+    batch = _moved(reader, chunk)
+    with as_evaluated(reader.model, reader.written), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        note_calls(structure.encoder, given, handles, chunk.batch)
+        try:
+            with _told(replay.step.name):
+                ran = replay.run(reader.model, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not given:
+            raise ModelCallError(f"{replay.step.name} calls {structure.encoder_name} in another way than before.")
+        own = [place for place, one in enumerate(reader.structures) if one.encoder is structure.encoder]
+        ids, mask, shape = given[min(own.index(replay.task.call), len(given) - 1)]
+        decision = replay.decided(ran, shape[0], shape[1], size_of(chunk.batch))
+        return detached(decision), ids, mask
+
+
+def _replay_of(reader: Reader) -> Replay:
+    if reader.replay is None:
+        raise AssertionError("a chunk is analysed with the step that it is a batch of")
+    return reader.replay
+
+
+def _moved(reader: Reader, chunk: Chunk) -> Chunk:
+    devices = (parameter.device for parameter in reader.model.parameters() if not parameter.is_meta)
+    return replace(chunk, batch=moved(chunk.batch, next(devices, torch.device("cpu"))))
+
+
+def _replayed(reader: Reader, chunk: Chunk, settings: Settings, keep_maps: bool) -> "_Found":
+    replay = _replay_of(reader)
+
+    def judge(ran: Ran, calls: tuple[EncoderCall, ...], contexts: OwnContexts) -> _Judged:
+        call = calls[0]
+        decision = replay.decided(ran, len(call.mask), call.mask.shape[1], size_of(chunk.batch))
+        decision = replace(decision, logits=contexts.in_graph(decision.logits), ends=contexts.in_graph(decision.ends))
+        if chunk.expected is not None:
+            compare(decision, chunk.expected, None, replay.step.name)
+            chunk.expected = None
+        if chunk.layout is None:
+            chunk.layout = find_layout(replay, decision, chunk, call.last)
+        return _judged(decision, chunk, chunk.layout, settings, chunk.batch)
+
+    return _connected(
+        reader, _Run(replay.step.name, lambda given: replay.run(reader.model, given), judge),
+        _moved(reader, chunk), settings, keep_maps,
+    )
+
+
+def _judged(decision: Decision, chunk: Chunk, layout: Layout, settings: Settings, batch: Any) -> "_Judged":
+    """The scores of a chunk's examples."""
+    units, device = layout.units, decision.logits.device
+    rows = layout.rows
+    scores = decision.scores(units.to(device))
+    labels = decision.label(units.to(device))
+    if callable(settings.target):
+        logits = decision.logits
+        chosen = settings.target(logits, batch)
+        if not isinstance(chosen, Tensor) or tuple(chosen.shape) != (len(logits),):
+            raise ModelCallError(
+                "target(logits, batch) must return one class index or one score per row of the logits, a tensor of "
+                f"shape ({len(logits)},)"
+            )
+        indexed = logits.gather(1, chosen.long().unsqueeze(1)).squeeze(1) if not chosen.is_floating_point() else chosen
+        scores = indexed[units.to(device)]
+    elif settings.target == "label" and decision.logits.shape[1] > 1:
+        if labels is None or labels.dim() != 1 or labels.is_floating_point():
+            raise ProbeError(
+                f"target='label' needs one class index per example, and the {decision.kind} that is trained has none: "
+                "use target='predicted', or a callable."
+            )
+        scores = decision.logits[units.to(device)].gather(1, labels.long().unsqueeze(1)).squeeze(1)
+    predicted = decision.predicted(units.to(device)).cpu()
+    if rows.dim() == 2:
+        place = predicted if settings.target != "label" or labels is None else labels.long().cpu()
+        rows = rows.gather(1, place.unsqueeze(1)).squeeze(1)
+    total = decision.logits.sum() if decision.kind == "loss" else scores.sum()
+    return _Judged(
+        logits=decision.logits[units.to(device)].detach(),
+        scores=scores,
+        total=total,
+        rows=rows,
+        predicted=predicted,
+        probability=decision.probability(units.to(device)).cpu(),
+        labels=None if labels is None else labels.detach().cpu(),
+        task=decision.kind,
+        one_call=True,
+    )
+
+
+def _recorded(reader: Reader, found: "_Found", special: Tensor | None, settings: Settings) -> Attributions:
+    """What one forward and one backward gave, as attributions."""
+    spans = {id(structure): call.span for structure, call in zip(reader.read, found.calls, strict=True)}
+    if any(structure.span != spans[id(structure)] for structure in reader.read):
+        reader.structures = tuple(
+            replace(one, span=spans[id(one)]) if isinstance(one, Structure) else one for one in reader.structures
         )
+    records = [
+        _record(structure, place, found, special, settings) for place, structure in enumerate(reader.read)
     ]
     return replace(records[0], others=tuple(records[1:]))
 
 
 def _record(
-    structure: Structure,
-    call: EncoderCall,
-    layers: "_Layers",
-    saliency: Tensor,
-    head: Tensor | None,
-    logits: Tensor,
-    special: Tensor | None,
-    settings: Settings,
+    structure: Structure, place: int, found: "_Found", special: Tensor | None, settings: Settings
 ) -> Attributions:
     """The attributions of one call of an encoder."""
-    mask = call.mask
+    call, layers, saliency, judged = found.calls[place], found.layers[place], found.saliency[place], found.judged
+    head, chosen = found.heads[place], judged.rows
+    mask, ids = call.mask, call.ids
+    if chosen is not None:
+        # Texts that no example is decided from, of other choices say, are left out.
+        chosen = chosen.to(mask.device)
+        mask, saliency, ids = mask[chosen], saliency[chosen], None if ids is None else ids[chosen]
+        head = None if head is None else head[chosen]
+        special = special[chosen] if special is not None and len(special) == len(call.mask) else special
     if not torch.isfinite(saliency[mask]).all():
         raise NonFiniteError("the gradient of the target's score holds NaN or infinity, so there is no saliency.")
     if not mask.any(1).all():
@@ -533,44 +741,100 @@ def _record(
         counted = mask & ~special.bool().to(mask.device)
     methods = settings.methods
     rows = torch.stack(layers.rows, 2)
-    correlation = spearman(rows, saliency[:, None, None], counted[:, None, None])
-    if layers.previous is None:
+    exponents, last = torch.stack(layers.exponents, 2), layers.previous
+    if last is None:
         raise AssertionError("an encoder without layers is refused when its structure is found")
+    local, rollout = layers.local, layers.rollout
+    if chosen is not None:
+        rows, exponents, last = rows[chosen], exponents[:, chosen], last[:, chosen]
+        local, rollout = ({method: maps[chosen] for method, maps in kept.items()} for kept in (local, rollout))
+    correlation = spearman(rows, saliency[:, None, None], counted[:, None, None])
     return Attributions(
-        local=layers.local,
-        rollout=layers.rollout,
-        log_scale=dict(zip(methods, log_scale(torch.stack(layers.exponents, 2)), strict=True)),
+        local=local,
+        rollout=rollout,
+        log_scale=dict(zip(methods, log_scale(exponents), strict=True)),
         rows={method: row.contiguous() for method, row in zip(methods, rows.unbind(1), strict=True)},
-        last=dict(zip(methods, layers.previous, strict=True)),
+        last=dict(zip(methods, last, strict=True)),
         saliency=saliency,
         correlation=dict(zip(methods, correlation.unbind(1), strict=True)),
         attention_mask=mask,
-        predicted=logits.argmax(1) if logits.dim() == 2 else logits.flatten(1).argmax(1),
-        logits=logits,
+        predicted=judged.predicted,
+        logits=judged.logits,
         reconstruction_error=torch.tensor(call.errors, dtype=torch.float64),
-        readout=effective_readout(structure, settings.readout),
+        readout=layers.readout,
         normalize=settings.normalize,
         target=settings.target_name,
-        input_ids=call.ids,
+        input_ids=ids,
         head_gradient=head,
         encoder=structure.encoder_name,
         rule=structure.rule,
+        score=judged.scores.detach(),
+        probability=judged.probability,
+        position=_positions(head, mask),
+        task=judged.task,
+        calls=found.encoder_calls,
     )
+
+
+def _positions(head: Tensor | None, mask: Tensor) -> Tensor:
+    """The one token that each example's score reads, (b,); -1 where it reads several, or none."""
+    if head is None:
+        return torch.full((len(mask),), -1)
+    weights = head.masked_fill(~mask, 0.0)
+    peak, place = weights.max(1)
+    alone = (peak > 0) & (weights.sum(1) <= peak * (1 + 1e-6))
+    return torch.where(alone, place, -1).cpu()
 
 
 def effective_readout(structure: Structure, readout: str) -> str:
     """The row that is read: a causal model's first token sees nothing but itself, so its last one is read instead."""
+    readout = "cls" if readout == AUTO else readout
     return "last" if structure.causal and readout == "cls" else readout
 
 
+class _Judged(NamedTuple):
+    """What a forward pass decided on the examples.
+
+    Attributes:
+        logits: (n, c).
+        scores: (n,) in the autograd graph.
+        total: () what is differentiated.
+        rows: (n,) the row of the encoder's call that each example is decided from; None where they are the same.
+        predicted: (n,).
+        probability: (n,) of what is predicted.
+        labels: (n,) or (n, c), or None.
+        task: the kind of decision.
+        one_call: whether one call of an encoder is looked at, whatever others there are.
+    """
+
+    logits: Tensor
+    scores: Tensor
+    total: Tensor
+    rows: Tensor | None
+    predicted: Tensor
+    probability: Tensor
+    labels: Tensor | None
+    task: str
+    one_call: bool
+
+
+class _Run(NamedTuple):
+    """A way to get a decision: a call of the model, and how to judge what it gave."""
+
+    name: str
+    call: Callable[[Any], Any]
+    judge: Callable[[Any, tuple[EncoderCall, ...], OwnContexts], _Judged]
+
+
 class _Found(NamedTuple):
-    """What one forward and one backward gave; all but the logits (b, c) one entry per call of an encoder."""
+    """What one forward and one backward gave; but for the decision one entry per call of an encoder that is read."""
 
     layers: list["_Layers"]
     saliency: list[Tensor]
     heads: list[Tensor | None]
     calls: tuple[EncoderCall, ...]
-    logits: Tensor
+    judged: _Judged
+    encoder_calls: int
 
 
 def _forward_and_backward(reader: Reader, batch: Mapping[str, Any], settings: Settings, keep_maps: bool) -> _Found:
@@ -584,54 +848,159 @@ def _forward_and_backward(reader: Reader, batch: Mapping[str, Any], settings: Se
     if way is None:
         raise ModelCallError(f"{type(reader.model).__name__} gives no logits for the probe.\n{ADVICE}")
     _refuse_unused_mask(way, batch)
-    if not reader.connected:
-        try:
-            return _attempt(reader, way, batch, settings, keep_maps, connected=False)
-        except ModelCallError as error:
-            if not isinstance(error, CutGraphError) and not isinstance(error.__cause__, RuntimeError):
-                raise
-    # The forward cuts the graph, or drops parts of it that it cannot compute again while it is read.
-    found = _attempt(reader, way, batch, settings, keep_maps, connected=True)
-    reader.connected = True
-    return found
+
+    def judge(output: Any, calls: tuple[EncoderCall, ...], contexts: OwnContexts) -> _Judged:
+        logits = logits_of(contexts.in_graph(output), len(calls[0].mask), _width(reader, reader.read))
+        with _told("target(logits, batch)"):
+            scores = _score(logits, batch, settings.target, calls[0].mask)
+        # Only rows with something in them: a row of padding may hold NaN, and its gradient would be nobody's.
+        used = torch.stack([call.mask.any(1) for call in calls if len(call.mask) == len(scores)]).all(0)
+        kind, predicted, probability = _decided(logits, batch)
+        return _Judged(
+            logits.detach(), scores, scores[used].sum(), None, predicted, probability, None, kind, one_call=False
+        )
+
+    return _connected(reader, _Run(way.name, way.call, judge), batch, settings, keep_maps)
+
+
+def _decided(logits: Tensor, batch: Mapping[str, Any]) -> tuple[str, Tensor, Tensor]:
+    """The kind of decision that logits without a loss are taken for, what is predicted, and its probability."""
+    if logits.dim() != 2:
+        return "token classification", logits.flatten(1).argmax(1), logits.new_full((len(logits),), float("nan")).cpu()
+    labels = next((batch[name] for name in LABELS if isinstance(batch.get(name), Tensor)), None)
+    kind = "classification"
+    if logits.shape[1] == 1:
+        kind = "regression" if labels is not None and labels.is_floating_point() else "binary"
+    elif labels is not None and labels.is_floating_point() and labels.shape == logits.shape:
+        kind = "multi-label"
+    decision, units = Decision(kind, logits.detach()), torch.arange(len(logits), device=logits.device)
+    return kind, decision.predicted(units), decision.probability(units)
+
+
+def _connected(reader: Reader, run: _Run, batch: Any, settings: Settings, keep_maps: bool) -> _Found:
+    """One forward and one backward, or two where what the decision reads has to be known first."""
+
+    def attempt(readout: str, weights: list[Tensor] | None, look: bool = False) -> _Found:
+        if not reader.connected:
+            try:
+                return _attempt(reader, run, batch, settings, keep_maps, readout, weights, look, connected=False)
+            except ModelCallError as error:
+                if not isinstance(error, CutGraphError) and not isinstance(error.__cause__, RuntimeError):
+                    raise
+        # The forward cuts the graph, or drops parts of it that it cannot compute again while it is read.
+        found = _attempt(reader, run, batch, settings, keep_maps, readout, weights, look, connected=True)
+        reader.connected = True
+        return found
+
+    if settings.readout != AUTO:
+        return attempt(settings.readout, None)
+    if reader.reads in (*READOUTS, "elsewhere"):
+        found = attempt("cls" if reader.reads == "elsewhere" else reader.reads, None)
+        if _reads(reader, found)[0] == reader.reads:
+            return found
+    else:
+        found = attempt("cls", None, look=True)
+    reader.reads, weights = _reads(reader, found)
+    if reader.reads in (*READOUTS, "elsewhere"):
+        return attempt("cls" if reader.reads == "elsewhere" else reader.reads, None)
+    return attempt(reader.reads, weights)
+
+
+def _reads(reader: Reader, found: _Found) -> tuple[str, list[Tensor]]:
+    """Which tokens the decision reads of the first call of an encoder, and how much of each token of every call."""
+    names, weights = [], []
+    for structure, call, head in zip(reader.read, found.calls, found.heads, strict=True):
+        rows = found.judged.rows
+        name, weight = reading_of(head, call.mask, rows, structure.causal)
+        names.append(name)
+        weights.append(weight)
+    same = len(set(names)) == 1
+    return names[0] if same or names[0] not in READOUTS else "weighted", weights
+
+
+def reading_of(head: Tensor | None, mask: Tensor, rows: Tensor | None, causal: bool) -> tuple[str, Tensor]:
+    """Which tokens a decision reads.
+
+    Args:
+        head: (b, q) length of the score's gradient with respect to each token's last hidden states, or None.
+        mask: (b, q) true for real tokens.
+        rows: the rows that count; all when None.
+        causal: whether no token sees what comes after it.
+
+    Returns:
+        ``"cls"``, ``"last"``, ``"mean"``, ``"token"``, ``"weighted"``, or ``"elsewhere"`` where it reads none of them;
+        and how much of each token it reads, (b, q), adding up to 1.
+    """
+    if head is None:
+        return "elsewhere", mask.float()
+    weights = head.masked_fill(~mask, 0.0)
+    weights = weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+    own, real = (weights, mask) if rows is None else (weights[rows.to(mask.device)], mask[rows.to(mask.device)])
+    used = real.any(1) & (own.sum(1) > 0)
+    own, real = own[used], real[used]
+    if not len(own):
+        return "elsewhere", weights
+    length, first = real.sum(1, keepdim=True), real.int().argmax(1)
+    last = real.shape[1] - 1 - real.flip(1).int().argmax(1)
+    peak, place = own.max(1)
+    if bool((peak > 1 - 1e-5).all()):
+        ends = [("last", last), ("cls", first)] if causal else [("cls", first), ("last", last)]
+        return next((name for name, end in ends if bool((place == end).all())), "token"), weights
+    uneven = (own * length - 1.0).abs().masked_fill(~real, 0.0)
+    return "mean" if float(uneven.max()) < 1e-3 else "weighted", weights
 
 
 def _attempt(
-    reader: Reader, way: Way, batch: Mapping[str, Any], settings: Settings, keep_maps: bool, *, connected: bool
+    reader: Reader,
+    run: _Run,
+    batch: Any,
+    settings: Settings,
+    keep_maps: bool,
+    readout: str,
+    weights: list[Tensor] | None,
+    look: bool,
+    *,
+    connected: bool,
 ) -> _Found:
-    """One forward and one backward, with the autograd graph as the model's forward leaves it, or kept connected."""
-    collected = [
-        _Layers(settings, effective_readout(structure, settings.readout), len(structure.layers), keep_maps)
-        for structure in reader.structures
-    ]
+    """One forward and one backward, with the autograd graph as the model's forward leaves it, or kept connected.
+
+    Without the maps where it is but a ``look`` at what the decision reads.
+    """
+    places = [place for place, one in enumerate(reader.structures) if isinstance(one, Structure)]
+    collected: dict[int, _Layers] = {}
+    for number, (place, structure) in enumerate(zip(places, reader.read, strict=True)):
+        row = readout if weights is not None else effective_readout(structure, readout)
+        weight = None if weights is None else weights[number]
+        collected[place] = _Layers(settings, row, len(structure.layers), keep_maps, weight)
 
     def on_layer(done: LayerDone) -> None:
-        collected[done.call].add(done, partial(reader.kernels.kernel, (done.call, done.place)))
+        if not look:
+            collected[done.call].add(done, partial(reader.kernels.kernel, (done.call, done.place)))
 
-    def call(given: Mapping[str, Any]) -> Any:
-        with _told(way.name, lambda: too_large(reader.model, batch) or contexts.hint()):
-            return way.call(given)
+    texts = batch.batch if isinstance(batch, Chunk) else batch
+
+    def hint() -> str:
+        return (too_large(reader.model, texts) if isinstance(texts, Mapping) else None) or contexts.hint()
+
+    def call(_: Any) -> Any:
+        with _told(run.name, hint):
+            return run.call(batch)
 
     contexts = OwnContexts(reader.model, connected=connected)
     with undisturbed(reader.model, parameters_require_grad=False, written=reader.written) as handles:
-        result = read(reader.model, reader.structures, call, batch, on_layer, handles, contexts)
-        size = len(result.calls[0].mask)
-        logits = logits_of(contexts.in_graph(result.output), size, _width(reader, reader.structures))
-        with _told("target(logits, batch)"):
-            score = _score(logits, batch, settings.target, result.calls[0].mask)
+        result = read(reader.model, reader.structures, call, texts, on_layer, handles, contexts)
+        judged = run.judge(result.output, result.calls, contexts)
         sources = [*(call.hidden for call in result.calls), *(call.last for call in result.calls)]
         gradients: tuple[Tensor | None, ...] = tuple(None for _ in sources)
-        if score.requires_grad:
-            # Only rows with something in them: a row of padding may hold NaN, and its gradient would be nobody's.
-            used = torch.stack([call.mask.any(1) for call in result.calls if len(call.mask) == size]).all(0)
+        if judged.total.requires_grad:
             with _told("the backward pass from the score to the hidden states"):
-                gradients = torch.autograd.grad(score[used].sum(), sources, allow_unused=True)
+                gradients = torch.autograd.grad(judged.total, sources, allow_unused=True)
         saliency = []
         heads = [
             None if one is None or not bool((one != 0).any()) else torch.linalg.vector_norm(working(one), dim=-1)
             for one in gradients[len(result.calls) :]
         ]
-        for structure, call_, gradient in zip(reader.structures, result.calls, gradients, strict=False):
+        for structure, call_, gradient in zip(reader.read, result.calls, gradients, strict=False):
             if gradient is None:
                 raise CutGraphError(
                     f"the score does not depend on the encoder's hidden states ({structure.encoder_name}), even where "
@@ -640,7 +1009,21 @@ def _attempt(
                     "does. " + ADVICE
                 )
             saliency.append(gradient_x_input(working(gradient), working(call_.hidden), call_.mask))
-    return _Found(collected, saliency, heads, result.calls, logits.detach())
+        _refuse_other_rows(judged, result.calls[0], gradients[0])
+    count = reader.replay.task.calls if judged.one_call and reader.replay and reader.replay.task else len(places)
+    return _Found(list(collected.values()), saliency, heads, result.calls, judged, count)
+
+
+def _refuse_other_rows(judged: _Judged, call: EncoderCall, gradient: Tensor | None) -> None:
+    """Prove that the examples are decided from the rows that they were found to be decided from, and from no other."""
+    if judged.rows is None or gradient is None:
+        return
+    read = gradient.abs().flatten(1).amax(1) > 0
+    known = torch.zeros_like(read)
+    known[judged.rows.to(read.device)] = True
+    # Another example's text may stand beside an example's own, as the second of a pair.
+    if judged.task != "similarity" and bool((~read & known).any()):
+        raise ModelCallError("the examples are decided from other texts than when these were found.")
 
 
 @contextmanager
@@ -866,6 +1249,7 @@ def _find(
             _refuse_unused_mask(way, batch)
             _refuse_another_model(reader, way, _copied(some), logits, structures)
             reader.way, reader.structures, reader.attention = name, structures, attention_of(reader.model)
+            reader.reads = None
             if not way.own and has_own_forward(reader.model):
                 tried = "; ".join(failures) or "it does not take the batch's entries by their names"
                 warnings.warn(

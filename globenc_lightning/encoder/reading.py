@@ -347,6 +347,42 @@ def _watch(
     handles.append(_ForwardHandle(encoder, watched))  # type: ignore[arg-type]
 
 
+def note_calls(
+    encoder: nn.Module,
+    given: list[tuple[Tensor | None, Tensor | None, tuple[int, ...]]],
+    handles: list[RemovableHandle],
+    batch: Any,
+) -> None:
+    """Note with which ids and mask an encoder is called, and the shape of its first output; nothing else is looked at.
+
+    Args:
+        encoder: the encoder.
+        given: takes the ids (b, s) or None, the mask (b, s) or None, and the shape (b, s, d) of each call.
+        handles: takes the handles of the hooks, for the caller to remove.
+        batch: the batch that the model is called with.
+    """
+    entered: list[tuple[Tensor | None, Tensor | None]] = []
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = _given(module, "input_ids", args, kwargs)
+        told = told_mask(module, args, kwargs, batch)
+        # Copies: what follows may write into them.
+        entered.append(
+            (
+                None if ids is None or ids.dim() != 2 else ids.detach().cpu().clone(),
+                None if told is None else told.mask.detach().cpu().clone(),
+            )
+        )
+
+    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        shape = next((tuple(tensor.shape) for tensor in tensors_in(output) if _is_hidden(tensor)), None)
+        ids, mask = entered.pop()
+        if shape is not None and not entered:
+            given.append((ids, mask, shape))
+
+    _watch(encoder, before, after, [], handles)
+
+
 def _refuse_failed(failed: list[Exception]) -> None:
     if not failed:
         return

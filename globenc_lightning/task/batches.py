@@ -115,10 +115,10 @@ def stored(batch: Any) -> Any:
         return batch.detach().as_subclass(Tensor)
     if batch is None or isinstance(batch, bool):
         return batch
-    for kind in (str, int, float):
-        if isinstance(batch, kind):
+    for primitive in (str, int, float):
+        if isinstance(batch, primitive):
             # Subclasses, numpy's among them, would not be loaded.
-            return kind(batch)
+            return primitive(batch)
     if isinstance(batch, Mapping):
         kind = "encoding" if type(batch).__name__ == "BatchEncoding" else "mapping"
         return {"kind": kind, "keys": [stored(key) for key in batch], "parts": [stored(one) for one in batch.values()]}
@@ -151,8 +151,8 @@ def restored(state: Any, template: Any = None) -> Any:
         return state
     kind, keys, parts = state["kind"], state["keys"], state["parts"]
     if kind in ("mapping", "encoding"):
-        inner = template if isinstance(template, Mapping) else {}
-        built = {key: restored(one, inner.get(key)) for key, one in zip(keys, parts, strict=True)}
+        known = template if isinstance(template, Mapping) else {}
+        built = {key: restored(one, known.get(key)) for key, one in zip(keys, parts, strict=True)}
         if kind == "encoding":
             from transformers import BatchEncoding
 

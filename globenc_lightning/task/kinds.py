@@ -112,6 +112,7 @@ class Seen:
         causal: whether no token sees what comes after it.
         generates: whether a decoder follows it.
         calls: how many calls of encoders the decision depends on.
+        mixes: whether one logit compares two texts, and others of its unit compare other texts: similarities.
     """
 
     rows: int
@@ -120,6 +121,7 @@ class Seen:
     causal: bool
     generates: bool
     calls: int
+    mixes: bool = False
 
 
 def decision_of(losses: Sequence[LossCall], seen: Seen, size: int | None) -> Decision:
@@ -205,17 +207,13 @@ def _of_classes(
     ):
         return Decision("span", logits, target, other.logits, other.target, loss.ignored)
     units, classes = logits.shape
-    if seen.generates and units != seen.rows:
-        return _by_token(logits, target, seen, loss.ignored)
-    if units == seen.rows or (seen.generates and units == seen.rows):
-        if seen.calls > 1 and classes in (units, 2 * units) and target.dim() == 1:
-            return Decision("similarity", logits, target, ignored=loss.ignored)
-        return Decision("classification", logits, target, ignored=loss.ignored)
-    if units * classes == seen.rows:
-        return Decision("choice", logits, target, ignored=loss.ignored)
-    if seen.rows % max(units, 1) == 0 and classes in (units, seen.rows, seen.rows - 1, seen.rows - units):
+    if seen.mixes:
         return Decision("similarity", logits, target, ignored=loss.ignored)
-    if size is not None and units == size and seen.rows != size:
+    if units == seen.rows:
+        return Decision("classification", logits, target, ignored=loss.ignored)
+    if units * classes == seen.rows and not seen.generates:
+        return Decision("choice", logits, target, ignored=loss.ignored)
+    if units == size and seen.rows % units == 0:
         return Decision("classification", logits, target, ignored=loss.ignored)
     return _by_token(logits, target, seen, loss.ignored)
 
@@ -267,43 +265,6 @@ def _of_pairs(loss: LossCall) -> Decision | None:
     if loss.result.dim() == 2 and loss.result.shape[0] == loss.result.shape[1]:
         return Decision("similarity", loss.result)
     return None
-
-
-def chosen_units(decisions: Sequence[Decision], rows: Sequence[Sequence[Sequence[int]]]) -> list[list[int | None]]:
-    """One unit per example of models that decide per token: which of its tokens is explained.
-
-    Args:
-        decisions: one per batch of the probe.
-        rows: for each batch and example: its units.
-
-    Returns:
-        For each batch and example: the unit; None where no token of it has a label.
-    """
-    counts: dict[int, int] = {}
-    labelled: list[list[list[tuple[int, int]]]] = []
-    for decision, examples in zip(decisions, rows, strict=True):
-        labels = None if decision.labels is None else decision.labels.tolist()
-        found = []
-        for units in examples:
-            own = [(unit, labels[unit]) for unit in units if labels[unit] != decision.ignored] if labels else []
-            found.append(own)
-            for _, label in own:
-                counts[label] = counts.get(label, 0) + 1
-        labelled.append(found)
-    chosen: list[list[int | None]] = []
-    for decision, examples_ in zip(decisions, labelled, strict=True):
-        part: list[int | None] = []
-        for own in examples_:
-            if not own:
-                part.append(None)
-            elif decision.kind == "next token":
-                part.append(own[-1][0])
-            elif decision.kind == "token classification":
-                part.append(min(own, key=lambda one: counts[one[1]])[0])
-            else:
-                part.append(own[0][0])
-        chosen.append(part)
-    return chosen
 
 
 def detached(decision: Decision) -> Decision:

@@ -58,8 +58,9 @@ _SQUASHING = {
 """Functions that make probabilities of logits, and whether those are of one of several classes or of each label."""
 # What moves entries about, or keeps their order, and is done to the logits as it is done to the probabilities.
 _SHAPING = frozenset(
-    "view reshape squeeze unsqueeze flatten transpose permute __getitem__ select index_select contiguous float double "
-    "to type clone expand t narrow unflatten movedim masked_select".split()
+    {"view", "reshape", "squeeze", "unsqueeze", "flatten", "transpose", "permute", "__getitem__", "select"}
+    | {"index_select", "contiguous", "float", "double", "to", "type", "clone", "expand", "t", "narrow", "unflatten"}
+    | {"movedim", "masked_select"}
 )
 _KEEPING = frozenset({"log", "clamp", "clip", "clamp_min", "clamp_max"})
 ARGUMENTS = {"input": 0, "x1": 0, "anchor": 0, "input1": 0, "target": 1, "x2": 1, "positive": 1, "input2": 1}
@@ -107,14 +108,15 @@ class LossWatch(TorchFunctionMode):
     """Notes the loss functions that are called inside it.
 
     Args:
-        stop_at: end the step by :class:`LossSeen` once so many losses were seen; never when None.
+        wanted: asked after each loss whether the step has computed all that is needed; then it is ended by
+            :class:`LossSeen`. Never when None.
     """
 
-    def __init__(self, stop_at: int | None = None) -> None:
+    def __init__(self, wanted: Callable[[list[LossCall]], bool] | None = None) -> None:
         super().__init__()
         self.losses: list[LossCall] = []
         self.squashed: list[tuple[Tensor, Tensor, str]] = []
-        self._stop_at = stop_at
+        self._wanted = wanted
         self._behind: dict[int, tuple[Tensor, Tensor, str]] = {}
 
     def __torch_function__(
@@ -150,7 +152,7 @@ class LossWatch(TorchFunctionMode):
         _, logits, squashed = self._behind.get(id(first), (None, first, None))
         options = {key: value for key, value in kwargs.items() if not isinstance(value, Tensor)}
         self.losses.append(LossCall(name, holds, first, second, logits, squashed, options, result))
-        if self._stop_at is not None and len(self.losses) >= self._stop_at:
+        if self._wanted is not None and self._wanted(self.losses):
             raise LossSeen
 
 
