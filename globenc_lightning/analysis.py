@@ -121,6 +121,8 @@ class Attributions:
         position: (b,) the token that the decision is read at, where that is one token; else -1.
         task: the kind of decision, see :data:`globenc_lightning.task.kinds.SCORES`.
         calls: how many calls of encoders the decision depends on.
+        answers: one per example: what is decided, see ``Decision.answers``.
+        truths: one per example: what its label says, in the same form; empty where there is none.
     """
 
     local: dict[str, Tensor]
@@ -147,6 +149,8 @@ class Attributions:
     position: Tensor | None = None
     task: str = "classification"
     calls: int = 1
+    answers: tuple[tuple[int, ...], ...] = ()
+    truths: tuple[tuple[float, ...], ...] = ()
 
     @property
     def head_reads(self) -> str:
@@ -238,6 +242,8 @@ class Reader:
         written: the names of parameters that its forward writes into.
         reads: which tokens the decision was found to read, see ``Attributions.readout``; None before that is known.
         replay: the user's own step, run again; None where the model is called itself.
+        decisions: for each batch of the probe, what the step decides on it, and which tokens are real.
+        chunks: the batches that a probe is analysed in, by the largest number of tokens and the examples.
     """
 
     model: nn.Module
@@ -251,6 +257,8 @@ class Reader:
     written: set[str] = field(default_factory=set)
     reads: str | None = None
     replay: Replay | None = None
+    decisions: list[tuple[Decision, Tensor | None]] = field(default_factory=list)
+    chunks: dict[tuple[int, tuple[int, ...]], list[Chunk]] = field(default_factory=dict)
 
     @property
     def structure(self) -> Structure | None:
@@ -480,7 +488,7 @@ def analyze(
     settings: Settings,
     *,
     keep_maps: bool = True,
-    special_tokens: Tensor | None = None,
+    special_tokens: Tensor | Callable[[Tensor], Tensor] | None = None,
 ) -> Attributions:
     """:func:`attribute` for a model that is analysed again and again; see there.
 
@@ -489,7 +497,8 @@ def analyze(
         inputs: as for :func:`attribute`.
         settings: what is computed.
         keep_maps: keep every layer's map and rollout, or the readout rows and the last rollout alone.
-        special_tokens: (b, s) true for special tokens; ``special_tokens_mask`` of the inputs when None.
+        special_tokens: (b, s) true for special tokens, or a function that tells them of ids; ``special_tokens_mask`` of
+            the inputs when None.
 
     Returns:
         The attributions.
@@ -508,7 +517,11 @@ def analyze(
 
 
 def _analyze(
-    reader: Reader, inputs: Mapping[str, Any] | Chunk, settings: Settings, keep_maps: bool, special: Tensor | None
+    reader: Reader,
+    inputs: Mapping[str, Any] | Chunk,
+    settings: Settings,
+    keep_maps: bool,
+    special: Tensor | Callable[[Tensor], Tensor] | None,
 ) -> Attributions:
     _refuse_offloaded(reader.model)
     if isinstance(inputs, Chunk):
@@ -542,7 +555,11 @@ def _analyze(
 
 
 def _analyze_chunk(
-    reader: Reader, chunk: Chunk, settings: Settings, keep_maps: bool, special: Tensor | None
+    reader: Reader,
+    chunk: Chunk,
+    settings: Settings,
+    keep_maps: bool,
+    special: Tensor | Callable[[Tensor], Tensor] | None,
 ) -> Attributions:
     """:func:`_analyze` of a batch that the user's own step is run again on."""
     if reader.structure is None or reader.attention != attention_of(reader.model):
@@ -552,13 +569,6 @@ def _analyze_chunk(
     except UnsupportedEncoderError:
         find_decision(reader, chunk)
         found = _replayed(reader, chunk, settings, keep_maps)
-    if settings.exclude_special_tokens and special is not None and found.judged.rows is not None:
-        # Of the examples; the record wants them of the encoder's rows.
-        mask = found.calls[0].mask
-        spread = torch.ones_like(mask)
-        width = min(special.shape[1], mask.shape[1])
-        spread[found.judged.rows.to(mask.device), :width] = special[:, :width].to(mask.device)
-        special = spread
     return _recorded(reader, found, special, settings)
 
 
@@ -694,13 +704,16 @@ def _judged(decision: Decision, chunk: Chunk, layout: Layout, settings: Settings
         rows=rows,
         predicted=predicted,
         probability=decision.probability(units.to(device)).cpu(),
-        labels=None if labels is None else labels.detach().cpu(),
+        answers=tuple(decision.answers(units.to(device))),
+        truths=tuple(decision.truths(units.to(device))),
         task=decision.kind,
         one_call=True,
     )
 
 
-def _recorded(reader: Reader, found: "_Found", special: Tensor | None, settings: Settings) -> Attributions:
+def _recorded(
+    reader: Reader, found: "_Found", special: Tensor | Callable[[Tensor], Tensor] | None, settings: Settings
+) -> Attributions:
     """What one forward and one backward gave, as attributions."""
     spans = {id(structure): call.span for structure, call in zip(reader.read, found.calls, strict=True)}
     if any(structure.span != spans[id(structure)] for structure in reader.read):
@@ -714,7 +727,11 @@ def _recorded(reader: Reader, found: "_Found", special: Tensor | None, settings:
 
 
 def _record(
-    structure: Structure, place: int, found: "_Found", special: Tensor | None, settings: Settings
+    structure: Structure,
+    place: int,
+    found: "_Found",
+    special: Tensor | Callable[[Tensor], Tensor] | None,
+    settings: Settings,
 ) -> Attributions:
     """The attributions of one call of an encoder."""
     call, layers, saliency, judged = found.calls[place], found.layers[place], found.saliency[place], found.judged
@@ -725,13 +742,14 @@ def _record(
         chosen = chosen.to(mask.device)
         mask, saliency, ids = mask[chosen], saliency[chosen], None if ids is None else ids[chosen]
         head = None if head is None else head[chosen]
-        special = special[chosen] if special is not None and len(special) == len(call.mask) else special
     if not torch.isfinite(saliency[mask]).all():
         raise NonFiniteError("the gradient of the target's score holds NaN or infinity, so there is no saliency.")
     if not mask.any(1).all():
         empty = (~mask.any(1)).nonzero().flatten().tolist()
         warnings.warn(f"rows without a real token have no figures: {empty}", GlobEncWarning, stacklevel=5)
     counted = mask
+    if callable(special):
+        special = None if ids is None else special(ids)
     if settings.exclude_special_tokens:
         if special is None or special.shape != mask.shape:
             raise ProbeError(
@@ -773,6 +791,8 @@ def _record(
         position=_positions(head, mask),
         task=judged.task,
         calls=found.encoder_calls,
+        answers=judged.answers,
+        truths=judged.truths,
     )
 
 
@@ -802,7 +822,8 @@ class _Judged(NamedTuple):
         rows: (n,) the row of the encoder's call that each example is decided from; None where they are the same.
         predicted: (n,).
         probability: (n,) of what is predicted.
-        labels: (n,) or (n, c), or None.
+        answers: one per example: what is decided.
+        truths: one per example: what its label says.
         task: the kind of decision.
         one_call: whether one call of an encoder is looked at, whatever others there are.
     """
@@ -813,7 +834,8 @@ class _Judged(NamedTuple):
     rows: Tensor | None
     predicted: Tensor
     probability: Tensor
-    labels: Tensor | None
+    answers: tuple[tuple[int, ...], ...]
+    truths: tuple[tuple[float, ...], ...]
     task: str
     one_call: bool
 
@@ -855,26 +877,40 @@ def _forward_and_backward(reader: Reader, batch: Mapping[str, Any], settings: Se
             scores = _score(logits, batch, settings.target, calls[0].mask)
         # Only rows with something in them: a row of padding may hold NaN, and its gradient would be nobody's.
         used = torch.stack([call.mask.any(1) for call in calls if len(call.mask) == len(scores)]).all(0)
-        kind, predicted, probability = _decided(logits, batch)
+        decision = _decided(logits, batch)
+        units = torch.arange(len(logits), device=logits.device)
+        predicted, probability = decision.predicted(units), decision.probability(units).cpu()
         return _Judged(
-            logits.detach(), scores, scores[used].sum(), None, predicted, probability, None, kind, one_call=False
+            logits.detach(),
+            scores,
+            scores[used].sum(),
+            None,
+            predicted,
+            probability,
+            tuple(decision.answers(units)),
+            tuple(decision.truths(units)),
+            decision.kind,
+            one_call=False,
         )
 
     return _connected(reader, _Run(way.name, way.call, judge), batch, settings, keep_maps)
 
 
-def _decided(logits: Tensor, batch: Mapping[str, Any]) -> tuple[str, Tensor, Tensor]:
-    """The kind of decision that logits without a loss are taken for, what is predicted, and its probability."""
-    if logits.dim() != 2:
-        return "token classification", logits.flatten(1).argmax(1), logits.new_full((len(logits),), float("nan")).cpu()
+def _decided(logits: Tensor, batch: Mapping[str, Any]) -> Decision:
+    """What logits without a loss are taken for: classes, one logit or value, or several labels."""
     labels = next((batch[name] for name in LABELS if isinstance(batch.get(name), Tensor)), None)
+    if logits.dim() != 2:
+        return Decision("token classification", logits.detach().flatten(1))
     kind = "classification"
     if logits.shape[1] == 1:
         kind = "regression" if labels is not None and labels.is_floating_point() else "binary"
     elif labels is not None and labels.is_floating_point() and labels.shape == logits.shape:
         kind = "multi-label"
-    decision, units = Decision(kind, logits.detach()), torch.arange(len(logits), device=logits.device)
-    return kind, decision.predicted(units), decision.probability(units)
+    fits = labels is not None and (labels.shape == logits.shape or labels.shape == logits.shape[:1])
+    if labels is not None and logits.shape[1] == 1:
+        labels = labels.reshape(-1)
+        fits = len(labels) == len(logits)
+    return Decision(kind, logits.detach(), labels if fits else None)
 
 
 def _connected(reader: Reader, run: _Run, batch: Any, settings: Settings, keep_maps: bool) -> _Found:

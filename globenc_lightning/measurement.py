@@ -5,7 +5,7 @@ Axes: ``b`` example, ``l`` layer, ``q`` token that receives, ``k`` token that is
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from globenc_lightning.analysis import Reader, Settings, analyze
 from globenc_lightning.encoder.calling import LABELS
 from globenc_lightning.errors import OutOfMemoryError, is_out_of_memory
 from globenc_lightning.functional import CorrelationSummary, summarize
+from globenc_lightning.planning import plan
 from globenc_lightning.probe import ProbeSet
+from globenc_lightning.task.kinds import SCORES
 
 HEAD_READS = ("elsewhere", "other tokens", "readout")
 """What a head can be found to read, the strangest first."""
@@ -40,6 +42,12 @@ class Measurement:
         encoder: the path of the encoder in the model.
         head_reads: what the head makes its decision of, see ``Attributions.head_reads``; of any batch.
         names: what to write below each example's positions, (k,) each: its tokens, or positions.
+        task: the kind of decision, see :data:`globenc_lightning.task.kinds.SCORES`.
+        score: (b,) the score whose gradient the saliency is.
+        position: one per example: the token that the decision is read at, or None where it is read at several.
+        answers: one per example: what is decided: a class, several labels, a span's start and end.
+        truths: one per example: what its label says, in the same form; a value's target; empty where there is none.
+        ids: one (k,) per example: the token ids that the encoder was called with, or None.
     """
 
     correlation: dict[str, Tensor]
@@ -55,6 +63,12 @@ class Measurement:
     encoder: str
     head_reads: str
     names: list[tuple[str, ...]]
+    task: str = "classification"
+    score: Tensor = field(default_factory=lambda: torch.empty(0))
+    position: list[int | None] = field(default_factory=list)
+    answers: list[tuple[int, ...]] = field(default_factory=list)
+    truths: list[tuple[float, ...]] = field(default_factory=list)
+    ids: list[Tensor | None] = field(default_factory=list)
 
     def summary(self) -> dict[str, CorrelationSummary]:
         """Mean, spread and counts over the probe set: method -> one number per layer."""
@@ -76,6 +90,8 @@ class HistoryEntry:
         rows: method -> one (k,) per example, the readout row of the last layer's rollout.
         saliency: one (k,) per example.
         predicted: (b,) index of the predicted class.
+        score: (b,) the score whose gradient the saliency is; empty in checkpoints of earlier versions.
+        position: one per example: the token that the decision is read at, or None where it is read at several.
     """
 
     step: int
@@ -88,6 +104,8 @@ class HistoryEntry:
     rows: dict[str, list[Tensor]]
     saliency: list[Tensor]
     predicted: Tensor
+    score: Tensor = field(default_factory=lambda: torch.empty(0))
+    position: list[int | None] = field(default_factory=list)
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "HistoryEntry":
@@ -105,6 +123,8 @@ class HistoryEntry:
             },
             saliency=list(state["saliency"].split(lengths)),
             predicted=state["predicted"],
+            score=state.get("score", torch.empty(0)),
+            position=list(state.get("position", ())),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -118,6 +138,8 @@ class HistoryEntry:
             "lengths": [len(one) for one in self.saliency],
             "saliency": torch.cat(self.saliency),
             "predicted": self.predicted,
+            "score": self.score,
+            "position": list(self.position),
         }
 
     def __getitem__(self, name: str) -> Any:
@@ -141,6 +163,9 @@ class About:
         origin: where the probe came from, in words.
         tokens: one (k,) per example: what stands at its positions.
         labels: one per example: its class, or None.
+        task: the kind of decision, see :data:`globenc_lightning.task.kinds.SCORES`.
+        score: the score that is explained, in words.
+        call: what gives the decision, in words.
     """
 
     encoder: str
@@ -154,6 +179,9 @@ class About:
     origin: str
     tokens: tuple[tuple[str, ...], ...]
     labels: tuple[int | None, ...]
+    task: str = "classification"
+    score: str = ""
+    call: str = ""
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "About":
@@ -331,7 +359,7 @@ def measure(
         finally:
             # The next training step moves the weights.
             reader.kernels.clear()
-        if all(len(indices) == 1 for indices, _ in probe.batches(reader.max_tokens, chosen)):
+        if reader.max_tokens == 1 or all(len(indices) == 1 for indices, _ in _batches(reader, probe, chosen)):
             raise OutOfMemoryError(
                 "the memory does not suffice to analyse even one example at a time: take shorter examples, or fewer "
                 "methods."
@@ -360,29 +388,45 @@ def _measure(
     names: list[tuple[str, ...]] = [()] * size
     reads: list[str] = []
     readouts: list[str] = []
-    batches = list(probe.batches(reader.max_tokens, chosen))
+    task = "classification"
+    score = torch.full((size,), float("nan"))
+    position: list[int | None] = [None] * size
+    answers: list[tuple[int, ...]] = [()] * size
+    truths: list[tuple[float, ...]] = [()] * size
+    seen: list[Tensor | None] = [None] * size
+    batches = _batches(reader, probe, chosen)
     reader.kernels.keep = len(batches) > 1
     for indices, batch in batches:
-        found = analyze(reader, batch, settings, keep_maps=False, special_tokens=probe.special_tokens(indices))
+        special = probe.marks_special if probe.parts else probe.special_tokens(indices)
+        found = analyze(reader, batch, settings, keep_maps=False, special_tokens=special)
         for method, rho in found.correlation.items():
             correlation.setdefault(method, rho.new_full((size, rho.shape[1]), float("nan"), device="cpu"))
             correlation[method][indices] = rho.cpu()
         predicted[indices] = found.predicted.cpu()
-        if found.logits.dim() == 2 and found.logits.shape[1] > 1:
-            probability[indices] = found.logits.float().softmax(1).amax(1).cpu()
+        if found.probability is not None:
+            probability[indices] = found.probability.cpu().float()
+        if found.score is not None:
+            score[indices] = found.score.cpu().float()
         reads.append(found.head_reads)
         readouts.append(found.readout)
+        task = found.task
         error = torch.maximum(error, found.reconstruction_error) if len(error) else found.reconstruction_error
         for place, index in enumerate(indices):
-            length = int(found.attention_mask[place].nonzero()[-1]) + 1
+            real = found.attention_mask[place]
             # A view would keep, and send to other processes, what belongs to the whole batch.
-            rows[index] = {method: row[place, :, :length].clone().cpu() for method, row in found.rows.items()}
-            saliency[index] = found.saliency[place, :length].clone().cpu()
-            ids = None if found.input_ids is None else found.input_ids[place].cpu()
-            names[index] = probe.names(index, length, ids)
+            rows[index] = {method: row[place][:, real].clone().cpu() for method, row in found.rows.items()}
+            saliency[index] = found.saliency[place][real].clone().cpu()
+            ids = None if found.input_ids is None else found.input_ids[place][real].clone().cpu()
+            names[index] = probe.names(index, len(saliency[index]), ids)
+            seen[index] = ids
+            answers[index] = found.answers[place] if found.answers else (int(found.predicted[place]),)
+            truths[index] = found.truths[place] if found.truths else ()
+            at = -1 if found.position is None else int(found.position[place])
+            position[index] = int(real[:at].sum()) if at >= 0 else None
             if index in shown:
-                part = place, slice(length), slice(length)
-                last[index] = {method: found.last[method][part].clone().cpu() for method in shown[index]}
+                last[index] = {
+                    method: found.last[method][place][real][:, real].clone().cpu() for method in shown[index]
+                }
     return Measurement(
         correlation,
         rows,
@@ -393,11 +437,24 @@ def _measure(
         error,
         _readout_of(readouts),
         found.rule,
-        1 + len(found.others),
+        max(1 + len(found.others), found.calls),
         found.encoder,
         min(reads, key=HEAD_READS.index),
         names,
+        task,
+        score,
+        position,
+        answers,
+        truths,
+        seen,
     )
+
+
+def _batches(reader: Reader, probe: ProbeSet, chosen: Sequence[int]) -> list[tuple[list[int], Any]]:
+    """The examples' numbers and the batch, of each batch that is analysed at once."""
+    if probe.parts:
+        return [(list(chunk.examples), chunk) for chunk in plan(reader, probe, chosen)]
+    return list(probe.batches(reader.max_tokens, chosen))
 
 
 def put_together(shares: Sequence[tuple[Sequence[int], Measurement]]) -> Measurement:
@@ -413,6 +470,8 @@ def put_together(shares: Sequence[tuple[Sequence[int], Measurement]]) -> Measure
     correlation = {method: torch.full_like(rho, float("nan")) for method, rho in first.correlation.items()}
     predicted, probability = torch.zeros_like(first.predicted), torch.full_like(first.probability, float("nan"))
     rows, saliency, names = list(first.rows), list(first.saliency), list(first.names)
+    score, position, ids = first.score.clone(), list(first.position), list(first.ids)
+    answers, truths = list(first.answers), list(first.truths)
     last: dict[int, dict[str, Tensor]] = {}
     error = first.reconstruction_error
     for chosen, share in shares:
@@ -423,6 +482,9 @@ def put_together(shares: Sequence[tuple[Sequence[int], Measurement]]) -> Measure
         for index in indices:
             rows[index], saliency[index] = share.rows[index], share.saliency[index]
             names[index] = share.names[index]
+            position[index], ids[index] = share.position[index], share.ids[index]
+            answers[index], truths[index] = share.answers[index], share.truths[index]
+        score[indices] = share.score[indices]
         last |= share.last
         error = torch.maximum(error, share.reconstruction_error)
     return replace(
@@ -437,6 +499,11 @@ def put_together(shares: Sequence[tuple[Sequence[int], Measurement]]) -> Measure
         readout=_readout_of([share.readout for _, share in shares]),
         head_reads=min((share.head_reads for _, share in shares), key=HEAD_READS.index),
         names=names,
+        score=score,
+        position=position,
+        ids=ids,
+        answers=answers,
+        truths=truths,
     )
 
 
@@ -455,10 +522,12 @@ def history_entry(measurement: Measurement, step: int, epoch: int) -> HistoryEnt
         rows={method: [row[method][-1].clone() for row in measurement.rows] for method in measurement.correlation},
         saliency=measurement.saliency,
         predicted=measurement.predicted,
+        score=measurement.score,
+        position=list(measurement.position),
     )
 
 
-def about(measurement: Measurement, probe: ProbeSet, settings: Settings, origin: str) -> About:
+def about(measurement: Measurement, probe: ProbeSet, settings: Settings, origin: str, call: str = "") -> About:
     """What a measurement is of.
 
     Args:
@@ -466,10 +535,12 @@ def about(measurement: Measurement, probe: ProbeSet, settings: Settings, origin:
         probe: the examples.
         settings: what was computed.
         origin: where the probe came from, in words.
+        call: what gives the decision, in words.
 
     Returns:
         All of it, in primitives.
     """
+    score = SCORES[measurement.task] if settings.target == "predicted" else f"target={settings.target_name}"
     return About(
         encoder=measurement.encoder,
         rule=measurement.rule,
@@ -482,6 +553,9 @@ def about(measurement: Measurement, probe: ProbeSet, settings: Settings, origin:
         origin=origin,
         tokens=tuple(tuple(str(token) for token in names) for names in measurement.names),
         labels=tuple(class_of(row) for row in probe.rows),
+        task=measurement.task,
+        score=score,
+        call=call,
     )
 
 

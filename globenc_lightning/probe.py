@@ -11,6 +11,8 @@ from torch import Tensor
 
 from globenc_lightning.encoder.calling import LABELS
 from globenc_lightning.errors import EmptyProbeError, GlobEncWarning, ProbeError
+from globenc_lightning.task.batches import leaves, restored, stored
+from globenc_lightning.task.replaying import Part
 from globenc_lightning.tokenizers import naming, spelling_of
 
 Row = dict[str, Any]
@@ -48,6 +50,9 @@ class ProbeSet:
         tokens: one list of tokens per example (token ids as strings where no tokenizer is known).
         special: (k,) per example: true for special tokens; None where they are not known.
         texts: the texts, where the probe was made of texts.
+        parts: the batches that the examples came in, where they are analysed as the user's own step gets them; then
+            ``rows`` hold what the encoder was seen to be called with.
+        tokenizer: what names further texts of those batches, or None.
     """
 
     rows: tuple[Row, ...]
@@ -56,6 +61,34 @@ class ProbeSet:
     tokens: tuple[tuple[str, ...], ...] = ()
     special: tuple[Tensor | None, ...] = ()
     texts: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
+    tokenizer: Any | None = None
+
+    @classmethod
+    def from_parts(cls, parts: Sequence[Part]) -> "ProbeSet":
+        """Examples in batches of any form, as a data loader gave them; what they say is seen when a step uses them."""
+        return cls(tuple({} for part in parts for _ in range(part.wanted)), frozenset(), parts=tuple(parts))
+
+    def seen(self, ids: Sequence[Tensor | None], labels: Sequence[Any]) -> "ProbeSet":
+        """The same batches, with what the encoder was called with.
+
+        Args:
+            ids: (k,) the token ids of each example's text, or None.
+            labels: what each example's label says, as a tensor, or None.
+
+        Returns:
+            The probe set.
+        """
+        rows = tuple(
+            {**({} if one is None else {"input_ids": one}), **({} if label is None else {"labels": label})}
+            for one, label in zip(ids, labels, strict=True)
+        )
+        return replace(self, rows=rows, by_token=frozenset({"input_ids"})).with_tokens(self.tokenizer)
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether it is known what the examples say."""
+        return not self.parts or any(self.rows)
 
     @classmethod
     def from_texts(
@@ -148,8 +181,16 @@ class ProbeSet:
         return cls(tuple(rows), frozenset(by_token), padding).with_tokens(tokenizer)
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any]) -> "ProbeSet":
-        """The probe set that :meth:`state_dict` was called on."""
+    def from_state_dict(cls, state: Mapping[str, Any], template: Any = None) -> "ProbeSet":
+        """The probe set that :meth:`state_dict` was called on.
+
+        Args:
+            state: what it returned.
+            template: a batch of the same form, for those that hold dataclasses or named tuples.
+
+        Raises:
+            ProbeError: such a template is needed, and none was given.
+        """
         rows = tuple(
             {**one["entries"], **{key: _Constant(value) for key, value in one["constants"].items()}}
             for one in state["rows"]
@@ -161,6 +202,10 @@ class ProbeSet:
             tuple(tuple(tokens) for tokens in state["tokens"]),
             tuple(state["special"]),
             tuple(state["texts"]),
+            tuple(
+                Part(restored(one["batch"], template), one["place"], one["loader"], one["wanted"])
+                for one in state.get("parts", ())
+            ),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -168,7 +213,7 @@ class ProbeSet:
 
         Entries of a batch that are neither (images of a library of their own, say) are left out, with a warning.
         """
-        stored: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]] = []
         left_out: set[str] = set()
         for row in self.rows:
             parts: dict[str, Any] = {"entries": {}, "constants": {}}
@@ -178,7 +223,7 @@ class ProbeSet:
                     parts[part][_storable(key)] = _storable(value.value if isinstance(value, _Constant) else value)
                 except TypeError:
                     left_out.add(str(key))
-            stored.append(parts)
+            rows.append(parts)
         if left_out:
             warnings.warn(
                 f"the probe's entries {', '.join(sorted(left_out))} are neither tensors nor primitives, so they do not "
@@ -187,16 +232,22 @@ class ProbeSet:
                 stacklevel=2,
             )
         return {
-            "rows": stored,
+            "rows": rows,
             "by_token": sorted(self.by_token),
             "padding": {key: float(value) for key, value in self.padding.items()},
             "tokens": [[str(token) for token in tokens] for tokens in self.tokens],
             "special": list(self.special),
             "texts": [str(text) for text in self.texts],
+            "parts": [
+                {"batch": stored(part.batch), "place": part.place, "loader": part.loader, "wanted": part.wanted}
+                for part in self.parts
+            ],
         }
 
     def fingerprint(self) -> str:
         """A few letters that tell this set from others: of its texts if it was made of texts, else of its rows."""
+        if self.parts:
+            return fingerprint([leaf for part in self.parts for _, leaf in leaves(part.batch)])
         return fingerprint(self.texts or [[value for _, value in sorted(row.items())] for row in self.rows])
 
     def __len__(self) -> int:
@@ -205,6 +256,8 @@ class ProbeSet:
 
     def lengths(self) -> list[int]:
         """How many tokens each example has; an example that has none (an image, say) counts 256."""
+        if self.parts and not self.is_seen:
+            return [_width(part.batch) for part in self.parts for _ in range(part.wanted)]
         mains = [(row, main_input(row)) for row in self.rows]
         return [len(row[main]) if main is not None and main in self.by_token else 256 for row, main in mains]
 
@@ -247,7 +300,13 @@ class ProbeSet:
             if marks is None and tokenizer is not None:
                 marks = torch.tensor([token in known for token in ids])
             special.append(None if marks is None else marks.bool())
-        return replace(self, tokens=tuple(tokens), special=tuple(special))
+        return replace(self, tokens=tuple(tokens), special=tuple(special), tokenizer=tokenizer)
+
+    def marks_special(self, ids: Tensor) -> Tensor:
+        """Which of token ids are special, in the same shape; none where no tokenizer is known."""
+        words = {getattr(self.tokenizer, "unk_token_id", None), getattr(self.tokenizer, "mask_token_id", None)}
+        known = sorted(set(getattr(self.tokenizer, "all_special_ids", ())) - words)
+        return torch.isin(ids, torch.tensor(known, dtype=ids.dtype, device=ids.device))
 
     def is_named_by(self, tokenizer: Any) -> bool:
         """Whether its tokens are those of a tokenizer, as they are named now or as earlier versions spelled them."""
@@ -303,7 +362,10 @@ class ProbeSet:
         main = main_input(self.rows[index])
         own = self.rows[index][main] if main is not None else None
         same = ids is None or (isinstance(own, Tensor) and torch.equal(own[:length], ids[:length].to(own.device)))
-        tokens = self.tokens[index]
+        if self.parts and ids is not None and not same:
+            # Another of several texts of the example.
+            return tuple(naming(self.tokenizer)(ids[:length].tolist()))
+        tokens = self.tokens[index] if index < len(self.tokens) else ()
         return tokens[:length] if same and len(tokens) >= length else tuple(str(place) for place in range(length))
 
     def _collate(self, chunk: Sequence[int]) -> Row:
@@ -351,6 +413,14 @@ def main_input(batch: Mapping[str, Any]) -> str | None:
             if str(key).endswith(name) and isinstance(value, Tensor) and value.dim() > 0:
                 return str(key)
     return None
+
+
+def _width(batch: Any) -> int:
+    """How many tokens the texts of a batch have, as far as its form tells: the last axis of its first ids."""
+    for _, leaf in leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.dim() >= 2 and not leaf.is_floating_point():
+            return leaf.shape[-1]
+    return 256
 
 
 def _masks(batch: Mapping[str, Any]) -> dict[str, Tensor]:

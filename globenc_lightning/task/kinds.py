@@ -95,6 +95,35 @@ class Decision:
             return None
         return self.labels[units]
 
+    def answers(self, units: Tensor) -> list[tuple[int, ...]]:
+        """What each unit is decided to be: a class, token or choice; every label that holds; a span's start and end."""
+        if self.kind in ("regression", "similarity", "loss"):
+            return [() for _ in units]
+        if self.kind == "multi-label":
+            return [tuple(one.nonzero().flatten().tolist()) for one in (self.logits[units].detach() > 0).cpu()]
+        first = self.predicted(units).tolist()
+        if self.kind == "span" and self.ends is not None:
+            ends = self.ends[units].detach().argmax(1).tolist()
+            return list(zip(first, ends, strict=True))
+        return [(one,) for one in first]
+
+    def truths(self, units: Tensor) -> list[tuple[float, ...]]:
+        """What each unit is labelled as, in the form of :meth:`answers`; a value's target; nothing where unknown."""
+        labels = self.label(units)
+        if labels is None or self.kind in ("similarity", "loss"):
+            return [() for _ in units]
+        labels = labels.detach().cpu()
+        if self.kind == "multi-label" and labels.dim() == 2:
+            return [tuple(one.nonzero().flatten().tolist()) for one in labels > 0.5]
+        if labels.dim() == 2:
+            # Probabilities of classes, a teacher's say.
+            return [(int(one),) for one in labels.argmax(1)]
+        if self.kind == "span" and self.end_labels is not None:
+            return list(zip(labels.tolist(), self.end_labels.detach().cpu()[units.cpu()].tolist(), strict=True))
+        if self.kind == "regression":
+            return [(float(one),) for one in labels]
+        return [(int(one),) for one in labels]
+
     def _partners(self, units: Tensor) -> Tensor:
         if self.labels is None or self.labels.dim() != 1:
             return units.to(self.logits.device)

@@ -355,26 +355,6 @@ def same(found: Decision, expected: Decision, units: Tensor | None = None) -> bo
     return True
 
 
-def part_of(decision: Decision, examples: int, whole: int) -> Decision | None:
-    """The decision of the first examples of a batch; None where units do not follow the examples' order.
-
-    Args:
-        decision: the decision of the whole batch.
-        examples: how many examples.
-        whole: how many the batch has.
-    """
-    units = len(decision.logits)
-    if decision.width is None or units % whole:
-        return None
-    count = units // whole * examples
-
-    def cut(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor[:count]
-
-    labels = cut(decision.labels) if decision.labels is not None and len(decision.labels) == units else decision.labels
-    return replace(decision, logits=decision.logits[:count], labels=labels, ends=cut(decision.ends))
-
-
 class _HeadOutputs:
     """What a head that the user names has returned.
 

@@ -1,0 +1,180 @@
+"""Which batches a probe is analysed in: whole as the user's loader gave them, or less where that decides the same.
+
+Rows are cut out of a batch, and columns of padding off it, only where the user's own step, run on the smaller batch,
+gives the very logits that it gives on the whole one. That is what makes in-batch negatives, heads that see the padding
+and padding at the left right.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from globenc_lightning.analysis import Reader, evaluate, find_decision
+from globenc_lightning.errors import GlobEncError
+from globenc_lightning.probe import ProbeSet
+from globenc_lightning.task.batches import columns_of, rows_of, size_of
+from globenc_lightning.task.kinds import BY_TOKEN, Decision
+from globenc_lightning.task.replaying import Chunk, Part, count_labels, same
+
+
+def examined(reader: Reader, probe: ProbeSet) -> ProbeSet:
+    """Find what the user's step decides on a probe.
+
+    Args:
+        reader: the model, with the user's step; takes the decision that is found.
+        probe: the examples, in the batches that they came in.
+
+    Returns:
+        The probe, with as many examples as the step decides on.
+
+    Raises:
+        GlobEncError: the step cannot be run, or its encoder cannot be read.
+    """
+    if reader.replay is None:
+        raise AssertionError("a probe is examined with the step that its batches are of")
+    reader.chunks.clear()
+    reader.decisions.clear()
+    parts = []
+    for part in probe.parts:
+        if reader.structure is None:
+            _find(reader, part)
+        decision, _, mask = evaluate(reader, Chunk(part.batch, part, (), ()))
+        reader.decisions.append((decision, mask))
+        parts.append(part._replace(wanted=min(part.wanted, _examples(decision, mask))))
+    reader.replay.counts = count_labels([decision for decision, _ in reader.decisions])
+    if parts == list(probe.parts):
+        return probe
+    adjusted = ProbeSet.from_parts(parts)
+    return replace(adjusted, tokenizer=probe.tokenizer)
+
+
+def plan(reader: Reader, probe: ProbeSet, chosen: Sequence[int]) -> list[Chunk]:
+    """Divide a probe into batches on which the user's step decides the same.
+
+    Args:
+        reader: the model, with the user's step.
+        probe: the examples, in the batches that they came in.
+        chosen: the numbers of the examples that are analysed.
+
+    Returns:
+        The batches; the same ones the next time.
+
+    Raises:
+        GlobEncError: the step cannot be run, or its encoder cannot be read.
+    """
+    key = (reader.max_tokens, tuple(chosen))
+    if key not in reader.chunks:
+        if len(reader.decisions) != len(probe.parts):
+            examined(reader, probe)
+        first, chunks = 0, []
+        for part, (decision, mask) in zip(probe.parts, reader.decisions, strict=True):
+            whole = Chunk(part.batch, part, tuple(range(first, first + part.wanted)), tuple(range(part.wanted)))
+            wanted = [place for place in range(part.wanted) if first + place in chosen]
+            first += part.wanted
+            if wanted:
+                chunks += _divided(reader, whole, decision, mask, wanted)
+        reader.chunks[key] = chunks
+    return reader.chunks[key]
+
+
+def _examples(decision: Decision, mask: Tensor | None) -> int:
+    """How many examples a decision is on."""
+    if decision.width:
+        return len(decision.logits) // decision.width
+    return len(decision.logits) if mask is None else len(mask)
+
+
+def _find(reader: Reader, part: Part) -> None:
+    """Find the decision with two examples, which take little memory; else with the whole batch."""
+    size = size_of(part.batch)
+    few = Chunk(part.batch, part, (), ())
+    if size is not None and size > 2:
+        try:
+            return find_decision(reader, replace(few, batch=rows_of(part.batch, range(2))))
+        except GlobEncError:
+            # Some steps want the whole batch.
+            pass
+    return find_decision(reader, few)
+
+
+def _divided(
+    reader: Reader, whole: Chunk, decision: Decision, mask: Tensor | None, wanted: Sequence[int]
+) -> list[Chunk]:
+    """The examples of one batch that are wanted, in batches that are small enough."""
+    size = size_of(whole.batch)
+    everything = replace(
+        whole, examples=tuple(whole.examples[place] for place in wanted), kept=tuple(wanted), expected=decision
+    )
+    if size is None or mask is None:
+        return [everything]
+    limit = max(1, reader.max_tokens // max(1, mask.shape[1] * max(1, len(mask) // size)))
+    pieces = [list(wanted[start : start + limit]) for start in range(0, len(wanted), limit)]
+    if pieces == [list(range(size))]:
+        return [_trimmed(reader, everything, mask)]
+    chunks = []
+    for rows in pieces:
+        expected = units_of(decision, rows, size)
+        if expected is None:
+            return [everything]
+        piece = replace(
+            whole,
+            batch=rows_of(whole.batch, rows),
+            examples=tuple(whole.examples[row] for row in rows),
+            kept=tuple(range(len(rows))),
+            expected=expected,
+        )
+        try:
+            found, _, mask_of_piece = evaluate(reader, piece)
+        except GlobEncError:
+            return [everything]
+        if not same(found, expected):
+            return [everything]
+        chunks.append(piece if mask_of_piece is None else _trimmed(reader, piece, mask_of_piece))
+    return chunks
+
+
+def _trimmed(reader: Reader, chunk: Chunk, mask: Tensor) -> Chunk:
+    """The batch without its columns of padding, where the step decides the same without them."""
+    used = mask.any(0).nonzero().flatten()
+    if not len(used) or chunk.expected is None or chunk.expected.kind in (*BY_TOKEN, "span"):
+        return chunk
+    keep = slice(int(used[0]), int(used[-1]) + 1)
+    if keep.stop - keep.start == mask.shape[1]:
+        return chunk
+    shorter = replace(chunk, batch=columns_of(chunk.batch, mask, keep))
+    try:
+        found, _, _ = evaluate(reader, shorter)
+    except GlobEncError:
+        return chunk
+    return shorter if same(found, chunk.expected) else chunk
+
+
+def units_of(decision: Decision, rows: Sequence[int], size: int) -> Decision | None:
+    """The part of a decision that some examples of a batch have in it.
+
+    Args:
+        decision: the decision of the whole batch.
+        rows: the numbers of the examples.
+        size: how many examples the batch has.
+
+    Returns:
+        The part; None where it cannot be told from the whole.
+    """
+    count = len(decision.logits)
+    if decision.width is None or decision.kind == "loss" or count % size:
+        return None
+    each = count // size
+    units = torch.tensor([row * each + unit for row in rows for unit in range(each)], dtype=torch.long)
+
+    def part(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None or len(tensor) != count else tensor[units]
+
+    return replace(
+        decision,
+        logits=decision.logits[units],
+        labels=part(decision.labels),
+        ends=part(decision.ends),
+        end_labels=part(decision.end_labels),
+    )
