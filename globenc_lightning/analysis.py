@@ -75,9 +75,9 @@ from globenc_lightning.functional import (
 from globenc_lightning.functional.kernels import KernelCache
 from globenc_lightning.functional.rollout import log_scale
 from globenc_lightning.probe import is_by_token
-from globenc_lightning.task.batches import moved, size_of
-from globenc_lightning.task.kinds import Decision, detached
-from globenc_lightning.task.replaying import Chunk, Layout, Ran, Replay, compare, find_layout
+from globenc_lightning.task.batches import moved
+from globenc_lightning.task.kinds import BY_TOKEN, Decision, detached
+from globenc_lightning.task.replaying import Chunk, Layout, Ran, Replay, compare, find_layout, rows_by_digits
 
 Target = str | Callable[..., Any]
 
@@ -634,7 +634,7 @@ def evaluate(reader: Reader, chunk: Chunk) -> tuple[Decision, Tensor | None, Ten
             raise ModelCallError(f"{replay.step.name} calls {structure.encoder_name} in another way than before.")
         own = [place for place, one in enumerate(reader.structures) if one.encoder is structure.encoder]
         ids, mask, shape = given[min(own.index(replay.task.call), len(given) - 1)]
-        decision = replay.decided(ran, shape[0], shape[1], size_of(chunk.batch))
+        decision = replay.decided(ran, shape[0], shape[1], batch.batch)
         return detached(decision), ids, mask
 
 
@@ -654,37 +654,43 @@ def _replayed(reader: Reader, chunk: Chunk, settings: Settings, keep_maps: bool)
 
     def judge(ran: Ran, calls: tuple[EncoderCall, ...], contexts: OwnContexts) -> _Judged:
         call = calls[0]
-        decision = replay.decided(ran, len(call.mask), call.mask.shape[1], size_of(chunk.batch))
+        decision = replay.decided(ran, len(call.mask), call.mask.shape[1], batch.batch)
         decision = replace(decision, logits=contexts.in_graph(decision.logits), ends=contexts.in_graph(decision.ends))
         if chunk.expected is not None:
             compare(decision, chunk.expected, None, replay.step.name)
             chunk.expected = None
         if chunk.layout is None:
             chunk.layout = find_layout(replay, decision, chunk, call.last)
-        return _judged(decision, chunk, chunk.layout, settings, chunk.batch)
+        return _judged(decision, chunk.layout, settings, batch.batch)
 
-    return _connected(
-        reader, _Run(replay.step.name, lambda given: replay.run(reader.model, given), judge),
-        _moved(reader, chunk), settings, keep_maps,
-    )
+    batch = _moved(reader, chunk)
+    run = _Run(replay.step.name, lambda given: replay.run(reader.model, given), judge)
+    return _connected(reader, run, batch, settings, keep_maps)
 
 
-def _judged(decision: Decision, chunk: Chunk, layout: Layout, settings: Settings, batch: Any) -> "_Judged":
+def _judged(decision: Decision, layout: Layout, settings: Settings, batch: Any) -> "_Judged":
     """The scores of a chunk's examples."""
     units, device = layout.units, decision.logits.device
     rows = layout.rows
     scores = decision.scores(units.to(device))
     labels = decision.label(units.to(device))
     if callable(settings.target):
-        logits = decision.logits
-        chosen = settings.target(logits, batch)
+        logits, each = decision.logits, 1
+        if decision.kind in BY_TOKEN and decision.width:
+            # As a model that decides per token gives them: (b, s, c).
+            each, logits = decision.width, logits.unflatten(0, (-1, decision.width))
+        with _told("target(logits, batch)"):
+            chosen = settings.target(logits, batch)
         if not isinstance(chosen, Tensor) or tuple(chosen.shape) != (len(logits),):
             raise ModelCallError(
-                "target(logits, batch) must return one class index or one score per row of the logits, a tensor of "
-                f"shape ({len(logits)},)"
+                "target(logits, batch) must return one class index or one score per example, a tensor of shape "
+                f"({len(logits)},)"
             )
-        indexed = logits.gather(1, chosen.long().unsqueeze(1)).squeeze(1) if not chosen.is_floating_point() else chosen
-        scores = indexed[units.to(device)]
+        if not chosen.is_floating_point():
+            if logits.dim() != 2:
+                raise ModelCallError(f"class indices need logits of shape (b, c); these have {tuple(logits.shape)}")
+            chosen = logits.gather(1, chosen.long().unsqueeze(1)).squeeze(1)
+        scores = chosen[(units // each).to(device)]
     elif settings.target == "label" and decision.logits.shape[1] > 1:
         if labels is None or labels.dim() != 1 or labels.is_floating_point():
             raise ProbeError(
@@ -720,9 +726,7 @@ def _recorded(
         reader.structures = tuple(
             replace(one, span=spans[id(one)]) if isinstance(one, Structure) else one for one in reader.structures
         )
-    records = [
-        _record(structure, place, found, special, settings) for place, structure in enumerate(reader.read)
-    ]
+    records = [_record(structure, place, found, special, settings) for place, structure in enumerate(reader.read)]
     return replace(records[0], others=tuple(records[1:]))
 
 
@@ -884,7 +888,7 @@ def _forward_and_backward(reader: Reader, batch: Mapping[str, Any], settings: Se
             logits.detach(),
             scores,
             scores[used].sum(),
-            None,
+            _rows_in_order(scores, calls),
             predicted,
             probability,
             tuple(decision.answers(units)),
@@ -894,6 +898,19 @@ def _forward_and_backward(reader: Reader, batch: Mapping[str, Any], settings: Se
         )
 
     return _connected(reader, _Run(way.name, way.call, judge), batch, settings, keep_maps)
+
+
+def _rows_in_order(scores: Tensor, calls: tuple[EncoderCall, ...]) -> Tensor | None:
+    """The row of the encoder's call that each example is decided from; None where they are the examples' own.
+
+    A forward may sort its texts by length, for example: row i of its encoder is not row i of the batch until shown.
+    """
+    if len(calls) != 1 or len(calls[0].mask) != len(scores) or not scores.requires_grad or len(scores) < 2:
+        return None
+    rows = rows_by_digits(scores, calls[0].last)
+    own = list(range(len(scores)))
+    # Where examples share texts, or read none, nothing tells them apart.
+    return torch.tensor(rows) if sorted(rows) == own and rows != own else None
 
 
 def _decided(logits: Tensor, batch: Mapping[str, Any]) -> Decision:

@@ -11,20 +11,26 @@ from dataclasses import replace
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
+from torch import Tensor
 from typing_extensions import override
 
 from globenc_lightning import processes, state_keys
-from globenc_lightning.analysis import Reader, Settings, Target
+from globenc_lightning.analysis import AUTO, Reader, Settings, Target
 from globenc_lightning.encoder.reading import find_encoders
 from globenc_lightning.encoder.undisturbed import random_states_kept
-from globenc_lightning.errors import EmptyProbeError, GlobEncError, GlobEncWarning, ProbeError
+from globenc_lightning.errors import GlobEncError, GlobEncWarning, ProbeError, UnsupportedEncoderError
 from globenc_lightning.functional import METHODS
 from globenc_lightning.measurement import History, Measurement, about, history_entry, measure, put_together
+from globenc_lightning.planning import find
 from globenc_lightning.probe import ProbeSet, fingerprint, main_input
 from globenc_lightning.report import images, page, publish
 from globenc_lightning.report.dashboard import store
 from globenc_lightning.report.dashboard.records import kept_maps, records
+from globenc_lightning.task.batches import copied, leaves, needs_template, size_of
+from globenc_lightning.task.replaying import Part
+from globenc_lightning.task.steps import steps_of
 from globenc_lightning.tokenizers import as_tokenizer, find_tokenizer
 
 if TYPE_CHECKING:
@@ -148,7 +154,7 @@ class GlobEncCallback(Callback):
         num_examples: int = 16,
         methods: Sequence[str] = METHODS,
         target: Target = "predicted",
-        readout: str = "cls",
+        readout: str = AUTO,
         normalize: bool = False,
         exclude_special_tokens: bool = False,
         every_n_validations: int = 1,
@@ -157,6 +163,8 @@ class GlobEncCallback(Callback):
         forward: Callable[..., Any] | None = None,
         on_error: str = "warn",
         custom_scalars: bool = False,
+        decision: int | str = 0,
+        encoder_call: int = 0,
     ) -> None:
         super().__init__()
         self._settings = Settings(methods, target, readout, normalize, exclude_special_tokens)
@@ -167,6 +175,16 @@ class GlobEncCallback(Callback):
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}; got {value!r}")
+        if (
+            isinstance(decision, bool)
+            or not isinstance(decision, int | str)
+            or (isinstance(decision, int) and decision < 0)
+        ):
+            raise ValueError(
+                f"decision must be the number of a loss, from 0, or the path of a head such as 'head'; got {decision!r}"
+            )
+        if isinstance(encoder_call, bool) or not isinstance(encoder_call, int) or encoder_call < 0:
+            raise ValueError(f"encoder_call must be a whole number of at least 0; got {encoder_call!r}")
         if on_error not in ("warn", "raise"):
             raise ValueError(f"on_error must be 'warn' or 'raise'; got {on_error!r}")
         if not isinstance(custom_scalars, bool):
@@ -181,6 +199,9 @@ class GlobEncCallback(Callback):
         self._code = {"target_code": state_keys.code_digest(target), "forward_code": state_keys.code_digest(forward)}
         self._on_error = on_error
         self._custom_scalars = custom_scalars
+        self._decision = decision
+        self._encoder_call = encoder_call
+        self._assumed: str | None = None
 
         self.history = History()
         self.probe: ProbeSet | None = None
@@ -193,8 +214,9 @@ class GlobEncCallback(Callback):
         self._resumed = False
         self._due_epoch: int | None = None
         self._refused = False
-        self._collecting: ProbeSet | None = None
-        self._gave_up_collecting = False
+        self._collecting: list[Part] = []
+        self._template: Any = None
+        self._stored: Mapping[str, Any] | None = None
         self._looked_for_tokenizer = False
         self._reader: Reader | None = None
         self._described: dict[str, str] = {}
@@ -227,7 +249,7 @@ class GlobEncCallback(Callback):
     @override
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Say once that nothing will be seen where nothing is validated."""
-        self._gave_up_collecting, self._unshown = False, []
+        self._unshown = []
         if not self._resumed and trainer.global_step == 0:
             # Another training: its pictures and reasons start anew, while the history keeps everything.
             self.history.begin()
@@ -265,7 +287,7 @@ class GlobEncCallback(Callback):
     def on_validation_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Start to collect the probe anew: a sanity check shows the first rows, and the validation shows them again."""
         self._refuse_shards(trainer, pl_module)
-        self._pending, self._analyzed, self._collecting = None, False, None
+        self._pending, self._analyzed, self._collecting = None, False, []
 
     @override
     def on_validation_batch_start(
@@ -276,10 +298,16 @@ class GlobEncCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Take the probe's rows as they pass by; asking a loader for them would move its random state."""
-        wanted = self.probe is None and self._texts is None and not self._gave_up_collecting
-        if wanted and not self._refused and trainer.is_global_zero:
-            self._note(trainer, self._attempt(lambda: self._collect(trainer, pl_module, batch)))
+        """Take the probe's batches as they pass by; asking a loader for them would move its random state."""
+        if self._stored is not None:
+            self._note(trainer, self._attempt(lambda: self._restore_like(batch)))
+        if self.probe is None and self._texts is None and not self._refused:
+            if self._template is None:
+                self._template = copied(batch)
+            if trainer.is_global_zero:
+                self._note(
+                    trainer, self._attempt(lambda: self._collect(trainer, pl_module, batch, batch_idx, dataloader_idx))
+                )
 
     @override
     def on_validation_batch_end(
@@ -476,14 +504,16 @@ class GlobEncCallback(Callback):
         if state.get("session") == self._session:
             self._go_back(state, history)
             return
-        if state["probe"] is not None:
+        if state["probe"] is not None and needs_template(state["probe"].get("parts")):
+            self._stored = state["probe"]
+        elif state["probe"] is not None:
             stored = ProbeSet.from_state_dict(state["probe"])
             if self._probe_name == "validation" and state["num_examples"] != self._num_examples:
                 self._say(
                     f"GlobEncCallback: num_examples is {self._num_examples} now and was {state['num_examples']} when "
                     f"the checkpoint was written. Its {len(stored)} examples are kept, so that the curves go on."
                 )
-            self.probe, self._texts, self._collecting = stored, None, None
+            self.probe, self._texts, self._collecting = stored, None, []
             self._looked_for_tokenizer = False
         self.history, self._described = history, dict(state["described"])
         self._validations = state["validations"]
@@ -493,10 +523,12 @@ class GlobEncCallback(Callback):
     def _go_back(self, state: Mapping[str, Any], history: History) -> None:
         """Be what we were when this session wrote a state: a trial run ends like this, and leaves nothing behind."""
         if state["probe"] is not None:
-            self.probe, self._texts = ProbeSet.from_state_dict(state["probe"]), None
+            # The same session: the probe is the one that it was, or was fixed since.
+            if not needs_template(state["probe"].get("parts")):
+                self.probe, self._texts = ProbeSet.from_state_dict(state["probe"]), None
         elif self._probe_name == "validation":
             self.probe, self._probe_is_shared = None, False
-        self._collecting, self._pending = None, None
+        self._collecting, self._pending = [], None
         self.history, self._validations = history, state["validations"]
 
     def _compare_tokenizers(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -530,6 +562,10 @@ class GlobEncCallback(Callback):
             return
         if isinstance(probe, ProbeSet):
             self.probe = probe if self._tokenizer is None else probe.with_tokens(self._tokenizer)
+        elif self._forward is not None and _is_own_form(probe):
+            size = size_of(probe)
+            part = Part(copied(probe), 0, 0, self._num_examples if size is None else size)
+            self.probe = ProbeSet.from_parts([part]).with_tokens(self._tokenizer)
         elif isinstance(probe, Mapping):
             self.probe = ProbeSet.from_batch(probe, tokenizer=self._tokenizer)
         elif isinstance(probe, str) or (isinstance(probe, Sequence) and all(isinstance(one, str) for one in probe)):
@@ -546,32 +582,27 @@ class GlobEncCallback(Callback):
         if self.probe is not None and not len(self.probe):
             raise ProbeError("the probe is empty: give at least one example.")
 
-    def _collect(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any) -> None:
-        wanted = self._num_examples - (len(self._collecting) if self._collecting is not None else 0)
-        try:
-            taken = ProbeSet.from_batch(_mapping_within(batch), limit=wanted)
-        except EmptyProbeError:
-            # The next batch may have more to show.
-            return
-        except ProbeError:
-            self._gave_up_collecting = not isinstance(_mapping_within(batch), Mapping)
-            raise
-        self._collecting = taken if self._collecting is None else self._collecting.joined(taken)
-        if len(self._collecting) >= self._num_examples:
+    def _collect(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, place: int, loader: int
+    ) -> None:
+        wanted = self._num_examples - sum(part.wanted for part in self._collecting)
+        size = size_of(batch)
+        self._collecting.append(Part(copied(batch), place, loader, wanted if size is None else min(size, wanted)))
+        if sum(part.wanted for part in self._collecting) >= self._num_examples:
             self._fix_probe(trainer, pl_module)
+
+    def _restore_like(self, batch: Any) -> None:
+        """Put the probe of a checkpoint into the form of a batch: a checkpoint names no classes."""
+        if self._stored is not None:
+            stored, self._stored = self._stored, None
+            self.probe = ProbeSet.from_state_dict(stored, batch)
 
     def _finish_collecting(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """A whole validation has fewer rows than were asked for: take what there is."""
         self._name_given_probe(trainer, pl_module)
         over = not trainer.sanity_checking or _sanity_check_saw_all(trainer)
-        if self.probe is None and over and not self._gave_up_collecting:
-            if self._collecting is not None:
-                self._note(trainer, self._attempt(lambda: self._fix_probe(trainer, pl_module)))
-            elif self._texts is None:
-                self._refuse(
-                    trainer,
-                    "GlobEncCallback: the validation showed no example with a real token, so there is no probe.",
-                )
+        if self.probe is None and over and self._collecting:
+            self._note(trainer, self._attempt(lambda: self._fix_probe(trainer, pl_module)))
 
     def _name_given_probe(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """A probe that was given before there was a tokenizer gets one now."""
@@ -591,8 +622,9 @@ class GlobEncCallback(Callback):
             self.probe, self._texts = ProbeSet.from_texts(self._texts, tokenizer), None
         elif self.probe is not None:
             self.probe = self.probe.with_tokens(tokenizer)
-        elif self._collecting is not None:
-            self.probe, self._collecting = self._collecting.with_tokens(tokenizer), None
+        elif self._collecting:
+            self.probe, self._collecting = ProbeSet.from_parts(self._collecting).with_tokens(tokenizer), []
+        self._template = None
         if tokenizer is None:
             rank_zero_info("GlobEncCallback: no tokenizer is within reach, so token ids are shown; give tokenizer=.")
 
@@ -611,7 +643,8 @@ class GlobEncCallback(Callback):
             if first is not None:
                 self._probe_is_shared = True
                 if not trainer.is_global_zero:
-                    self.probe, self._texts = ProbeSet.from_state_dict(first), None
+                    self.probe, self._texts = ProbeSet.from_state_dict(first, self._template), None
+                    self.probe, self._template = replace(self.probe, tokenizer=self._tokenizer), None
         return self._probe_is_shared
 
     def _validate(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -651,14 +684,17 @@ class GlobEncCallback(Callback):
         if self.probe is None:
             raise AssertionError("nothing is measured before the probe is fixed")
         probe, found, failure = self.probe, None, None
-        shares = [range(rank, len(probe), trainer.world_size) for rank in range(trainer.world_size)]
-        mine = range(len(probe)) if _is_alone(trainer) else shares[trainer.global_rank]
+        shares: list[Sequence[int]] = []
         try:
             if self._reader is None:
                 self._reader = Reader(pl_module, self._forward)
-            if mine:
-                shown = kept_maps(probe.lengths(), self._settings, self._heatmap_examples)
-                with _without_logging(pl_module):
+            with _without_logging(pl_module):
+                if probe.parts and self._reader.replay is None:
+                    probe = self.probe = self._find_decision(pl_module, self._reader, probe)
+                shares = [range(rank, len(probe), trainer.world_size) for rank in range(trainer.world_size)]
+                mine = range(len(probe)) if _is_alone(trainer) else shares[trainer.global_rank]
+                if mine:
+                    shown = kept_maps(probe.lengths(), self._settings, self._heatmap_examples)
                     found = measure(self._reader, probe, self._settings, shown, mine)
         except Exception as error:
             if _is_alone(trainer):
@@ -666,7 +702,7 @@ class GlobEncCallback(Callback):
             # The others have to hear of it before anything else happens here.
             failure = error
         if _is_alone(trainer) and found is not None:
-            return found
+            return self._looked_at(found)
         said = "" if failure is None else f"{type(failure).__name__}: {failure}"
         answers = processes.gathered((said, None if found is None else dict(vars(found))))
         if failure is not None:
@@ -674,9 +710,35 @@ class GlobEncCallback(Callback):
         for rank, (trouble, _) in enumerate(answers):
             if trouble:
                 raise GlobEncError(f"in the process of rank {rank}: {trouble}")
-        return put_together(
-            [(share, Measurement(**parts)) for share, (_, parts) in zip(shares, answers, strict=True) if parts]
+        return self._looked_at(
+            put_together(
+                [(share, Measurement(**parts)) for share, (_, parts) in zip(shares, answers, strict=True) if parts]
+            )
         )
+
+    def _find_decision(self, pl_module: "pl.LightningModule", reader: Reader, probe: ProbeSet) -> ProbeSet:
+        """Find what the module's own step decides on the probe; else the probe as the model itself may take it."""
+        try:
+            return find(reader, probe, steps_of(pl_module, self._forward), self._decision, self._encoder_call)
+        except UnsupportedEncoderError:
+            raise
+        except GlobEncError as error:
+            assumed = None if self._forward or self._decision or self._encoder_call else _assumed_probe(probe)
+            if assumed is None:
+                raise
+            self._assumed = str(error)
+            rank_zero_info(
+                f"GlobEncCallback: what is decided was assumed, not found in the module's own steps ({error})"
+            )
+            return assumed
+
+    def _looked_at(self, measurement: Measurement) -> Measurement:
+        """Remember what the encoder was called with, once the probe's batches have told it."""
+        if self.probe is not None and not self.probe.is_seen and any(ids is not None for ids in measurement.ids):
+            self.probe = self.probe.seen(
+                measurement.ids, [_label(truth, measurement.task) for truth in measurement.truths]
+            )
+        return measurement
 
     def _baseline(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         measurement = self._measure(trainer, pl_module)
@@ -743,7 +805,8 @@ class GlobEncCallback(Callback):
         """Remember a measurement, and write what ``self.log`` does not."""
         self.history.append(history_entry(measurement, step, trainer.current_epoch if epoch is None else epoch))
         if self.probe is not None:
-            self.history.about = about(measurement, self.probe, self._settings, self._origin(self.probe))
+            origin, call = self._origin(self.probe), self._call_in_words()
+            self.history.about = about(measurement, self.probe, self._settings, origin, call)
         self._say_what_is_special(measurement)
         failure: Exception | None = None
         if trainer.is_global_zero:
@@ -775,6 +838,13 @@ class GlobEncCallback(Callback):
             pictures = images.pictures(measurement, self.probe, history, self._missing_steps, self._settings)
             tagged = {self._tag + tag.removeprefix(TAG): picture for tag, picture in pictures.items()}
             publish.log_images(able, tagged, step)
+
+    def _call_in_words(self) -> str:
+        reader = self._reader
+        if reader is None or reader.replay is None or reader.replay.task is None:
+            return "assumed: the module was called by itself" if self._assumed else "the module itself"
+        task = reader.replay.task
+        return f"{reader.replay.step.name}: {task.function}"
 
     def _origin(self, probe: ProbeSet) -> str:
         if self._probe_name == "validation":
@@ -883,7 +953,7 @@ class GlobEncCallback(Callback):
                 f"GlobEncCallback: {measurement.encoder} normalises before its sub-layers (pre-LN). The paper treats "
                 "post-LN encoders alone; the figures follow an extension of it."
             )
-        if measurement.readout != self._settings.readout:
+        if self._settings.readout == "cls" and measurement.readout == "last":
             self._say(
                 f"GlobEncCallback: in {measurement.encoder} no token sees what comes after it, so the first token's "
                 "row tells nothing: the last token's is read (readout='last')."
@@ -900,9 +970,9 @@ class GlobEncCallback(Callback):
             )
         if measurement.calls > 1:
             self._say(
-                f"GlobEncCallback: one forward pass calls an encoder {measurement.calls} times; the figures are those "
-                f"of the first call ({measurement.encoder}). Name a forward pass that makes just one to look at "
-                "another: GlobEncCallback(forward=lambda module, batch: ...)."
+                f"GlobEncCallback: the decision depends on {measurement.calls} calls of an encoder; the figures are "
+                f"those of call {self._encoder_call} ({measurement.encoder}). To look at another, write "
+                f"GlobEncCallback(encoder_call={(self._encoder_call + 1) % measurement.calls})."
             )
 
     def _guarded(self, job: Callable[[], None]) -> bool:
@@ -1021,11 +1091,39 @@ def _sanity_check_saw_all(trainer: "pl.Trainer") -> bool:
     )
 
 
+def _assumed_probe(probe: ProbeSet) -> ProbeSet | None:
+    """The examples of a probe as a model itself may take them: the entries of mappings, by their usual names."""
+    found: ProbeSet | None = None
+    for part in probe.parts:
+        try:
+            taken = ProbeSet.from_batch(_mapping_within(part.batch), limit=part.wanted)
+        except ProbeError:
+            continue
+        found = taken if found is None else found.joined(taken)
+    return None if found is None else found.with_tokens(probe.tokenizer)
+
+
 def _mapping_within(batch: Any) -> Any:
     """The batch itself, or the first loader's part of a batch that combines several loaders."""
     if isinstance(batch, Mapping) and main_input(batch) is None:
         return next((part for part in batch.values() if isinstance(part, Mapping) and main_input(part)), batch)
     return batch
+
+
+def _is_own_form(probe: Any) -> bool:
+    """Whether a batch has a form that its user alone knows, and tells by ``forward=``: a tuple, or own names."""
+    if isinstance(probe, Mapping):
+        return main_input(probe) is None and size_of(probe) is not None
+    return isinstance(probe, list | tuple) and any(isinstance(leaf, Tensor) for _, leaf in leaves(probe))
+
+
+def _label(truth: tuple[float, ...], task: str) -> Tensor | None:
+    """What an example's label says, as a tensor: a class index; else a value, or several of them."""
+    if not truth:
+        return None
+    if len(truth) == 1 and task not in ("regression", "multi-label"):
+        return torch.tensor(int(truth[0]))
+    return torch.tensor([float(one) for one in truth]) if len(truth) > 1 else torch.tensor(float(truth[0]))
 
 
 def _class_names(pl_module: "pl.LightningModule") -> list[str] | None:

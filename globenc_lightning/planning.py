@@ -12,11 +12,40 @@ import torch
 from torch import Tensor
 
 from globenc_lightning.analysis import Reader, evaluate, find_decision
-from globenc_lightning.errors import GlobEncError
+from globenc_lightning.errors import GlobEncError, ModelCallError
 from globenc_lightning.probe import ProbeSet
 from globenc_lightning.task.batches import columns_of, rows_of, size_of
 from globenc_lightning.task.kinds import BY_TOKEN, Decision
-from globenc_lightning.task.replaying import Chunk, Part, count_labels, same
+from globenc_lightning.task.replaying import Chunk, Part, Replay, Step, count_labels, same
+
+
+def find(
+    reader: Reader, probe: ProbeSet, steps: Sequence[Step], decision: int | str = 0, encoder_call: int = 0
+) -> ProbeSet:
+    """Find which of a module's steps tells what it decides on a probe.
+
+    Args:
+        reader: the model; takes the step and the decision that is found.
+        probe: the examples, in the batches that they came in.
+        steps: the steps, the best first.
+        decision: which decision is explained, see :class:`~globenc_lightning.task.replaying.Replay`.
+        encoder_call: which call of an encoder is shown.
+
+    Returns:
+        The probe, with as many examples as the step decides on.
+
+    Raises:
+        GlobEncError: none of the steps can be run, or their encoder cannot be read: the reason of the first.
+    """
+    failure: GlobEncError | None = None
+    for step in steps:
+        reader.replay, reader.structures = Replay(step, decision, encoder_call), ()
+        try:
+            return examined(reader, probe)
+        except GlobEncError as error:
+            failure = failure or error
+    reader.replay, reader.structures = None, ()
+    raise failure or ModelCallError(f"{type(reader.model).__name__} has no validation_step of its own.")
 
 
 def examined(reader: Reader, probe: ProbeSet) -> ProbeSet:

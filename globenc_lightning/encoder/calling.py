@@ -173,12 +173,12 @@ def _with_keywords(module: nn.Module, keys: list[str]) -> Call:
     return lambda inputs: module(**{key: inputs[key] for key in keys})
 
 
-def logits_of(output: Any, size: int, width: int | None = None) -> Tensor:
+def logits_of(output: Any, size: int | None, width: int | None = None) -> Tensor:
     """The logits in what a model returned.
 
     Args:
         output: a Hugging Face output, a mapping with ``logits``, a tensor, or a tuple with one tensor of logits in it.
-        size: the number of examples ``b``.
+        size: the number of examples ``b``; any when None.
         width: the size of the encoder's hidden states: a tensor without a name that is so wide holds features.
 
     Returns:

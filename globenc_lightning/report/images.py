@@ -18,7 +18,13 @@ from globenc_lightning.report.heatmap import layers_by_tokens, tokens_by_tokens
 
 TAG = "globenc"
 EXTENSION = {"post-LN": "", "pre-LN": " (pre-LN, an extension of the paper)"}
-READOUT_NAMES = {"cls": "first token's row", "last": "last token's row", "mean": "mean of all rows"}
+READOUT_NAMES = {
+    "cls": "first token's row",
+    "last": "last token's row",
+    "mean": "mean of all rows",
+    "token": "row of the token that is decided",
+    "weighted": "rows weighted by what the decision reads",
+}
 
 
 def pictures(

@@ -178,8 +178,12 @@ def restored(state: Any, template: Any = None) -> Any:
 
 def needs_template(state: Any) -> bool:
     """Whether a stored batch holds a dataclass or a named tuple."""
+    if isinstance(state, list | tuple):
+        return any(needs_template(one) for one in state)
     if not isinstance(state, dict):
         return False
+    if "kind" not in state:
+        return any(needs_template(one) for one in state.values())
     return state["kind"] in ("dataclass", "named") or any(needs_template(one) for one in state["parts"])
 
 

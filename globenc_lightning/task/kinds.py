@@ -247,9 +247,7 @@ def _of_classes(
     return _by_token(logits, target, seen, loss.ignored)
 
 
-def _by_token(
-    logits: Tensor, target: Tensor, seen: Seen, ignored: int, inner: int | None = None
-) -> Decision:
+def _by_token(logits: Tensor, target: Tensor, seen: Seen, ignored: int, inner: int | None = None) -> Decision:
     units, classes = logits.shape
     width = inner if inner is not None else (units // seen.rows if units % seen.rows == 0 else None)
     kind = "token classification"

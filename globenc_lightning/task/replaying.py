@@ -4,7 +4,7 @@ Axes: ``b`` example, ``u`` unit (one decision, see :mod:`globenc_lightning.task.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from globenc_lightning.encoder.calling import LABELS, logits_of
 from globenc_lightning.encoder.norms import tolerance, working
 from globenc_lightning.encoder.reading import Outputs
 from globenc_lightning.errors import CutGraphError, ModelCallError
+from globenc_lightning.task.batches import size_of
 from globenc_lightning.task.kinds import BY_TOKEN, Decision, Seen, decision_of, decision_of_output
 from globenc_lightning.task.watching import LossCall, LossSeen, LossWatch
 
@@ -41,10 +43,12 @@ class Step(NamedTuple):
     Attributes:
         name: its name, for messages.
         run: ``run(batch, place, loader)`` calls it.
+        logits: whether it returns the logits themselves, as ``forward=`` does.
     """
 
     name: str
     run: Callable[[Any, int, int], Any]
+    logits: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,7 @@ class Replay:
 
             self.task = None
             with head:
-                ran = _run(self.step, chunk, model, wanted)
+                ran = _run(self.step, chunk, model, None if self.step.logits else wanted)
             if found:
                 self.task = replace(found[0], stop_at=len(ran.losses))
                 return ran
@@ -220,14 +224,14 @@ class Replay:
         stop_at = self.task.stop_at
         return _run(self.step, chunk, model, None if stop_at is None else lambda losses: len(losses) >= stop_at)
 
-    def decided(self, ran: Ran, rows: int, tokens: int, size: int | None) -> Decision:
+    def decided(self, ran: Ran, rows: int, tokens: int, batch: Any) -> Decision:
         """The decision in what a run computed.
 
         Args:
             ran: what the run computed.
             rows: the number of texts that the encoder was called with.
             tokens: the number of tokens of each.
-            size: the number of examples in the batch, if the batch tells it.
+            batch: the batch that it was run on.
 
         Raises:
             ModelCallError: the run took another way than the one in which the decision was found.
@@ -235,7 +239,7 @@ class Replay:
         task = self.task
         if task is None:
             raise AssertionError("the decision is found before it is run again")
-        seen = replace(task.seen, rows=rows, tokens=tokens)
+        seen, size = replace(task.seen, rows=rows, tokens=tokens), size_of(batch)
         if task.source == "loss":
             losses = ran.losses[task.index : task.stop_at]
             if not losses or losses[0].name != task.function:
@@ -243,7 +247,9 @@ class Replay:
             return decision_of(losses, seen, size)
         if task.index < len(ran.outputs):
             logits, ends, _ = _named(ran.outputs[task.index])
-            decision = None if logits is None else decision_of_output(logits, ends, None, seen, size)
+            decision = None
+            if logits is not None:
+                decision = decision_of_output(logits, ends, _labels_in(batch, logits), seen, size)
             if decision is not None:
                 return decision
         raise ModelCallError(
@@ -251,9 +257,7 @@ class Replay:
         )
 
 
-def find_layout(
-    replay: Replay, decision: Decision, chunk: Chunk, last: Tensor
-) -> Layout:
+def find_layout(replay: Replay, decision: Decision, chunk: Chunk, last: Tensor) -> Layout:
     """Find by gradients which row of the encoder's call each example is decided from.
 
     Args:
@@ -282,9 +286,7 @@ def find_layout(
         wanted = torch.tensor([one for one in chunk.kept if one < units])
     if decision.kind == "choice":
         classes = decision.logits.shape[1]
-        rows = torch.stack(
-            [_rows_read(decision.logits[wanted][:, place], last) for place in range(classes)], 1
-        )
+        rows = torch.stack([_rows_read(decision.logits[wanted][:, place], last) for place in range(classes)], 1)
         return Layout(wanted, rows)
     rows = _rows_read(decision.scores(wanted), last)
     if bool((rows < 0).any()):
@@ -415,7 +417,9 @@ def _run(step: Step, chunk: Chunk, model: nn.Module, wanted: Callable[[list[Loss
     finally:
         for handle in handles:
             handle.remove()
-    if not outputs and _named(returned)[0] is not None:
+    if step.logits:
+        outputs = [{"logits": logits_of(returned, size_of(chunk.batch))}]
+    elif not outputs and _named(returned)[0] is not None:
         outputs.append(returned)
     return Ran(watch.losses, outputs, returned)
 
@@ -428,6 +432,16 @@ def _named(output: Any) -> tuple[Tensor | None, Tensor | None, str]:
             ends = output.get(other) if isinstance(output, dict) else getattr(output, other, None) if other else None
             return found, ends if isinstance(ends, Tensor) else None, name
     return None, None, ""
+
+
+def _labels_in(batch: Any, logits: Tensor) -> Tensor | None:
+    """The labels that a batch holds under a usual name, if they can be those of the logits."""
+    if not isinstance(batch, Mapping):
+        return None
+    labels = next((batch[name] for name in LABELS if isinstance(batch.get(name), Tensor)), None)
+    if labels is None or not labels.dim() or len(labels) != len(logits):
+        return None
+    return labels.reshape(-1) if logits.dim() == 2 and logits.shape[1] == 1 else labels
 
 
 def _depends_on(logits: Tensor | None, outputs: Outputs) -> list[int]:
@@ -471,29 +485,43 @@ def _groups(decision: Decision, last: Tensor) -> list[list[int]]:
     if decision.width:
         return [list(range(start, start + decision.width)) for start in range(0, units, decision.width)]
     groups: dict[int, list[int]] = {}
-    for unit, row in enumerate(_rows_of_units(decision, last)):
+    for unit, row in enumerate(rows_by_digits(decision.scores(torch.arange(units)), last)):
         groups.setdefault(row, []).append(unit)
     return [groups[row] for row in sorted(groups) if row >= 0]
 
 
-def _rows_of_units(decision: Decision, last: Tensor) -> list[int]:
-    """The row that each of many units depends on, by as many gradients as its number has binary digits."""
-    units = len(decision.logits)
-    scores = decision.scores(torch.arange(units))
-    number = torch.zeros(last.shape[:2], dtype=torch.long)
+def rows_by_digits(scores: Tensor, last: Tensor) -> list[int]:
+    """The row that each of many scores depends on, by as many gradients as their number has binary digits.
+
+    Args:
+        scores: (u,) in the autograd graph.
+        last: (rows, s, d) the encoder's last hidden states, in the same graph.
+
+    Returns:
+        One row per score; -1 where a score depends on no token that no other score depends on.
+    """
+    units = len(scores)
+    number = torch.zeros(last.shape[:2], dtype=torch.long, device=last.device)
+    read = [_tokens_read(scores, last)]
     for digit in range(max(units - 1, 0).bit_length()):
-        chosen = torch.tensor([unit >> digit & 1 for unit in range(units)]).bool().to(scores.device)
-        (gradient,) = torch.autograd.grad(scores[chosen].sum(), last, retain_graph=True, allow_unused=True)
-        if gradient is not None:
-            number += (gradient.abs().amax(-1) > 0).long().cpu() << digit
-    (gradient,) = torch.autograd.grad(scores.sum(), last, retain_graph=True)
-    touched = (gradient.abs().amax(-1) > 0).cpu()
+        chosen = torch.tensor([unit >> digit & 1 for unit in range(units)], device=scores.device).bool()
+        with_digit, without = _tokens_read(scores[chosen], last), _tokens_read(scores[~chosen], last)
+        number += with_digit.long() << digit
+        # A token that is read by scores of both kinds belongs to none alone.
+        read.append(~(with_digit & without))
+    alone = torch.stack(read).all(0)
     rows = [-1] * units
-    for row, token in touched.nonzero().tolist():
-        unit = int(number[row, token])
-        if unit < units:
-            rows[unit] = row
+    for row, token in alone.nonzero().tolist():
+        rows[int(number[row, token])] = row
     return rows
+
+
+def _tokens_read(scores: Tensor, last: Tensor) -> Tensor:
+    """Which tokens some scores depend on, (rows, s)."""
+    gradient: Tensor | None = torch.autograd.grad(scores.sum(), last, retain_graph=True, allow_unused=True)[0]
+    if gradient is None:
+        return torch.zeros(last.shape[:2], dtype=torch.bool, device=last.device)
+    return (gradient != 0).any(-1)
 
 
 def _chosen_unit(decision: Decision, units: Sequence[int], counts: Counter[int]) -> int | None:

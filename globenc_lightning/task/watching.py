@@ -130,7 +130,7 @@ class LossWatch(TorchFunctionMode):
             self._note(name, _LOSS_OF[func], args, kwargs, result)
         elif func in _SQUASHING:
             source = args[0] if args else kwargs.get("input")
-            if isinstance(source, Tensor) and source.requires_grad:
+            if isinstance(source, Tensor) and source.is_floating_point():
                 self._keep(result, source, _SQUASHING[func])
         elif args and isinstance(args[0], Tensor) and id(args[0]) in self._behind and isinstance(result, Tensor):
             _, source, kind = self._behind[id(args[0])]
