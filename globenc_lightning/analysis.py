@@ -665,7 +665,9 @@ def _replayed(reader: Reader, chunk: Chunk, settings: Settings, keep_maps: bool)
 
     batch = _moved(reader, chunk)
     run = _Run(replay.step.name, lambda given: replay.run(reader.model, given), judge)
-    return _connected(reader, run, batch, settings, keep_maps)
+    found = _connected(reader, run, batch, settings, keep_maps)
+    chunk.weights = batch.weights
+    return found
 
 
 def _judged(decision: Decision, layout: Layout, settings: Settings, batch: Any) -> "_Judged":
@@ -947,13 +949,22 @@ def _connected(reader: Reader, run: _Run, batch: Any, settings: Settings, keep_m
 
     if settings.readout != AUTO:
         return attempt(settings.readout, None)
+    known = batch.weights if isinstance(batch, Chunk) and reader.reads == "token" else None
     if reader.reads in (*READOUTS, "elsewhere"):
         found = attempt("cls" if reader.reads == "elsewhere" else reader.reads, None)
         if _reads(reader, found)[0] == reader.reads:
             return found
+    elif known is not None:
+        # The token that is decided stays the same, as long as the probe and its labels do.
+        found = attempt("token", known)
+        name, weights = _reads(reader, found)
+        if name == "token" and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(weights, known, strict=True)):
+            return found
     else:
         found = attempt("cls", None, look=True)
     reader.reads, weights = _reads(reader, found)
+    if isinstance(batch, Chunk):
+        batch.weights = weights if reader.reads == "token" else None
     if reader.reads in (*READOUTS, "elsewhere"):
         return attempt("cls" if reader.reads == "elsewhere" else reader.reads, None)
     return attempt(reader.reads, weights)
@@ -990,6 +1001,8 @@ def reading_of(head: Tensor | None, mask: Tensor, rows: Tensor | None, causal: b
     weights = weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
     own, real = (weights, mask) if rows is None else (weights[rows.to(mask.device)], mask[rows.to(mask.device)])
     used = real.any(1) & (own.sum(1) > 0)
+    # A text of one token does not tell: its first token is its last, and the mean of all.
+    used = used & (real.sum(1) > 1) if bool((used & (real.sum(1) > 1)).any()) else used
     own, real = own[used], real[used]
     if not len(own):
         return "elsewhere", weights
