@@ -275,6 +275,9 @@ def _kept(value: Any) -> Any:
     if isinstance(value, KernelCache | set):
         # Tensors without their graphs, and names.
         return value
+    if isinstance(value, ref):
+        # The function of an attention implementation; nobody can refer weakly to a weak reference.
+        return _Kept(ref, (value,))
     if isinstance(value, tuple):
         return _Kept(type(value), tuple(_kept(one) for one in value))
     if is_dataclass(value) and not isinstance(value, nn.Module):
