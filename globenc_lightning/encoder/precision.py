@@ -146,7 +146,8 @@ class FullPrecision(TorchFunctionMode):
         """What is kept for the backward pass: the weight in its own precision, where the tensor is a raised weight."""
         weight = self._raised.get(tensor.untyped_storage().data_ptr()) if self._raised else None
         if weight is None:
-            return tensor
+            # The tensor itself could lead back to the graph that keeps it, and nothing would ever be freed.
+            return tensor.detach()
         return weight, tensor.size(), tensor.stride(), tensor.storage_offset()
 
 

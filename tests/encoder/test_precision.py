@@ -251,6 +251,16 @@ def test_no_copy_of_the_weights_is_held() -> None:
         assert not [one for one in held if one.dtype == torch.float32]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_nothing_of_the_structure_pass_outlives_it(dtype: torch.dtype) -> None:
+    # A size that no other test has, as above.
+    model = Headed(bert(inner=59)).to(dtype).eval()
+    attribute(model, models.batch((9, 5)))
+    gc.collect()
+    widths = [one.shape[-1] for one in gc.get_objects() if type(one) is Tensor and one.dim() == 3]
+    assert 59 not in widths
+
+
 def test_modes_end_with_an_error() -> None:
     with FullPrecision():
         assert (torch.ones(2).bfloat16() * 2).dtype == torch.float32
