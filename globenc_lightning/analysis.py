@@ -9,7 +9,7 @@ Axes: ``b`` example, ``l`` layer, ``q`` token that receives, ``k`` token that is
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from itertools import islice
@@ -32,6 +32,7 @@ from globenc_lightning.encoder.calling import (
 from globenc_lightning.encoder.contexts import OwnContexts
 from globenc_lightning.encoder.layers import layer_inputs
 from globenc_lightning.encoder.norms import tolerance, working
+from globenc_lightning.encoder.precision import LOW, FullPrecision, exact_products
 from globenc_lightning.encoder.reading import EncoderCall, LayerDone, find_encoders, find_structures, read
 from globenc_lightning.encoder.structure import Structure
 from globenc_lightning.encoder.undisturbed import (
@@ -866,7 +867,8 @@ def _find(
         else:
             _refuse_unused_mask(way, batch)
             _refuse_another_model(reader, way, _copied(some), logits, structures)
-            reader.way, reader.structures, reader.attention = name, structures, attention_of(reader.model)
+            reader.way, reader.attention = name, attention_of(reader.model)
+            reader.structures = tuple(one for one in structures if isinstance(one, Structure))
             if not way.own and has_own_forward(reader.model):
                 tried = "; ".join(failures) or "it does not take the batch's entries by their names"
                 warnings.warn(
@@ -910,10 +912,11 @@ def _refuse_another_model(
     """
     exchanged = exchanged_attention(reader.model)
     try:
-        with as_evaluated(reader.model, reader.written), warnings.catch_warnings():
-            # The user hears them in an evaluation of their own.
-            warnings.simplefilter("ignore")
-            own = logits_of(way.call(batch), len(logits), _width(reader, structures)).detach()
+        try:
+            own, share = _own_logits(reader, way, _copied(batch), len(logits), structures, full_precision=True)
+        except Exception:
+            # A kernel that takes half precision alone, say.
+            own, share = _own_logits(reader, way, batch, len(logits), structures, full_precision=False)
     except Exception:
         # A kernel that cannot run here, say: there is nothing to compare with, and nothing is wrong.
         return
@@ -925,8 +928,7 @@ def _refuse_another_model(
         return
     difference = float((mine - theirs)[finite].abs().max())
     # A head that has not learned anything gives logits near zero, with the rounding of what they are made of.
-    precisions = {one.dtype for one in reader.model.parameters() if one.is_floating_point()}
-    allowed = tolerance(logits.dtype, *precisions) * max(1.0, float(theirs[finite].abs().max()))
+    allowed = share * max(1.0, float(theirs[finite].abs().max()))
     if difference <= allowed:
         return
     name = type(reader.model).__name__
@@ -946,6 +948,29 @@ def _refuse_another_model(
         f"{name}: the logits of the analysed forward pass differ from the model's own in evaluation by "
         f"{difference:.1e} (allowed: {allowed:.0e}): {reason}."
     )
+
+
+def _own_logits(
+    reader: Reader, way: Way, batch: Mapping[str, Any], size: int, structures: Sequence[Any], *, full_precision: bool
+) -> tuple[Tensor, float]:
+    """The logits (b, c) of a model in its user's own evaluation, and how far rounding may move them, as a share.
+
+    In full precision, as the structure is found, and without the autocast that the forward opens: the rounding of
+    several layers in half precision may exceed any share that still tells two models apart.
+    """
+    precisions = {one.dtype for one in reader.model.parameters() if one.is_floating_point()}
+    with ExitStack() as stack:
+        stack.enter_context(as_evaluated(reader.model, reader.written))
+        # The user hears the forward's warnings in an evaluation of their own.
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        if full_precision:
+            stack.enter_context(exact_products())
+            stack.enter_context(FullPrecision())
+            precisions = {torch.float32 if one in LOW else one for one in precisions}
+        stack.enter_context(OwnContexts(reader.model, connected=False))
+        own = logits_of(way.call(batch), size, _width(reader, structures)).detach()
+        return own, tolerance(own.dtype, *precisions)
 
 
 def _with_own_attention(model: nn.Module, error: UnsupportedEncoderError) -> UnsupportedEncoderError:
