@@ -89,8 +89,8 @@ class Attributions:
         attention_mask: (b, k) true for real tokens, after trailing padding was cut off.
         predicted: (b,) index of the class with the largest logit.
         logits: (b, c), as the model gave them.
-        reconstruction_error: (l,) how far the decomposition is from the layers' own outputs, relative to their largest
-            entry, in two random directions.
+        reconstruction_error: (l,) how far the decomposition is from the layers' own outputs, in two random directions,
+            each relative to its own size.
         readout: which row was read.
         normalize: whether rows were divided by their sum before the rollout.
         target: the name of the target.
