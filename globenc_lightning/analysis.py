@@ -9,7 +9,7 @@ Axes: ``b`` example, ``l`` layer, ``q`` token that receives, ``k`` token that is
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from itertools import islice
@@ -33,6 +33,7 @@ from globenc_lightning.encoder.calling import (
 from globenc_lightning.encoder.contexts import OwnContexts
 from globenc_lightning.encoder.layers import layer_inputs
 from globenc_lightning.encoder.norms import tolerance, working
+from globenc_lightning.encoder.precision import LOW, FullPrecision, exact_products
 from globenc_lightning.encoder.reading import (
     EncoderCall,
     LayerDone,
@@ -103,8 +104,8 @@ class Attributions:
         attention_mask: (b, k) true for real tokens, after trailing padding was cut off.
         predicted: (b,) index of the class with the largest logit; 1 where a single logit is above 0.
         logits: (b, c), as the model gave them.
-        reconstruction_error: (l,) how far the decomposition is from the layers' own outputs, relative to their largest
-            entry, in two random directions.
+        reconstruction_error: (l,) how far the decomposition is from the layers' own outputs, in two random directions,
+            each relative to its own size.
         readout: which row was read: ``"cls"``, ``"last"``, ``"mean"``, ``"token"`` (one token of each example) or
             ``"weighted"`` (by how much the score depends on the tokens' last hidden states).
         normalize: whether rows were divided by their sum before the rollout.
@@ -318,6 +319,9 @@ def _kept(value: Any) -> Any:
     if isinstance(value, KernelCache | set):
         # Tensors without their graphs, and names.
         return value
+    if isinstance(value, ref):
+        # The function of an attention implementation; nobody can refer weakly to a weak reference.
+        return _Kept(ref, (value,))
     if isinstance(value, tuple):
         return _Kept(type(value), tuple(_kept(one) for one in value))
     if is_dataclass(value) and not isinstance(value, nn.Module):
@@ -665,7 +669,9 @@ def _replayed(reader: Reader, chunk: Chunk, settings: Settings, keep_maps: bool)
 
     batch = _moved(reader, chunk)
     run = _Run(replay.step.name, lambda given: replay.run(reader.model, given), judge)
-    return _connected(reader, run, batch, settings, keep_maps)
+    found = _connected(reader, run, batch, settings, keep_maps)
+    chunk.weights = batch.weights
+    return found
 
 
 def _judged(decision: Decision, layout: Layout, settings: Settings, batch: Any) -> "_Judged":
@@ -947,13 +953,22 @@ def _connected(reader: Reader, run: _Run, batch: Any, settings: Settings, keep_m
 
     if settings.readout != AUTO:
         return attempt(settings.readout, None)
+    known = batch.weights if isinstance(batch, Chunk) and reader.reads == "token" else None
     if reader.reads in (*READOUTS, "elsewhere"):
         found = attempt("cls" if reader.reads == "elsewhere" else reader.reads, None)
         if _reads(reader, found)[0] == reader.reads:
             return found
+    elif known is not None:
+        # The token that is decided stays the same, as long as the probe and its labels do.
+        found = attempt("token", known)
+        name, weights = _reads(reader, found)
+        if name == "token" and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(weights, known, strict=True)):
+            return found
     else:
         found = attempt("cls", None, look=True)
     reader.reads, weights = _reads(reader, found)
+    if isinstance(batch, Chunk):
+        batch.weights = weights if reader.reads == "token" else None
     if reader.reads in (*READOUTS, "elsewhere"):
         return attempt("cls" if reader.reads == "elsewhere" else reader.reads, None)
     return attempt(reader.reads, weights)
@@ -990,6 +1005,8 @@ def reading_of(head: Tensor | None, mask: Tensor, rows: Tensor | None, causal: b
     weights = weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
     own, real = (weights, mask) if rows is None else (weights[rows.to(mask.device)], mask[rows.to(mask.device)])
     used = real.any(1) & (own.sum(1) > 0)
+    # A text of one token does not tell: its first token is its last, and the mean of all.
+    used = used & (real.sum(1) > 1) if bool((used & (real.sum(1) > 1)).any()) else used
     own, real = own[used], real[used]
     if not len(own):
         return "elsewhere", weights
@@ -1301,8 +1318,8 @@ def _find(
         else:
             _refuse_unused_mask(way, batch)
             _refuse_another_model(reader, way, _copied(some), logits, structures)
-            reader.way, reader.structures, reader.attention = name, structures, attention_of(reader.model)
-            reader.reads = None
+            reader.way, reader.attention, reader.reads = name, attention_of(reader.model), None
+            reader.structures = tuple(one for one in structures if isinstance(one, Structure))
             if not way.own and has_own_forward(reader.model):
                 tried = "; ".join(failures) or "it does not take the batch's entries by their names"
                 warnings.warn(
@@ -1346,10 +1363,11 @@ def _refuse_another_model(
     """
     exchanged = exchanged_attention(reader.model)
     try:
-        with as_evaluated(reader.model, reader.written), warnings.catch_warnings():
-            # The user hears them in an evaluation of their own.
-            warnings.simplefilter("ignore")
-            own = logits_of(way.call(batch), len(logits), _width(reader, structures)).detach()
+        try:
+            own, share = _own_logits(reader, way, _copied(batch), len(logits), structures, full_precision=True)
+        except Exception:
+            # A kernel that takes half precision alone, say.
+            own, share = _own_logits(reader, way, batch, len(logits), structures, full_precision=False)
     except Exception:
         # A kernel that cannot run here, say: there is nothing to compare with, and nothing is wrong.
         return
@@ -1361,8 +1379,7 @@ def _refuse_another_model(
         return
     difference = float((mine - theirs)[finite].abs().max())
     # A head that has not learned anything gives logits near zero, with the rounding of what they are made of.
-    precisions = {one.dtype for one in reader.model.parameters() if one.is_floating_point()}
-    allowed = tolerance(logits.dtype, *precisions) * max(1.0, float(theirs[finite].abs().max()))
+    allowed = share * max(1.0, float(theirs[finite].abs().max()))
     if difference <= allowed:
         return
     name = type(reader.model).__name__
@@ -1382,6 +1399,29 @@ def _refuse_another_model(
         f"{name}: the logits of the analysed forward pass differ from the model's own in evaluation by "
         f"{difference:.1e} (allowed: {allowed:.0e}): {reason}."
     )
+
+
+def _own_logits(
+    reader: Reader, way: Way, batch: Mapping[str, Any], size: int, structures: Sequence[Any], *, full_precision: bool
+) -> tuple[Tensor, float]:
+    """The logits (b, c) of a model in its user's own evaluation, and how far rounding may move them, as a share.
+
+    In full precision, as the structure is found, and without the autocast that the forward opens: the rounding of
+    several layers in half precision may exceed any share that still tells two models apart.
+    """
+    precisions = {one.dtype for one in reader.model.parameters() if one.is_floating_point()}
+    with ExitStack() as stack:
+        stack.enter_context(as_evaluated(reader.model, reader.written))
+        # The user hears the forward's warnings in an evaluation of their own.
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        if full_precision:
+            stack.enter_context(exact_products())
+            stack.enter_context(FullPrecision())
+            precisions = {torch.float32 if one in LOW else one for one in precisions}
+        stack.enter_context(OwnContexts(reader.model, connected=False))
+        own = logits_of(way.call(batch), size, _width(reader, structures)).detach()
+        return own, tolerance(own.dtype, *precisions)
 
 
 def _with_own_attention(model: nn.Module, error: UnsupportedEncoderError) -> UnsupportedEncoderError:

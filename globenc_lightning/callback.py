@@ -236,8 +236,10 @@ class GlobEncCallback(Callback):
         self._probe_is_shared = False
         # A state that comes back within the session that wrote it, as finders of a learning rate or a batch size bring
         # it back, is no resumed training: so all processes have to know the session by the same number.
+        if self._session:
+            # Of the training before; a state that was loaded before the first one counts.
+            self._resumed, self._due_epoch = False, None
         self._session = time.time() if _is_alone(trainer) else processes.from_first(time.time())
-        self._resumed, self._due_epoch = False, None
         self._looks_back = stage != "fit" and bool(self.history)
         same = [one for one in getattr(trainer, "callbacks", []) if isinstance(one, GlobEncCallback)]
         place = next((index for index, one in enumerate(same) if one is self), 0)

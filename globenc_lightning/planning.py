@@ -70,13 +70,38 @@ def examined(reader: Reader, probe: ProbeSet) -> ProbeSet:
         if reader.structure is None:
             _find(reader, part)
         decision, _, mask = evaluate(reader, Chunk(part.batch, part, (), ()))
+        part = part._replace(wanted=min(part.wanted, _examples(decision, mask)))
+        part, decision, mask = _smaller(reader, part, decision, mask)
         reader.decisions.append((decision, mask))
-        parts.append(part._replace(wanted=min(part.wanted, _examples(decision, mask))))
+        parts.append(part)
     reader.replay.counts = count_labels([decision for decision, _ in reader.decisions])
-    if parts == list(probe.parts):
+    if all(
+        one.batch is other.batch and one.wanted == other.wanted for one, other in zip(parts, probe.parts, strict=True)
+    ):
         return probe
-    adjusted = ProbeSet.from_parts(parts)
-    return replace(adjusted, tokenizer=probe.tokenizer)
+    adjusted = replace(ProbeSet.from_parts(parts), tokenizer=probe.tokenizer)
+    # What was already seen of as many examples stays known.
+    return replace(probe, parts=tuple(parts)) if len(adjusted) == len(probe) else adjusted
+
+
+def _smaller(
+    reader: Reader, part: Part, decision: Decision, mask: Tensor | None
+) -> tuple[Part, Decision, Tensor | None]:
+    """A batch with no more examples than are wanted, where the step decides the same on these alone.
+
+    What is left out needs no place in memory, nor in checkpoints.
+    """
+    size = size_of(part.batch)
+    wanted = range(part.wanted)
+    expected = None if size is None or part.wanted >= size else units_of(decision, wanted, size)
+    if expected is None:
+        return part, decision, mask
+    fewer = part._replace(batch=rows_of(part.batch, wanted))
+    try:
+        found, _, mask_of_fewer = evaluate(reader, Chunk(fewer.batch, fewer, (), ()))
+    except GlobEncError:
+        return part, decision, mask
+    return (fewer, found, mask_of_fewer) if same(found, expected) else (part, decision, mask)
 
 
 def plan(reader: Reader, probe: ProbeSet, chosen: Sequence[int]) -> list[Chunk]:

@@ -98,6 +98,8 @@ class Chunk:
         kept: the numbers of these among the examples of ``batch``.
         expected: what the user's own step decides on these, in evaluation; None once that was compared.
         layout: where the examples are, once found.
+        weights: for each call of an encoder that is read: (rows, s) how much of each token's row is read, where that is
+            one token; None before it is known.
     """
 
     batch: Any
@@ -106,6 +108,7 @@ class Chunk:
     kept: tuple[int, ...]
     expected: Decision | None = None
     layout: Layout | None = None
+    weights: list[Tensor] | None = None
 
 
 class Ran(NamedTuple):
