@@ -11,8 +11,8 @@ from pytorch_lightning import seed_everything
 from torch import Tensor, nn
 
 from globenc_lightning import GlobEncCallback, attribute
-from tests.test_callback import assert_same
 from tests.task.zoo import CASES, TRAINING, VALIDATION, Case
+from tests.test_callback import assert_same
 from tests.training import build_trainer, final_state, said
 
 BY_NAME = {case.name: case for case in CASES}
@@ -64,7 +64,13 @@ def trained(name: str) -> Trained:
 def expected(name: str) -> list[Expected]:
     """Gradient x input and the weighted row of every batch, by hooks of its own on the encoder."""
     case, module = BY_NAME[name], trained(name).module
-    return [by_hand(case, module, batch) for batch in case.validation()]
+    found = [by_hand(case, module, batch) for batch in case.validation()] * case.loaders
+    shown, size = [], 16
+    for one in found:
+        count = min(size, len(one.score))
+        shown.append(Expected(one.saliency[:count], one.row[:count], one.score[:count]))
+        size -= count
+    return shown
 
 
 def by_hand(case: Case, module: Any, batch: Any) -> Expected:

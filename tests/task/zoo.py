@@ -175,7 +175,7 @@ def choices(seed: int, count: int = 3) -> dict[str, Tensor]:
 
 
 def spans(seed: int) -> dict[str, Tensor]:
-    ids, mask = text(seed)
+    ids, mask = text(seed, full=True)
     ends = mask.sum(1) - 1
     starts = classes(seed, 2, len(ids)) + 1
     return {"input_ids": ids, "attention_mask": mask, "start_positions": starts, "end_positions": ends}
@@ -1374,7 +1374,7 @@ CASES: list[Case] = [
         "classification",
         SortedByLength,
         triple,
-        largest,
+        lambda module, batch: module(batch[0], batch[1]).amax(-1),
         rows=sorted_rows,
     ),
     Case("manual_optimization", "classes, manual optimisation", _TUPLE, "classification", ByHand, triple, largest),
