@@ -173,6 +173,9 @@ def _still_holds(reader: Reader, probe: ProbeSet, chunks: Sequence[Chunk]) -> bo
 
 def _examples(decision: Decision, mask: Tensor | None) -> int:
     """How many examples a decision is on."""
+    if decision.kind == "loss" and len(decision.logits) == 1 and mask is not None:
+        # One loss of them all.
+        return len(mask)
     if decision.width:
         return len(decision.logits) // decision.width
     return len(decision.logits) if mask is None else len(mask)
