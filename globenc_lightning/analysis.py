@@ -660,6 +660,8 @@ def _replayed(reader: Reader, chunk: Chunk, settings: Settings, keep_maps: bool)
         call = calls[0]
         decision = replay.decided(ran, len(call.mask), call.mask.shape[1], batch.batch)
         decision = replace(decision, logits=contexts.in_graph(decision.logits), ends=contexts.in_graph(decision.ends))
+        if not decision.logits.requires_grad:
+            raise CutGraphError(f"the decision of {replay.step.name} is made where gradients are off.")
         if chunk.expected is not None:
             compare(decision, chunk.expected, None, replay.step.name)
             chunk.expected = None
@@ -1092,7 +1094,7 @@ def _refuse_other_rows(judged: _Judged, call: EncoderCall, gradient: Tensor | No
     known = torch.zeros_like(read)
     known[judged.rows.to(read.device)] = True
     # Another example's text may stand beside an example's own, as the second of a pair.
-    if judged.task != "similarity" and bool((~read & known).any()):
+    if judged.task not in ("similarity", "loss") and bool((~read & known).any()):
         raise ModelCallError("the examples are decided from other texts than when these were found.")
 
 

@@ -70,7 +70,7 @@ def examined(reader: Reader, probe: ProbeSet) -> ProbeSet:
         if reader.structure is None:
             _find(reader, part)
         decision, _, mask = evaluate(reader, Chunk(part.batch, part, (), ()))
-        part = part._replace(wanted=min(part.wanted, _examples(decision, mask)))
+        part = part._replace(wanted=min(part.wanted, _examples(decision, mask, part)))
         part, decision, mask = _smaller(reader, part, decision, mask)
         reader.decisions.append((decision, mask))
         parts.append(part)
@@ -133,8 +133,11 @@ def plan(reader: Reader, probe: ProbeSet, chosen: Sequence[int]) -> list[Chunk]:
     return reader.chunks[key]
 
 
-def _examples(decision: Decision, mask: Tensor | None) -> int:
+def _examples(decision: Decision, mask: Tensor | None, part: Part) -> int:
     """How many examples a decision is on."""
+    if decision.kind == "loss" and len(decision.logits) == 1:
+        # One loss of all of them.
+        return part.wanted if mask is None else len(mask)
     if decision.width:
         return len(decision.logits) // decision.width
     return len(decision.logits) if mask is None else len(mask)

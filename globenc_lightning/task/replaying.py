@@ -16,7 +16,7 @@ from globenc_lightning.encoder.calling import LABELS, logits_of
 from globenc_lightning.encoder.norms import tolerance, working
 from globenc_lightning.encoder.reading import Outputs
 from globenc_lightning.errors import CutGraphError, ModelCallError
-from globenc_lightning.task.batches import size_of
+from globenc_lightning.task.batches import fresh, size_of
 from globenc_lightning.task.kinds import BY_TOKEN, Decision, Seen, decision_of, decision_of_output
 from globenc_lightning.task.watching import LossCall, LossSeen, LossWatch
 
@@ -414,7 +414,8 @@ def _run(step: Step, chunk: Chunk, model: nn.Module, wanted: Callable[[list[Loss
     returned = None
     try:
         with watch:
-            returned = step.run(chunk.batch, chunk.part.place, chunk.part.loader)
+            # A copy: a step may take its labels out of the batch, or write into it.
+            returned = step.run(fresh(chunk.batch), chunk.part.place, chunk.part.loader)
     except LossSeen:
         pass
     finally:
