@@ -20,12 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from globenc_lightning.encoder.advice import advice, advice_on_mask, advice_on_target
 from globenc_lightning.encoder.calling import (
-    ADVICE,
     LABELS,
+    SPAN_LABELS,
     Way,
+    ends_of,
     has_own_forward,
     logits_of,
+    named_in,
+    size_of_batch,
     too_large,
     unused_mask,
     ways_to_call,
@@ -76,8 +80,20 @@ from globenc_lightning.functional.kernels import KernelCache
 from globenc_lightning.functional.rollout import log_scale
 from globenc_lightning.probe import is_by_token
 from globenc_lightning.task.batches import moved
-from globenc_lightning.task.kinds import BY_TOKEN, Decision, detached
-from globenc_lightning.task.replaying import Chunk, Layout, Ran, Replay, compare, find_layout, rows_by_digits
+from globenc_lightning.task.kinds import BY_TOKEN, Decision, decision_of_output, detached
+from globenc_lightning.task.replaying import (
+    Chunk,
+    Layout,
+    Ran,
+    Replay,
+    chosen_unit,
+    compare,
+    count_labels,
+    find_layout,
+    rows_by_digits,
+    seen_of,
+)
+from globenc_lightning.task.watching import LossWatch
 
 Target = str | Callable[..., Any]
 
@@ -241,6 +257,8 @@ class Reader:
         attention: the attention implementations with which the structures were found.
         written: the names of parameters that its forward writes into.
         reads: which tokens the decision was found to read, see ``Attributions.readout``; None before that is known.
+        squashes: whether its forward gives probabilities, which are taken back to the logits they were made of.
+        whole: whether its logits depend on columns of padding, so that none are cut off.
         replay: the user's own step, run again; None where the model is called itself.
         decisions: for each batch of the probe, what the step decides on it, and which tokens are real.
         chunks: the batches that a probe is analysed in, by the largest number of tokens and the examples.
@@ -256,6 +274,8 @@ class Reader:
     attention: tuple[Any, ...] = ()
     written: set[str] = field(default_factory=set)
     reads: str | None = None
+    squashes: bool = True
+    whole: bool = False
     replay: Replay | None = None
     decisions: list[tuple[Decision, Tensor | None]] = field(default_factory=list)
     chunks: dict[tuple[int, tuple[int, ...]], list[Chunk]] = field(default_factory=dict)
@@ -288,7 +308,7 @@ class _Kept(NamedTuple):
 _KNOWN: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
 
 
-_REMEMBERED = ("way", "structures", "kernels", "connected", "attention", "written", "reads")
+_REMEMBERED = ("way", "structures", "kernels", "connected", "attention", "written", "reads", "squashes", "whole")
 
 
 def _reader_of(model: nn.Module) -> Reader:
@@ -318,6 +338,8 @@ def _kept(value: Any) -> Any:
     if isinstance(value, KernelCache | set):
         # Tensors without their graphs, and names.
         return value
+    if isinstance(value, ref):
+        return _Kept(ref, (value,))
     if isinstance(value, tuple):
         return _Kept(type(value), tuple(_kept(one) for one in value))
     if is_dataclass(value) and not isinstance(value, nn.Module):
@@ -539,9 +561,14 @@ def _analyze(
         raise ProbeError("the inputs hold no real token: attention_mask is zero everywhere.")
 
     whole = False
+    shorter, keep = _without_padding(batch)
     known = reader.structure is not None and reader.attention == attention_of(reader.model)
     if reader.structure is None or not known or (reader.structure.length == 1 and longest > 1):
-        whole = _find_shortest(reader, batch, lengths)
+        whole = _find_shortest(reader, batch, shorter, lengths)
+    if keep is not None and _decides_alike(reader, batch, shorter, keep, settings.target):
+        batch = shorter
+        if isinstance(special, Tensor) and special.dim() == 2:
+            special = special[:, keep]
     try:
         found = _forward_and_backward(reader, batch, settings, keep_maps)
     except UnsupportedEncoderError:
@@ -874,8 +901,8 @@ def _forward_and_backward(reader: Reader, batch: Mapping[str, Any], settings: Se
         if way.name == reader.way:
             break
     if way is None:
-        raise ModelCallError(f"{type(reader.model).__name__} gives no logits for the probe.\n{ADVICE}")
-    _refuse_unused_mask(way, batch)
+        raise ModelCallError(f"{type(reader.model).__name__} gives no logits for the probe.\n{_advice(reader, batch)}")
+    _refuse_unused_mask(reader, way, batch)
 
     def judge(output: Any, calls: tuple[EncoderCall, ...], contexts: OwnContexts) -> _Judged:
         logits = logits_of(contexts.in_graph(output), len(calls[0].mask), _width(reader, reader.read))
@@ -1072,7 +1099,7 @@ def _attempt(
                     f"the score does not depend on the encoder's hidden states ({structure.encoder_name}), even where "
                     "no_grad(), inference_mode() and detach() are left out: the head does not use them, or takes them "
                     "through something without a gradient (numpy, .tolist(), argmax, rounding), or the target's score "
-                    "does. " + ADVICE
+                    "does."
                 )
             saliency.append(gradient_x_input(working(gradient), working(call_.hidden), call_.mask))
         _refuse_other_rows(judged, result.calls[0], gradients[0])
@@ -1109,11 +1136,12 @@ def _told(what: str, hint: Callable[[], str] = str) -> Iterator[None]:
 
 
 def prepare(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Clone a batch for the analysis: on the model's device, without the trailing columns that are all padding.
+    """Clone a batch for the analysis, on the model's device.
 
     Args:
         model: the module that will be called.
-        inputs: a mapping with ``input_ids`` (b, s), or other tensors of examples (images, audio).
+        inputs: a mapping with ``input_ids`` (b, s), or (b, c, s) for ``c`` choices, or other tensors of examples
+            (images, audio).
 
     Returns:
         The batch.
@@ -1154,23 +1182,17 @@ def prepare(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     devices = (parameter.device for parameter in model.parameters() if not parameter.is_meta)
     device = next(devices, next(iter(tensors.values())).device)
     with torch.inference_mode(False), torch.no_grad():
-        keep = _columns_kept(inputs)
-        batch = {}
-        for key, value in inputs.items():
-            if isinstance(value, Tensor):
-                value = value[:, : keep[key]] if key in keep else value
-                value = value.to(device).clone()
-            batch[key] = value
-        return batch
+        _check_masks(inputs)
+        return {
+            key: value.to(device).clone() if isinstance(value, Tensor) else value for key, value in inputs.items()
+        }
 
 
 def _check_ids(key: str, ids: Tensor) -> None:
-    if ids.dim() > 2:
-        one = "[:, 0]" if ids.dim() == 3 else "of two axes"
+    if ids.dim() > 3:
         raise ProbeError(
-            f"{key} has the shape {tuple(ids.shape)}: several texts per example (multiple choice, say), of which "
-            "attributions are not defined here; (examples, tokens) is expected. Give the texts as examples of their "
-            f"own, for example batch[{key!r}]{one} and the mask alike, and the model's scores for them with forward=."
+            f"{key} has the shape {tuple(ids.shape)}; (examples, tokens) is expected, or (examples, choices, tokens) "
+            "for a model of multiple choice."
         )
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise ProbeError(f"{key} has the type {ids.dtype}; token ids are integers: write batch[{key!r}].long().")
@@ -1189,25 +1211,112 @@ def _refuse_offloaded(model: nn.Module) -> None:
             )
 
 
-def _columns_kept(inputs: Mapping[str, Any]) -> dict[str, int]:
-    """How many columns of each entry with one value per token are kept: up to the last real token of any example."""
-    keep: dict[str, int] = {}
+def _texts_of(batch: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The ids (b, s) of every text in a batch and its mask, each with what its entries' names begin with."""
     # Two sentences encoded apart have names such as query_input_ids and query_attention_mask.
-    prefixes = sorted((key[: -len("input_ids")] for key in inputs if key.endswith("input_ids")), key=len)
-    for prefix in prefixes:
-        ids, mask = inputs[f"{prefix}input_ids"], inputs.get(f"{prefix}attention_mask")
-        if not isinstance(ids, Tensor) or ids.dim() != 2 or not isinstance(mask, Tensor):
-            continue
+    for prefix in sorted((key[: -len("input_ids")] for key in batch if key.endswith("input_ids")), key=len):
+        ids, mask = batch[f"{prefix}input_ids"], batch.get(f"{prefix}attention_mask")
+        if isinstance(ids, Tensor) and ids.dim() >= 2 and isinstance(mask, Tensor):
+            yield prefix, ids, mask
+
+
+def _check_masks(inputs: Mapping[str, Any]) -> None:
+    for prefix, ids, mask in _texts_of(inputs):
         if mask.shape != ids.shape:
             raise ProbeError(
                 f"{prefix}attention_mask must have the shape {tuple(ids.shape)}; it has {tuple(mask.shape)}."
             )
-        used = mask.bool().any(0).nonzero()
-        columns = int(used[-1]) + 1 if len(used) else ids.shape[1]
-        for key, value in inputs.items():
+
+
+def _without_padding(batch: dict[str, Any]) -> tuple[dict[str, Any], slice | None]:
+    """A batch without the columns that are padding in every example, and the columns that are kept.
+
+    Whether it means the same is to be shown: heads may read padding, and the first token's position may count.
+
+    Args:
+        batch: the batch.
+
+    Returns:
+        The shorter batch, and which columns of its first text are kept; the batch itself and None where there is
+        nothing to cut off.
+    """
+    shorter, kept = dict(batch), None
+    for prefix, ids, mask in _texts_of(batch):
+        used = mask.bool().any(0).nonzero().flatten()
+        if ids.dim() != 2 or not len(used) or len(used) == ids.shape[1]:
+            continue
+        columns = slice(int(used[0]), int(used[-1]) + 1)
+        if columns.stop - columns.start == ids.shape[1]:
+            continue
+        kept = columns if kept is None else kept
+        for key, value in batch.items():
             if key.startswith(prefix) and is_by_token(key, value, mask.bool()):
-                keep[key] = columns
-    return keep
+                shorter[key] = value[:, columns]
+    return (batch, None) if kept is None else (shorter, kept)
+
+
+def _decides_alike(
+    reader: Reader, batch: dict[str, Any], shorter: dict[str, Any], keep: slice, target: Target
+) -> bool:
+    """Whether a model gives the same logits, and the user's target the same score, without columns of padding.
+
+    Args:
+        reader: the model, with the way of calling it.
+        batch: the whole batch.
+        shorter: the batch without the columns.
+        keep: the columns of the texts that it still has.
+        target: the target.
+    """
+    if reader.whole:
+        return False
+    given: list[list[Tensor]] = []
+    for one in (batch, shorter):
+        try:
+            logits = _evaluated(reader, one)
+            given.append([logits, *([target(logits, _copied(one))] if callable(target) else [])])
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            # It wants the texts at their whole length.
+            reader.whole = True
+            return False
+    for whole, cut in zip(*given, strict=True):
+        # A model that decides per token decides for fewer.
+        by_token = whole.shape != cut.shape and whole.dim() >= 2
+        mine, theirs = cut, whole[:, keep] if by_token else whole
+        if mine.shape != theirs.shape or _difference(mine, theirs) > _allowed(reader.model, mine, theirs):
+            reader.whole = True
+            return False
+    return True
+
+
+def _evaluated(reader: Reader, batch: dict[str, Any]) -> Tensor:
+    """The logits that a model gives as its user evaluates it."""
+    failures: list[str] = []
+    for way in _ways(reader, batch, failures):
+        if way.name == reader.way:
+            with as_evaluated(reader.model, reader.written), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return logits_of(way.call(_copied(batch)), size_of_batch(batch), _width(reader, reader.read)).detach()
+    raise ModelCallError(f"the inputs do not offer what {reader.way} takes.")
+
+
+def _difference(mine: Tensor, theirs: Tensor) -> float:
+    """The largest difference between finite entries; infinite where one is finite and the other is not."""
+    mine, theirs = working(mine), working(theirs)
+    finite = torch.isfinite(theirs)
+    if not torch.equal(finite, torch.isfinite(mine)):
+        return float("inf")
+    return float((mine - theirs)[finite].abs().max()) if bool(finite.any()) else 0.0
+
+
+def _allowed(model: nn.Module, mine: Tensor, theirs: Tensor) -> float:
+    """How far logits may differ by rounding."""
+    # A head that has not learned anything gives logits near zero, with the rounding of what they are made of.
+    precisions = {one.dtype for one in model.parameters() if one.is_floating_point()}
+    finite = theirs[torch.isfinite(theirs)]
+    largest = float(working(finite).abs().max()) if len(finite) else 0.0
+    return tolerance(mine.dtype, *precisions) * max(1.0, largest)
 
 
 def _lengths(batch: Mapping[str, Any]) -> Tensor | None:
@@ -1216,7 +1325,9 @@ def _lengths(batch: Mapping[str, Any]) -> Tensor | None:
     if key is None:
         return None
     mask = batch.get(key[: -len("input_ids")] + "attention_mask")
-    return torch.ones_like(batch[key]).sum(1) if mask is None else mask.bool().sum(1)
+    real = torch.ones_like(batch[key]).sum(-1) if mask is None else mask.bool().sum(-1)
+    # The longest of several choices.
+    return real.flatten(1).amax(1) if real.dim() > 1 else real
 
 
 def _length(value: Any) -> int | None:
@@ -1229,13 +1340,21 @@ def _rows(value: Any, chosen: list[int]) -> Any:
     return value[chosen] if isinstance(value, Tensor) else [value[index] for index in chosen]
 
 
-def _find_shortest(reader: Reader, batch: dict[str, Any], lengths: Tensor | None) -> bool:
+def _find_shortest(
+    reader: Reader, batch: dict[str, Any], shorter: dict[str, Any], lengths: Tensor | None
+) -> bool:
     """:func:`_find` with the beginning of the texts, which takes a fraction of the memory; else with the whole.
+
+    Args:
+        reader: the model.
+        batch: the batch.
+        shorter: the same without columns of padding.
+        lengths: how many real tokens each example has, (b,), or None.
 
     Returns:
         Whether the whole texts were used.
     """
-    begun = _beginning(batch, FIND_TOKENS)
+    begun = _beginning(shorter, FIND_TOKENS) or (None if shorter is batch else shorter)
     if begun is not None:
         try:
             _find(reader, begun, lengths, tries=1)
@@ -1277,7 +1396,7 @@ def _find(
     ``tries`` is how many ways are tried at the most; all of them when None.
     """
     reader.kernels.clear()
-    size = len(next(value for value in batch.values() if isinstance(value, Tensor) and value.dim() >= 2))
+    size = size_of_batch(batch)
     order = torch.arange(size) if lengths is None else lengths.cpu().argsort(descending=True, stable=True)
     chosen = sorted(order[:examples].tolist())
     some = {key: _rows(value, chosen) if _length(value) == size else value for key, value in batch.items()}
@@ -1287,9 +1406,11 @@ def _find(
     for way in islice(_ways(reader, batch, failures), tries):
         name = way.name
         try:
+            watch = LossWatch()
             with undisturbed(reader.model, parameters_require_grad=True, written=reader.written) as handles:
-                structures, output = find_structures(reader.model, way.call, _copied(some), handles)
+                structures, output = find_structures(reader.model, _watched(way.call, watch), _copied(some), handles)
                 logits = logits_of(output, len(chosen), _width(reader, structures)).detach()
+                squashes = _before_squashing(output, watch)[1] is not None
         except UnsupportedEncoderError as error:
             refusal = refusal or _with_own_attention(reader.model, error)
         except NonFiniteError as error:
@@ -1312,17 +1433,18 @@ def _find(
                 raise ModelCallError(f"{name} raised {type(error).__name__}: {error}\n{reason}") from error
             failures.append(f"{name}: {type(error).__name__}: {error}")
         else:
-            _refuse_unused_mask(way, batch)
+            _refuse_unused_mask(reader, way, batch)
             _refuse_another_model(reader, way, _copied(some), logits, structures)
             reader.way, reader.structures, reader.attention = name, structures, attention_of(reader.model)
-            reader.reads = None
+            reader.reads, reader.squashes = None, squashes
             if not way.own and has_own_forward(reader.model):
                 tried = "; ".join(failures) or "it does not take the batch's entries by their names"
                 warnings.warn(
                     f"{type(reader.model).__name__} has a forward of its own that gave no logits ({tried}); the "
-                    f"figures are those of {name}. If that is not the head you train: {ADVICE}",
+                    f"figures are those of {name}. If another head is trained, "
+                    "give forward=, a callable forward(module, batch) that returns its logits.",
                     GlobEncWarning,
-                    stacklevel=5,
+                    stacklevel=frames_to_user(),
                 )
             return
     if refusal is not None:
@@ -1331,7 +1453,44 @@ def _find(
         f"    {type(reader.model).__name__} has no forward of its own that takes {', '.join(map(str, batch))}, "
         "and holds no Hugging Face model with a head"
     )
-    raise ModelCallError(f"{type(reader.model).__name__} gives no logits for the probe:\n{tried}\n{ADVICE}") from cause
+    raise ModelCallError(
+        f"{type(reader.model).__name__} gives no logits for the probe:\n{tried}\n{_advice(reader, _copied(some))}"
+    ) from cause
+
+
+def _advice(reader: Reader, batch: Mapping[str, Any]) -> str:
+    return advice(reader.model, batch, reader.written)
+
+
+def _watched(call: Callable[[Any], Any], watch: LossWatch) -> Callable[[Any], Any]:
+    """A call that notes which probabilities were made of which logits."""
+
+    def run(batch: Any) -> Any:
+        with watch:
+            return call(batch)
+
+    return run
+
+
+def _before_squashing(output: Any, watch: LossWatch) -> tuple[Any, str | None]:
+    """What a model returned with its probabilities taken back to the logits that they were made of.
+
+    Args:
+        output: what it returned.
+        watch: what was noted while it ran.
+
+    Returns:
+        The output, and whether the probabilities were of ``"classes"`` or ``"labels"``; None where there are none.
+    """
+    if isinstance(output, Tensor):
+        return watch.behind(output)
+    if isinstance(output, tuple | list) and not hasattr(output, "_fields"):
+        parts = [watch.behind(one) if isinstance(one, Tensor) else (one, None) for one in output]
+        kinds = [kind for one, kind in parts if kind is not None]
+        return type(output)(one for one, _ in parts), next(iter(kinds), None)
+    named = named_in(output, "logits")
+    logits, kind = watch.behind(named) if isinstance(named, Tensor) else (named, None)
+    return (output, None) if kind is None else ({"logits": logits}, kind)
 
 
 def _copied(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -1368,14 +1527,8 @@ def _refuse_another_model(
         return
     if own.shape != logits.shape:
         return
-    mine, theirs = working(logits), working(own)
-    finite = torch.isfinite(mine) & torch.isfinite(theirs)
-    if not bool(finite.any()):
-        return
-    difference = float((mine - theirs)[finite].abs().max())
-    # A head that has not learned anything gives logits near zero, with the rounding of what they are made of.
-    precisions = {one.dtype for one in reader.model.parameters() if one.is_floating_point()}
-    allowed = tolerance(logits.dtype, *precisions) * max(1.0, float(theirs[finite].abs().max()))
+    finite = torch.isfinite(logits) & torch.isfinite(own)
+    difference, allowed = _difference(logits[finite], own[finite]), _allowed(reader.model, logits, own)
     if difference <= allowed:
         return
     name = type(reader.model).__name__
@@ -1424,13 +1577,13 @@ def _width(reader: Reader, structures: Sequence[Any]) -> int | None:
     return None if reader.forward is not None else structures[0].width
 
 
-def _refuse_unused_mask(way: Way, batch: Mapping[str, Any]) -> None:
-    name = unused_mask(way, batch)
+def _refuse_unused_mask(reader: Reader, way: Way, batch: Mapping[str, Any]) -> None:
+    name = unused_mask(reader.model, way, batch)
     if name is not None:
         raise ModelCallError(
             f"{way.name} is called without a mask, and the batch's entry {name!r} looks like one: padding would count "
-            f"as text. Call it 'attention_mask' in the batch, or say how it is passed, for example\n    "
-            f"GlobEncCallback(forward=lambda module, batch: module(batch['input_ids'], batch[{name!r}]))"
+            f"as text. Call it 'attention_mask' in the batch, or say how it is passed, "
+            f"{advice_on_mask(reader.model, batch, name, reader.written)}"
         )
 
 

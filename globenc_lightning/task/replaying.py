@@ -420,8 +420,11 @@ def _run(step: Step, chunk: Chunk, model: nn.Module, wanted: Callable[[list[Loss
     finally:
         for handle in handles:
             handle.remove()
-    if step.logits:
+    if step.logits and _named(returned)[1] is None:
         outputs = [{"logits": logits_of(returned, size_of(chunk.batch))}]
+    elif step.logits:
+        # A span has two.
+        outputs = [returned]
     elif not outputs and _named(returned)[0] is not None:
         outputs.append(returned)
     return Ran(watch.losses, outputs, returned)
@@ -514,7 +517,8 @@ def rows_by_digits(scores: Tensor, last: Tensor) -> list[int]:
         read.append(~(with_digit & without))
     alone = torch.stack(read).all(0)
     rows = [-1] * units
-    for row, token in alone.nonzero().tolist():
+    for row, token in reversed(alone.nonzero().tolist()):
+        # Of several texts of an example the first.
         rows[int(number[row, token])] = row
     return rows
 
@@ -548,6 +552,22 @@ def count_labels(decisions: Sequence[Decision]) -> Counter[int]:
         if decision.labels is not None and not decision.labels.is_floating_point() and decision.labels.dim() == 1:
             counts.update(label for label in decision.labels.tolist() if label != decision.ignored)
     return counts
+
+
+def seen_of(model: nn.Module, encoder: nn.Module, mask: Tensor, causal: bool, calls: int = 1) -> Seen:
+    """How an encoder was called.
+
+    Args:
+        model: the module.
+        encoder: the encoder in it.
+        mask: (rows, s) of its call.
+        causal: whether no token sees what comes after it.
+        calls: how many calls of encoders the decision depends on.
+
+    Returns:
+        The call.
+    """
+    return Seen(*mask.shape, _vocabulary(encoder), causal, _generates(model, encoder), calls)
 
 
 def _vocabulary(encoder: nn.Module) -> int | None:
