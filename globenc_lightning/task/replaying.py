@@ -281,7 +281,7 @@ def find_layout(replay: Replay, decision: Decision, chunk: Chunk, last: Tensor) 
         return Layout(torch.zeros_like(kept), kept)
     if decision.kind in BY_TOKEN:
         groups = _groups(decision, last)
-        chosen = [_chosen_unit(decision, groups[one], replay.counts) for one in chunk.kept if one < len(groups)]
+        chosen = [chosen_unit(decision, groups[one], replay.counts) for one in chunk.kept if one < len(groups)]
         if any(one is None for one in chosen):
             raise ModelCallError("an example of the probe has no label that counts, so no token of it is decided.")
         wanted = torch.tensor([one for one in chosen if one is not None])
@@ -531,7 +531,7 @@ def _tokens_read(scores: Tensor, last: Tensor) -> Tensor:
     return (gradient != 0).any(-1)
 
 
-def _chosen_unit(decision: Decision, units: Sequence[int], counts: Counter[int]) -> int | None:
+def chosen_unit(decision: Decision, units: Sequence[int], counts: Counter[int]) -> int | None:
     """The unit of an example that is explained: see ``SCORES``."""
     if decision.labels is None:
         return None
@@ -567,7 +567,8 @@ def seen_of(model: nn.Module, encoder: nn.Module, mask: Tensor, causal: bool, ca
     Returns:
         The call.
     """
-    return Seen(*mask.shape, _vocabulary(encoder), causal, _generates(model, encoder), calls)
+    rows, tokens = mask.shape
+    return Seen(rows, tokens, _vocabulary(encoder), causal, _generates(model, encoder), calls)
 
 
 def _vocabulary(encoder: nn.Module) -> int | None:
