@@ -9,7 +9,7 @@ Axes: ``b`` example, ``l`` layer, ``q`` token that receives, ``k`` token that is
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from itertools import islice
@@ -37,6 +37,7 @@ from globenc_lightning.encoder.calling import (
 from globenc_lightning.encoder.contexts import OwnContexts
 from globenc_lightning.encoder.layers import layer_inputs
 from globenc_lightning.encoder.norms import tolerance, working
+from globenc_lightning.encoder.precision import LOW, FullPrecision, exact_products
 from globenc_lightning.encoder.reading import (
     EncoderCall,
     LayerDone,
@@ -119,8 +120,8 @@ class Attributions:
         attention_mask: (b, k) true for real tokens, after trailing padding was cut off.
         predicted: (b,) index of the class with the largest logit; 1 where a single logit is above 0.
         logits: (b, c), as the model gave them.
-        reconstruction_error: (l,) how far the decomposition is from the layers' own outputs, relative to their largest
-            entry, in two random directions.
+        reconstruction_error: (l,) how far the decomposition is from the layers' own outputs, in two random directions,
+            each relative to its own size.
         readout: which row was read: ``"cls"``, ``"last"``, ``"mean"``, ``"token"`` (one token of each example) or
             ``"weighted"`` (by how much the score depends on the tokens' last hidden states).
         normalize: whether rows were divided by their sum before the rollout.
@@ -339,6 +340,7 @@ def _kept(value: Any) -> Any:
         # Tensors without their graphs, and names.
         return value
     if isinstance(value, ref):
+        # The function of an attention implementation; nobody can refer weakly to a weak reference.
         return _Kept(ref, (value,))
     if isinstance(value, tuple):
         return _Kept(type(value), tuple(_kept(one) for one in value))
@@ -1476,9 +1478,10 @@ def _decides_alike(reader: Reader, batch: dict[str, Any], shorter: dict[str, Any
     if reader.whole:
         return False
     given: list[list[Tensor]] = []
+    share = 0.0
     for one in (batch, shorter):
         try:
-            logits = _evaluated(reader, one)
+            logits, share = _evaluated(reader, one)
             given.append([logits, *([target(logits, _copied(one))] if callable(target) else [])])
         except Exception as error:
             if is_out_of_memory(error):
@@ -1489,40 +1492,31 @@ def _decides_alike(reader: Reader, batch: dict[str, Any], shorter: dict[str, Any
     for whole, cut in zip(*given, strict=True):
         # A model that decides per token decides for fewer.
         by_token = whole.shape != cut.shape and whole.dim() >= 2
-        mine, theirs = cut, whole[:, keep] if by_token else whole
-        if mine.shape != theirs.shape or _difference(mine, theirs) > _allowed(reader.model, mine, theirs):
+        mine, theirs = working(cut), working(whole[:, keep] if by_token else whole)
+        alike = mine.shape == theirs.shape and torch.equal(torch.isfinite(mine), torch.isfinite(theirs))
+        finite = torch.isfinite(mine)
+        if not alike or (
+            bool(finite.any())
+            and float((mine - theirs)[finite].abs().max()) > share * max(1.0, float(theirs[finite].abs().max()))
+        ):
             reader.whole = True
             return False
     return True
 
 
-def _evaluated(reader: Reader, batch: dict[str, Any]) -> Tensor:
-    """The logits that a model gives as its user evaluates it."""
+def _evaluated(reader: Reader, batch: dict[str, Any]) -> tuple[Tensor, float]:
+    """The logits that a model gives as its user evaluates it, and how far rounding may move them, as a share."""
     failures: list[str] = []
     for way in _ways(reader, batch, failures):
         if way.name == reader.way:
-            with as_evaluated(reader.model, reader.written), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return logits_of(way.call(_copied(batch)), size_of_batch(batch), _width(reader, reader.read)).detach()
+            size = size_of_batch(batch)
+            try:
+                return _own_logits(reader, way, _copied(batch), size, reader.read, full_precision=True)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                return _own_logits(reader, way, _copied(batch), size, reader.read, full_precision=False)
     raise ModelCallError(f"the inputs do not offer what {reader.way} takes.")
-
-
-def _difference(mine: Tensor, theirs: Tensor) -> float:
-    """The largest difference between finite entries; infinite where one is finite and the other is not."""
-    mine, theirs = working(mine), working(theirs)
-    finite = torch.isfinite(theirs)
-    if not torch.equal(finite, torch.isfinite(mine)):
-        return float("inf")
-    return float((mine - theirs)[finite].abs().max()) if bool(finite.any()) else 0.0
-
-
-def _allowed(model: nn.Module, mine: Tensor, theirs: Tensor) -> float:
-    """How far logits may differ by rounding."""
-    # A head that has not learned anything gives logits near zero, with the rounding of what they are made of.
-    precisions = {one.dtype for one in model.parameters() if one.is_floating_point()}
-    finite = theirs[torch.isfinite(theirs)]
-    largest = float(working(finite).abs().max()) if len(finite) else 0.0
-    return tolerance(mine.dtype, *precisions) * max(1.0, largest)
 
 
 def _lengths(batch: Mapping[str, Any]) -> Tensor | None:
@@ -1639,7 +1633,8 @@ def _find(
         else:
             _refuse_unused_mask(reader, way, batch)
             _refuse_another_model(reader, way, _copied(some), logits, structures)
-            reader.way, reader.structures, reader.attention = name, structures, attention_of(reader.model)
+            reader.way, reader.attention = name, attention_of(reader.model)
+            reader.structures = tuple(one for one in structures if isinstance(one, Structure))
             reader.reads, reader.squashes = None, squashes
             if not way.own and has_own_forward(reader.model):
                 tried = "; ".join(failures) or "it does not take the batch's entries by their names"
@@ -1720,17 +1715,23 @@ def _refuse_another_model(
     """
     exchanged = exchanged_attention(reader.model)
     try:
-        with as_evaluated(reader.model, reader.written), warnings.catch_warnings():
-            # The user hears them in an evaluation of their own.
-            warnings.simplefilter("ignore")
-            own = logits_of(way.call(batch), len(logits), _width(reader, structures)).detach()
+        try:
+            own, share = _own_logits(reader, way, _copied(batch), len(logits), structures, full_precision=True)
+        except Exception:
+            # A kernel that takes half precision alone, say.
+            own, share = _own_logits(reader, way, batch, len(logits), structures, full_precision=False)
     except Exception:
         # A kernel that cannot run here, say: there is nothing to compare with, and nothing is wrong.
         return
     if own.shape != logits.shape:
         return
-    finite = torch.isfinite(logits) & torch.isfinite(own)
-    difference, allowed = _difference(logits[finite], own[finite]), _allowed(reader.model, logits, own)
+    mine, theirs = working(logits), working(own)
+    finite = torch.isfinite(mine) & torch.isfinite(theirs)
+    if not bool(finite.any()):
+        return
+    difference = float((mine - theirs)[finite].abs().max())
+    # A head that has not learned anything gives logits near zero, with the rounding of what they are made of.
+    allowed = share * max(1.0, float(theirs[finite].abs().max()))
     if difference <= allowed:
         return
     name = type(reader.model).__name__
@@ -1750,6 +1751,29 @@ def _refuse_another_model(
         f"{name}: the logits of the analysed forward pass differ from the model's own in evaluation by "
         f"{difference:.1e} (allowed: {allowed:.0e}): {reason}."
     )
+
+
+def _own_logits(
+    reader: Reader, way: Way, batch: Mapping[str, Any], size: int, structures: Sequence[Any], *, full_precision: bool
+) -> tuple[Tensor, float]:
+    """The logits (b, c) of a model in its user's own evaluation, and how far rounding may move them, as a share.
+
+    In full precision, as the structure is found, and without the autocast that the forward opens: the rounding of
+    several layers in half precision may exceed any share that still tells two models apart.
+    """
+    precisions = {one.dtype for one in reader.model.parameters() if one.is_floating_point()}
+    with ExitStack() as stack:
+        stack.enter_context(as_evaluated(reader.model, reader.written))
+        # The user hears the forward's warnings in an evaluation of their own.
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        if full_precision:
+            stack.enter_context(exact_products())
+            stack.enter_context(FullPrecision())
+            precisions = {torch.float32 if one in LOW else one for one in precisions}
+        stack.enter_context(OwnContexts(reader.model, connected=False))
+        own = logits_of(way.call(batch), size, _width(reader, structures)).detach()
+        return own, tolerance(own.dtype, *precisions)
 
 
 def _with_own_attention(model: nn.Module, error: UnsupportedEncoderError) -> UnsupportedEncoderError:

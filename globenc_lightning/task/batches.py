@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
@@ -18,8 +19,12 @@ from globenc_lightning.errors import ProbeError
 
 def copied(batch: Any) -> Any:
     """A copy of a batch whose tensors are clones on the CPU, made outside of inference mode."""
+
+    def copy(one: Any) -> Any:
+        return one.detach().cpu().clone() if isinstance(one, Tensor) else one.copy()
+
     with torch.inference_mode(False), torch.no_grad():
-        return apply_to_collection(batch, Tensor, lambda one: one.detach().cpu().clone(), allow_frozen=True)
+        return apply_to_collection(batch, (Tensor, np.ndarray), copy, allow_frozen=True)
 
 
 def moved(batch: Any, device: torch.device) -> Any:
@@ -113,9 +118,14 @@ def stored(batch: Any) -> Any:
     """
     if isinstance(batch, Tensor):
         return batch.detach().as_subclass(Tensor)
+    if isinstance(batch, np.ndarray) and batch.dtype.kind in "biuf":
+        return {"kind": "array", "keys": [], "parts": [torch.from_numpy(np.ascontiguousarray(batch))]}
     if batch is None or isinstance(batch, bool):
         return batch
-    for primitive in (str, int, float):
+    if isinstance(batch, str):
+        # The text itself: what an enumeration of texts calls its members is something else.
+        return str.__str__(batch)
+    for primitive in (int, float):
         if isinstance(batch, primitive):
             # Subclasses, numpy's among them, would not be loaded.
             return primitive(batch)
@@ -150,6 +160,8 @@ def restored(state: Any, template: Any = None) -> Any:
     if not isinstance(state, dict):
         return state
     kind, keys, parts = state["kind"], state["keys"], state["parts"]
+    if kind == "array":
+        return parts[0].numpy()
     if kind in ("mapping", "encoding"):
         known = template if isinstance(template, Mapping) else {}
         built = {key: restored(one, known.get(key)) for key, one in zip(keys, parts, strict=True)}
