@@ -1249,7 +1249,8 @@ def reading_of(head: Tensor | None, mask: Tensor, rows: Tensor | None, causal: b
     last = real.shape[1] - 1 - real.flip(1).int().argmax(1)
     peak, place = own.max(1)
     if bool((peak > 1 - 1e-5).all()):
-        ends = [("last", last), ("cls", first)] if causal else [("cls", first), ("last", last)]
+        # "cls" stands for the last token of a causal model, whose first one sees nothing but itself.
+        ends = [("last", last)] if causal else [("cls", first), ("last", last)]
         return next((name for name, end in ends if bool((place == end).all())), "token"), weights
     uneven = (own * length - 1.0).abs().masked_fill(~real, 0.0)
     return "mean" if float(uneven.max()) < 1e-3 else "weighted", weights

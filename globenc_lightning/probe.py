@@ -30,11 +30,14 @@ TOKEN_ENTRIES = (
 )
 MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features")
 
-ADVICE = (
-    "Write the probe as a mapping of tensors under the names that tokenizers and processors use (input_ids and "
-    "attention_mask, pixel_values, input_values, input_features); or give the batch as it is to GlobEncCallback, with "
-    "forward=, a callable forward(module, batch) that returns the logits."
-)
+TEXTS, OTHERS = "input_ids and attention_mask", "pixel_values, input_values or input_features"
+
+
+def _advice(names: str) -> str:
+    return (
+        f"Write the probe as a mapping of tensors under the names that models know ({names}); or give the batch as it "
+        "is to GlobEncCallback, with forward=, a callable forward(module, batch) that returns the logits."
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,12 +165,16 @@ class ProbeSet:
         if not isinstance(batch, Mapping):
             raise ProbeError(
                 f"the batch is a {type(batch).__name__}, not a mapping, so nobody can tell which of its entries are "
-                f"the model's inputs. {ADVICE}"
+                f"the model's inputs. {_advice(f'{TEXTS}; {OTHERS}')}"
             )
         main = main_input(batch)
         if main is None:
             raise ProbeError(
-                f"the batch holds none of the usual inputs of a model; it holds {described(batch)}. {ADVICE}"
+                f"the batch holds no tensor of images or audio under a name that models know; it holds "
+                f"{described(batch)}. {_advice(OTHERS)}"
+                if _is_of_values(batch)
+                else "the batch holds no input_ids of shape (examples, tokens); it holds "
+                f"{described(batch)}. {_advice(TEXTS)}"
             )
         size = len(batch[main])
         # Inference tensors could never take part in a gradient: the clones are made outside that mode.
@@ -463,6 +470,12 @@ def fingerprint(value: Any) -> str:
     return digest.hexdigest()[:12]
 
 
+def _is_of_values(batch: Mapping[str, Any]) -> bool:
+    """Whether a batch's examples are numbers, as images and audio are, and no texts."""
+    tensors = [value for value in batch.values() if isinstance(value, Tensor) and value.dim() > 1]
+    return bool(tensors) and all(value.is_floating_point() for value in tensors)
+
+
 def described(batch: Mapping[str, Any]) -> str:
     """A batch's entries, with the shapes of those that are tensors."""
     entries = [
@@ -496,7 +509,7 @@ def _masks(batch: Mapping[str, Any]) -> dict[str, Tensor]:
         prefix = key.removesuffix("input_ids")
         ids, given = batch[key], batch.get(prefix + "attention_mask")
         if not isinstance(ids, Tensor) or ids.dim() not in (2, 3):
-            raise ProbeError(f"the batch holds no {key} of shape (examples, tokens). {ADVICE}")
+            raise ProbeError(f"the batch holds no {key} of shape (examples, tokens). {_advice(TEXTS)}")
         if isinstance(given, Tensor) and given.shape != ids.shape:
             raise ProbeError(
                 f"{prefix}attention_mask must have the shape {tuple(ids.shape)}; it has {tuple(given.shape)}."

@@ -107,7 +107,7 @@ def _lines(model: nn.Module, batch: Mapping[str, Any]) -> Iterator[_Line]:
 
 def _heads(model: nn.Module, width: int | None) -> list[tuple[str, nn.Module]]:
     """The modules outside of encoders that take hidden states of a width, the ones that are trained first."""
-    inside = tuple(f"{path}." for path in find_encoders(model) if path)
+    inside = tuple(f"{path}." if path else "" for path in find_encoders(model))
     found: list[tuple[str, nn.Module]] = []
     for name, module in model.named_modules():
         parts = list(module.modules())
