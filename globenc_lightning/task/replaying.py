@@ -281,7 +281,7 @@ def find_layout(replay: Replay, decision: Decision, chunk: Chunk, last: Tensor) 
         return Layout(torch.zeros_like(kept), kept)
     if decision.kind in BY_TOKEN:
         groups = _groups(decision, last)
-        chosen = [_chosen_unit(decision, groups[one], replay.counts) for one in chunk.kept if one < len(groups)]
+        chosen = [chosen_unit(decision, groups[one], replay.counts) for one in chunk.kept if one < len(groups)]
         if any(one is None for one in chosen):
             raise ModelCallError("an example of the probe has no label that counts, so no token of it is decided.")
         wanted = torch.tensor([one for one in chosen if one is not None])
@@ -421,8 +421,11 @@ def _run(step: Step, chunk: Chunk, model: nn.Module, wanted: Callable[[list[Loss
     finally:
         for handle in handles:
             handle.remove()
-    if step.logits:
+    if step.logits and _named(returned)[1] is None:
         outputs = [{"logits": logits_of(returned, size_of(chunk.batch))}]
+    elif step.logits:
+        # A span has two.
+        outputs = [returned]
     elif not outputs and _named(returned)[0] is not None:
         outputs.append(returned)
     return Ran(watch.losses, outputs, returned)
@@ -515,7 +518,8 @@ def rows_by_digits(scores: Tensor, last: Tensor) -> list[int]:
         read.append(~(with_digit & without))
     alone = torch.stack(read).all(0)
     rows = [-1] * units
-    for row, token in alone.nonzero().tolist():
+    for row, token in reversed(alone.nonzero().tolist()):
+        # Of several texts of an example the first.
         rows[int(number[row, token])] = row
     return rows
 
@@ -528,7 +532,7 @@ def _tokens_read(scores: Tensor, last: Tensor) -> Tensor:
     return (gradient != 0).any(-1)
 
 
-def _chosen_unit(decision: Decision, units: Sequence[int], counts: Counter[int]) -> int | None:
+def chosen_unit(decision: Decision, units: Sequence[int], counts: Counter[int]) -> int | None:
     """The unit of an example that is explained: see ``SCORES``."""
     if decision.labels is None:
         return None
@@ -549,6 +553,23 @@ def count_labels(decisions: Sequence[Decision]) -> Counter[int]:
         if decision.labels is not None and not decision.labels.is_floating_point() and decision.labels.dim() == 1:
             counts.update(label for label in decision.labels.tolist() if label != decision.ignored)
     return counts
+
+
+def seen_of(model: nn.Module, encoder: nn.Module, mask: Tensor, causal: bool, calls: int = 1) -> Seen:
+    """How an encoder was called.
+
+    Args:
+        model: the module.
+        encoder: the encoder in it.
+        mask: (rows, s) of its call.
+        causal: whether no token sees what comes after it.
+        calls: how many calls of encoders the decision depends on.
+
+    Returns:
+        The call.
+    """
+    rows, tokens = mask.shape
+    return Seen(rows, tokens, _vocabulary(encoder), causal, _generates(model, encoder), calls)
 
 
 def _vocabulary(encoder: nn.Module) -> int | None:

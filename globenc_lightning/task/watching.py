@@ -9,6 +9,7 @@ Axes: ``b`` example, ``c`` class, ``s`` token.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
@@ -115,9 +116,21 @@ class LossWatch(TorchFunctionMode):
     def __init__(self, wanted: Callable[[list[LossCall]], bool] | None = None) -> None:
         super().__init__()
         self.losses: list[LossCall] = []
-        self.squashed: list[tuple[Tensor, Tensor, str]] = []
         self._wanted = wanted
-        self._behind: dict[int, tuple[Tensor, Tensor, str]] = {}
+        # Weak references: the probabilities of every layer's attention pass by, too, and must not be held.
+        self._behind: dict[int, tuple[ref[Tensor], Tensor, str]] = {}
+
+    def behind(self, value: Tensor) -> tuple[Tensor, str | None]:
+        """The logits that a tensor of probabilities was made of.
+
+        Args:
+            value: any tensor.
+
+        Returns:
+            The logits, and ``"classes"`` or ``"labels"``; the tensor itself and None where it was not made of any.
+        """
+        kept = self._behind.get(id(value))
+        return (value, None) if kept is None or kept[0]() is not value else kept[1:]
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -132,24 +145,27 @@ class LossWatch(TorchFunctionMode):
             source = args[0] if args else kwargs.get("input")
             if isinstance(source, Tensor) and source.is_floating_point():
                 self._keep(result, source, _SQUASHING[func])
-        elif args and isinstance(args[0], Tensor) and id(args[0]) in self._behind and isinstance(result, Tensor):
-            _, source, kind = self._behind[id(args[0])]
-            if name in _SHAPING:
-                self._behind[id(result)] = (result, _shaped(func, source, args, kwargs), kind)
-            elif name in _KEEPING:
-                self._behind[id(result)] = (result, source, kind)
+        elif args and isinstance(args[0], Tensor) and isinstance(result, Tensor) and name in _SHAPING | _KEEPING:
+            source, kind_ = self.behind(args[0])
+            if kind_ is not None:
+                self._keep(result, _shaped(func, source, args, kwargs) if name in _SHAPING else source, kind_)
         return result
 
     def _keep(self, result: Tensor, source: Tensor, kind: str) -> None:
-        # The result is kept, so that nothing else can take its identity.
-        self._behind[id(result)] = (result, source, kind)
-        self.squashed.append((result, source, kind))
+        place = id(result)
+
+        def forget(gone: ref[Tensor]) -> None:
+            # Another tensor may have taken its place in memory since.
+            if place in self._behind and self._behind[place][0] is gone:
+                del self._behind[place]
+
+        self._behind[place] = (ref(result, forget), source, kind)
 
     def _note(self, name: str, holds: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         first, second = _argument(args, kwargs, 0), _argument(args, kwargs, 1)
         if not isinstance(first, Tensor) or not isinstance(result, Tensor):
             return
-        _, logits, squashed = self._behind.get(id(first), (None, first, None))
+        logits, squashed = self.behind(first)
         options = {key: value for key, value in kwargs.items() if not isinstance(value, Tensor)}
         self.losses.append(LossCall(name, holds, first, second, logits, squashed, options, result))
         if self._wanted is not None and self._wanted(self.losses):
