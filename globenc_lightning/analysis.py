@@ -91,6 +91,9 @@ from globenc_lightning.task.replaying import (
     compare,
     count_labels,
     find_layout,
+    prove_head,
+    prove_rows,
+    prove_units,
     rows_by_digits,
     seen_of,
 )
@@ -263,6 +266,8 @@ class Reader:
         replay: the user's own step, run again; None where the model is called itself.
         decisions: for each batch of the probe, what the step decides on it, and which tokens are real.
         chunks: the batches that a probe is analysed in, by the largest number of tokens and the examples.
+        proven: which of these were proven with a second set of weights: a head that begins at zero gives the same on
+            any batch.
     """
 
     model: nn.Module
@@ -280,6 +285,7 @@ class Reader:
     replay: Replay | None = None
     decisions: list[tuple[Decision, Tensor | None]] = field(default_factory=list)
     chunks: dict[tuple[int, tuple[int, ...]], list[Chunk]] = field(default_factory=dict)
+    proven: set[tuple[int, tuple[int, ...]]] = field(default_factory=set)
 
     @property
     def structure(self) -> Structure | None:
@@ -614,7 +620,8 @@ def find_decision(reader: Reader, chunk: Chunk) -> None:
     replay = _replay_of(reader)
     reader.kernels.clear()
     outputs: Outputs = []
-    search = replay.search(reader.model, outputs)
+    trained = [one for one in reader.model.parameters() if one.requires_grad]
+    search = replay.search(reader.model, outputs, trained)
     batch = _moved(reader, chunk)
 
     def chosen(_: Any) -> int:
@@ -627,10 +634,30 @@ def find_decision(reader: Reader, chunk: Chunk) -> None:
             return search(batch)
 
     with undisturbed(reader.model, parameters_require_grad=True, written=reader.written) as handles:
-        structures, _ = find_structures(reader.model, call, batch.batch, handles, outputs, chosen)
+        structures, ran = find_structures(reader.model, call, batch.batch, handles, outputs, chosen)
+        found = next((one for one in structures if isinstance(one, Structure)), None)
+        task = replay.task
+        if found is not None and task is not None:
+            task = replay.completed(reader.model, found.encoder, found.causal)
+            decision = replay.decided(ran, task.seen.rows, task.seen.tokens, batch.batch)
+            prove_head(ran, task, decision, replay.step.name)
     reader.structures, reader.attention, reader.reads = structures, attention_of(reader.model), None
-    if reader.structure is not None:
-        replay.completed(reader.model, reader.structure.encoder, reader.structure.causal)
+    _refuse_a_teacher(reader, replay)
+
+
+def _refuse_a_teacher(reader: Reader, replay: Replay) -> None:
+    """Prove that the encoder that is shown is trained, if one of those is that the decision depends on."""
+    if replay.task is None or replay.encoder_call:
+        return
+    known = [place for place in replay.task.depends if place < len(reader.structures)]
+    trained = [
+        place for place in known if any(one.requires_grad for one in reader.structures[place].encoder.parameters())
+    ]
+    if trained and replay.task.call not in trained:
+        raise ModelCallError(
+            f"{replay.step.name}: the encoder that would be shown is frozen, and another one that the decision depends "
+            "on is trained."
+        )
 
 
 def evaluate(reader: Reader, chunk: Chunk) -> tuple[Decision, Tensor | None, Tensor | None]:
@@ -689,15 +716,15 @@ def _replayed(reader: Reader, chunk: Chunk, settings: Settings, keep_maps: bool)
             raise CutGraphError(f"the decision of {replay.step.name} is made where gradients are off.")
         if chunk.expected is not None:
             compare(decision, chunk.expected, None, replay.step.name)
-            chunk.expected = None
         if chunk.layout is None:
             chunk.layout = find_layout(replay, decision, chunk, call.last)
+        prove_units(decision, chunk.layout, replay.counts, replay.step.name)
         return _judged(decision, chunk.layout, settings, batch.batch)
 
     batch = _moved(reader, chunk)
     run = _Run(replay.step.name, lambda given: replay.run(reader.model, given), judge)
     found = _connected(reader, run, batch, settings, keep_maps)
-    chunk.weights = batch.weights
+    chunk.weights, chunk.expected = batch.weights, None
     return found
 
 
@@ -735,6 +762,9 @@ def _judged(decision: Decision, layout: Layout, settings: Settings, batch: Any) 
     if rows.dim() == 2:
         place = predicted if settings.target != "label" or labels is None else labels.long().cpu()
         rows = rows.gather(1, place.unsqueeze(1)).squeeze(1)
+    if layout.labelled is not None:
+        # Without a label, nothing is decided.
+        scores = torch.where(layout.labelled.to(device), scores, 0.0 * scores)
     total = decision.logits.sum() if decision.kind == "loss" else scores.sum()
     return _Judged(
         logits=decision.logits[units.to(device)].detach(),
@@ -747,6 +777,7 @@ def _judged(decision: Decision, layout: Layout, settings: Settings, batch: Any) 
         truths=tuple(decision.truths(units.to(device))),
         task=decision.kind,
         one_call=True,
+        apart=decision.kind != "loss" and not callable(settings.target),
     )
 
 
@@ -863,6 +894,7 @@ class _Judged(NamedTuple):
         truths: one per example: what its label says.
         task: the kind of decision.
         one_call: whether one call of an encoder is looked at, whatever others there are.
+        apart: whether it is to be proven that each score is read from its own row alone.
     """
 
     logits: Tensor
@@ -875,6 +907,7 @@ class _Judged(NamedTuple):
     truths: tuple[tuple[float, ...], ...]
     task: str
     one_call: bool
+    apart: bool = False
 
 
 class _Run(NamedTuple):
@@ -1300,7 +1333,10 @@ def _attempt(
         judged = run.judge(result.output, result.calls, contexts)
         sources = [*(call.hidden for call in result.calls), *(call.last for call in result.calls)]
         gradients: tuple[Tensor | None, ...] = tuple(None for _ in sources)
+        prove = None
         if judged.total.requires_grad:
+            if judged.apart and judged.rows is not None and not look:
+                prove = prove_rows(judged.scores, judged.rows, result.calls[0].last)
             with _told("the backward pass from the score to the hidden states"):
                 gradients = torch.autograd.grad(judged.total, sources, allow_unused=True)
         saliency = []
@@ -1318,6 +1354,8 @@ def _attempt(
                 )
             saliency.append(gradient_x_input(working(gradient), working(call_.hidden), call_.mask))
         _refuse_other_rows(judged, result.calls[0], gradients[0])
+        if prove is not None:
+            prove(gradients[len(result.calls)])
     count = reader.replay.task.calls if judged.one_call and reader.replay and reader.replay.task else len(places)
     return _Found(list(collected.values()), saliency, heads, result.calls, judged, count)
 
