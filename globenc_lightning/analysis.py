@@ -244,6 +244,7 @@ class Reader:
         replay: the user's own step, run again; None where the model is called itself.
         decisions: for each batch of the probe, what the step decides on it, and which tokens are real.
         chunks: the batches that a probe is analysed in, by the largest number of tokens and the examples.
+        encoder_call: where the model is called itself: which call of an encoder is shown, the others after it.
     """
 
     model: nn.Module
@@ -259,6 +260,7 @@ class Reader:
     replay: Replay | None = None
     decisions: list[tuple[Decision, Tensor | None]] = field(default_factory=list)
     chunks: dict[tuple[int, tuple[int, ...]], list[Chunk]] = field(default_factory=dict)
+    encoder_call: int = 0
 
     @property
     def structure(self) -> Structure | None:
@@ -729,7 +731,13 @@ def _recorded(
             replace(one, span=spans[id(one)]) if isinstance(one, Structure) else one for one in reader.structures
         )
     records = [_record(structure, place, found, special, settings) for place, structure in enumerate(reader.read)]
-    return replace(records[0], others=tuple(records[1:]))
+    number = reader.encoder_call if reader.replay is None else 0
+    if number >= len(records):
+        raise ModelCallError(
+            f"encoder_call={number}: one forward pass calls encoders {len(records)} times; choose from 0 to "
+            f"{len(records) - 1}."
+        )
+    return replace(records.pop(number), others=tuple(records))
 
 
 def _record(

@@ -22,10 +22,12 @@ def copied(batch: Any) -> Any:
         return apply_to_collection(batch, Tensor, lambda one: one.detach().cpu().clone(), allow_frozen=True)
 
 
-def moved(batch: Any, device: torch.device) -> Any:
+def moved(batch: Any, device: torch.device | None = None) -> Any:
     """A copy of a batch whose tensors are clones on a device; containers are copies, too, as a step may change them."""
     with torch.inference_mode(False), torch.no_grad():
-        return apply_to_collection(batch, Tensor, lambda one: one.to(device).clone(), allow_frozen=True)
+        return apply_to_collection(
+            batch, Tensor, lambda one: one.clone() if device is None else one.to(device).clone(), allow_frozen=True
+        )
 
 
 def leaves(batch: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
