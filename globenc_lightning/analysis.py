@@ -268,6 +268,7 @@ class Reader:
         chunks: the batches that a probe is analysed in, by the largest number of tokens and the examples.
         proven: which of these were proven with a second set of weights: a head that begins at zero gives the same on
             any batch.
+        encoder_call: where the model is called itself: which call of an encoder is shown, the others after it.
     """
 
     model: nn.Module
@@ -286,6 +287,7 @@ class Reader:
     decisions: list[tuple[Decision, Tensor | None]] = field(default_factory=list)
     chunks: dict[tuple[int, tuple[int, ...]], list[Chunk]] = field(default_factory=dict)
     proven: set[tuple[int, tuple[int, ...]]] = field(default_factory=set)
+    encoder_call: int = 0
 
     @property
     def structure(self) -> Structure | None:
@@ -791,7 +793,13 @@ def _recorded(
             replace(one, span=spans[id(one)]) if isinstance(one, Structure) else one for one in reader.structures
         )
     records = [_record(structure, place, found, special, settings) for place, structure in enumerate(reader.read)]
-    return replace(records[0], others=tuple(records[1:]))
+    number = reader.encoder_call if reader.replay is None else 0
+    if number >= len(records):
+        raise ModelCallError(
+            f"encoder_call={number}: one forward pass calls encoders {len(records)} times; choose from 0 to "
+            f"{len(records) - 1}."
+        )
+    return replace(records.pop(number), others=tuple(records))
 
 
 def _record(

@@ -18,7 +18,7 @@ from globenc_lightning.encoder.calling import LABELS, logits_of
 from globenc_lightning.encoder.norms import tolerance, working
 from globenc_lightning.encoder.reading import Outputs, find_encoders
 from globenc_lightning.encoder.undisturbed import random_states_kept
-from globenc_lightning.errors import CutGraphError, ModelCallError
+from globenc_lightning.errors import CutGraphError, ModelCallError, NonFiniteError
 from globenc_lightning.task.batches import fresh, leaves, size_of
 from globenc_lightning.task.kinds import (
     BY_TOKEN,
@@ -39,12 +39,49 @@ class Part(NamedTuple):
         place: its number in its data loader.
         loader: the number of its data loader.
         wanted: how many of its examples belong to the probe, from the first on.
+        skipped: the numbers of the examples that are passed over, since their texts have no token.
     """
 
     batch: Any
     place: int
     loader: int
     wanted: int
+    skipped: tuple[int, ...] = ()
+
+    @property
+    def chosen(self) -> list[int]:
+        """The numbers of the examples that belong to the probe."""
+        return [one for one in range(self.wanted + len(self.skipped)) if one not in self.skipped][: self.wanted]
+
+
+def part_of(batch: Any, place: int, loader: int, limit: int) -> Part:
+    """The first examples of a batch, but for those whose text has no token.
+
+    Args:
+        batch: the batch, on the CPU.
+        place: its number in its data loader.
+        loader: the number of its data loader.
+        limit: at most so many examples.
+
+    Returns:
+        The part; it has no example where all texts are empty.
+    """
+    size = size_of(batch)
+    if size is None:
+        return Part(batch, place, loader, limit)
+    empty = [
+        leaf.flatten(1).any(1).logical_not()
+        for path, leaf in leaves(batch)
+        if isinstance(leaf, Tensor)
+        and leaf.dim() > 1
+        and len(leaf) == size
+        # A mask of any other name is seen when the encoder is called with it.
+        and path
+        and str(path[-1]).endswith("attention_mask")
+    ]
+    without = torch.stack(empty).any(0).nonzero().flatten().tolist() if empty else []
+    chosen = [one for one in range(size) if one not in without][:limit]
+    return Part(batch, place, loader, len(chosen), tuple(without))
 
 
 class Step(NamedTuple):
@@ -424,6 +461,9 @@ def find_layout(replay: Replay, decision: Decision, chunk: Chunk, last: Tensor) 
     units = len(decision.logits)
     if not decision.logits.requires_grad:
         raise CutGraphError("the decision depends on none of the encoder's last hidden states.")
+    if not bool(torch.isfinite(decision.logits.detach().amax(1)).all()):
+        # A logit of minus infinity is a class that is ruled out.
+        raise NonFiniteError(f"the logits of {replay.step.name} hold NaN or infinity.")
     if decision.kind == "loss" and units == 1:
         kept = torch.tensor([one for one in chunk.kept if one < len(last)])
         return Layout(torch.zeros_like(kept), kept)
