@@ -575,12 +575,19 @@ def prove_rows(scores: Tensor, rows: Tensor, last: Tensor) -> Callable[[Tensor |
     # The gradient of a sum with a factor for each score is in each row the factor of the score that reads it, times the
     # gradient of the sum without.
     factors = torch.linspace(1.0, 2.0, len(scores), dtype=scores.dtype, device=scores.device)
-    (scaled,) = torch.autograd.grad((scores * factors).sum(), last, retain_graph=True, allow_unused=True)
+    total = (scores * factors).sum()
+    scaled: Tensor | None = torch.autograd.grad(total, last, retain_graph=True, allow_unused=True)[0]
 
     def prove(plain: Tensor | None) -> None:
         if plain is None or scaled is None:
             return
-        own, other = (working(one)[rows.to(one.device)].flatten(1) for one in (plain, scaled))
+        own, other, read = (working(one)[rows.to(one.device)].flatten(1) for one in (plain, scaled, last.detach()))
+        effect = (torch.linalg.vector_norm(own, dim=1) * torch.linalg.vector_norm(read, dim=1)).max()
+        if bool((own != 0).any()) and bool(effect < 8 * torch.finfo(scores.dtype).eps * scores.detach().abs().max()):
+            raise ModelCallError(
+                "the score is the same whatever the texts are, but for rounding (the similarity of a text with itself, "
+                "say), so it has no saliency."
+            )
         size = torch.linalg.vector_norm(other, dim=1)
         apart = torch.linalg.vector_norm(other - own * working(factors).unsqueeze(1), dim=1)
         # Neighbours' factors are 1 / (n - 1) apart.
@@ -609,12 +616,16 @@ def prove_head(ran: Ran, task: Task, decision: Decision, name: str) -> None:
         return
     loss = ran.losses[task.index]
     found = _plain(decision.logits)
-    for own in (loss.logits, loss.unscaled, loss.input):
-        if found is None or own.numel() != found.numel():
-            continue
-        if _equal(own.detach().cpu().flatten().sort().values, found.flatten().sort().values):
-            return
+    same_size = [
+        one for one in (loss.logits, loss.unscaled, loss.input) if found is not None and one.numel() == found.numel()
+    ]
+    if found is not None and any(_equal(_in_order(one.detach().cpu()), _in_order(found)) for one in same_size):
+        return
     raise ModelCallError(f"the logits that are explained are not those that {loss.name} in {name} is called with.")
+
+
+def _in_order(tensor: Tensor) -> Tensor:
+    return tensor.flatten().sort().values
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -938,6 +938,20 @@ class SimCSE(HeadInStep):
         return F.cross_entropy(scores, torch.arange(len(ids)))
 
 
+class SupervisedSimCSE(Module):
+    """Supervised SimCSE: (b, 2, s) texts, flattened into one call, and cosines at a temperature."""
+
+    def ends(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        ids, mask = (batch[name].view(-1, batch[name].shape[-1]) for name in ("input_ids", "attention_mask"))
+        found = self.encoder(ids, attention_mask=mask).last_hidden_state[:, 0].view(len(batch["input_ids"]), 2, -1)
+        return found[:, 0], found[:, 1]
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        one, other = self.ends(batch)
+        scores = nn.CosineSimilarity(dim=-1)(one.unsqueeze(1), other.unsqueeze(0)) / 0.05
+        return F.cross_entropy(scores, torch.arange(len(one)))
+
+
 class Triplets(Pairs):
     """SPECTER's: anchor, positive, negative, and a triplet loss."""
 
@@ -1172,12 +1186,6 @@ def generated_score(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
 def own_cosine(module: Any, batch: Batch) -> Tensor:
     return torch.cosine_similarity(module.embed(batch["anchor"]), module.embed(batch["positive"]))
-
-
-def simcse_score(module: Any, batch: Batch) -> Tensor:
-    ids, mask, _ = batch
-    one, other = (module.encoder(ids, attention_mask=mask).last_hidden_state[:, 0] for _ in range(2))
-    return torch.cosine_similarity(one, other)
 
 
 def passage_score(module: Any, batch: Batch) -> Tensor:
@@ -1663,7 +1671,16 @@ CASES: list[Case] = [
         {"encoder_call": 1},
         encoder=lambda module: module.passage,
     ),
-    Case("simcse", "unsupervised SimCSE", _TUPLE, "similarity", SimCSE, triple, simcse_score),
+    Case(
+        "simcse",
+        "supervised SimCSE, both texts in one call",
+        "dict of (b, n, s)",
+        "similarity",
+        SupervisedSimCSE,
+        lambda seed: choices(seed, 2),
+        lambda module, batch: torch.cosine_similarity(*module.ends(batch)),
+        rows=lambda module, batch: 2 * torch.arange(len(batch["input_ids"])),
+    ),
     Case(
         "triplet",
         "triplet loss",
