@@ -4,7 +4,6 @@ import importlib.util
 import re
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -20,7 +19,7 @@ from globenc_lightning import processes, state_keys
 from globenc_lightning.analysis import AUTO, Reader, Settings, Target
 from globenc_lightning.encoder.reading import find_encoders
 from globenc_lightning.encoder.undisturbed import random_states_kept
-from globenc_lightning.errors import GlobEncError, GlobEncWarning, ProbeError, UnsupportedEncoderError
+from globenc_lightning.errors import EmptyProbeError, GlobEncError, ProbeError, UnsupportedEncoderError, warn
 from globenc_lightning.functional import METHODS
 from globenc_lightning.measurement import History, Measurement, about, history_entry, measure, put_together
 from globenc_lightning.planning import find
@@ -28,10 +27,18 @@ from globenc_lightning.probe import ProbeSet, fingerprint, main_input
 from globenc_lightning.report import images, page, publish
 from globenc_lightning.report.dashboard import store
 from globenc_lightning.report.dashboard.records import kept_maps, records
+from globenc_lightning.report.names import class_names
 from globenc_lightning.task.batches import copied, leaves, needs_template, size_of
-from globenc_lightning.task.replaying import Part
+from globenc_lightning.task.replaying import Part, part_of
 from globenc_lightning.task.steps import steps_of
-from globenc_lightning.tokenizers import as_tokenizer, find_tokenizer
+from globenc_lightning.tokenizers import (
+    Shown,
+    as_tokenizer,
+    disagree,
+    find_tokenizer,
+    likeliest,
+    tokenizers_held,
+)
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -215,9 +222,11 @@ class GlobEncCallback(Callback):
         self._due_epoch: int | None = None
         self._refused = False
         self._collecting: list[Part] = []
+        self._seen_batches = False
         self._template: Any = None
         self._stored: Mapping[str, Any] | None = None
         self._looked_for_tokenizer = False
+        self._named_by_encoder = False
         self._reader: Reader | None = None
         self._described: dict[str, str] = {}
         self._validations = 0
@@ -289,7 +298,7 @@ class GlobEncCallback(Callback):
     def on_validation_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Start to collect the probe anew: a sanity check shows the first rows, and the validation shows them again."""
         self._refuse_shards(trainer, pl_module)
-        self._pending, self._analyzed, self._collecting = None, False, []
+        self._pending, self._analyzed, self._collecting, self._seen_batches = None, False, [], False
 
     @override
     def on_validation_batch_start(
@@ -540,6 +549,8 @@ class GlobEncCallback(Callback):
         tokenizer = self._within_reach(trainer, pl_module)
         if tokenizer is None:
             return
+        # The names of a probe stay what they are.
+        self._named_by_encoder = True
         if self.probe.is_named_by(tokenizer):
             # Earlier versions stored the tokenizer's internal spelling.
             self.probe = self.probe.with_tokens(tokenizer)
@@ -588,8 +599,10 @@ class GlobEncCallback(Callback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, place: int, loader: int
     ) -> None:
         wanted = self._num_examples - sum(part.wanted for part in self._collecting)
-        size = size_of(batch)
-        self._collecting.append(Part(copied(batch), place, loader, wanted if size is None else min(size, wanted)))
+        self._seen_batches = True
+        part = part_of(copied(batch), place, loader, wanted)
+        if part.wanted:
+            self._collecting.append(part)
         if sum(part.wanted for part in self._collecting) >= self._num_examples:
             self._fix_probe(trainer, pl_module)
 
@@ -603,7 +616,7 @@ class GlobEncCallback(Callback):
         """A whole validation has fewer rows than were asked for: take what there is."""
         self._name_given_probe(trainer, pl_module)
         over = not trainer.sanity_checking or _sanity_check_saw_all(trainer)
-        if self.probe is None and over and self._collecting:
+        if self.probe is None and over and self._seen_batches:
             self._note(trainer, self._attempt(lambda: self._fix_probe(trainer, pl_module)))
 
     def _name_given_probe(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -626,14 +639,51 @@ class GlobEncCallback(Callback):
             self.probe = self.probe.with_tokens(tokenizer)
         elif self._collecting:
             self.probe, self._collecting = ProbeSet.from_parts(self._collecting).with_tokens(tokenizer), []
+        else:
+            raise EmptyProbeError("the probe is empty: the validation shows no example with a real token.")
         self._template = None
         if tokenizer is None:
             rank_zero_info("GlobEncCallback: no tokenizer is within reach, so token ids are shown; give tokenizer=.")
 
     def _within_reach(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> Any | None:
+        """The tokenizer of the text that is shown; where several name it differently, which one was taken is told."""
         if self._tokenizer is not None:
             return self._tokenizer
-        return find_tokenizer(_holders(trainer, pl_module), find_encoders(pl_module).values())
+        found, shown = tokenizers_held(_holders(trainer, pl_module)), self._shown(pl_module)
+        if len(found) < 2:
+            return find_tokenizer((one.tokenizer for one in found), find_encoders(pl_module).values())
+        chosen = likeliest(found, shown)
+        if shown.path is not None and disagree(found, shown):
+            self._say(
+                f"GlobEncCallback: {len(found)} tokenizers are within reach ({', '.join(one.name for one in found)}), "
+                f"and they name the tokens differently: {chosen.name} was taken for {shown.path or 'the encoder'}. To "
+                "take another, give GlobEncCallback its tokenizer=.",
+                kind="tokenizers",
+            )
+        return chosen.tokenizer
+
+    def _shown(self, pl_module: "pl.LightningModule") -> Shown:
+        """What is known of the text whose tokens are named: its encoder and its ids."""
+        structure = None if self._reader is None else self._reader.structure
+        ids = [] if self.probe is None else self.probe.some_ids()
+        if structure is not None:
+            return Shown(structure.encoder_name, structure.encoder, ids)
+        encoders = find_encoders(pl_module)
+        if len(encoders) == 1:
+            return Shown(*next(iter(encoders.items())), ids)
+        return Shown(ids=ids)
+
+    def _name_by_encoder(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> bool:
+        """Take the tokenizer of the encoder that is shown, once that is known; whether it is another than before."""
+        known = self._reader is not None and self._reader.structure is not None
+        if not known or self.probe is None or self.probe.tokenizer is None or self._named_by_encoder:
+            return False
+        self._named_by_encoder = True
+        tokenizer, before = self._within_reach(trainer, pl_module), self.probe.tokenizer
+        if tokenizer is None or tokenizer is before:
+            return False
+        self.probe = self.probe.with_tokens(tokenizer)
+        return True
 
     def _has_probe(self, trainer: "pl.Trainer") -> bool:
         """Whether the probe is fixed: the same answer, and the same probe, in all processes."""
@@ -689,15 +739,19 @@ class GlobEncCallback(Callback):
         shares: list[Sequence[int]] = []
         try:
             if self._reader is None:
-                self._reader = Reader(pl_module, self._forward)
+                self._reader = Reader(pl_module, self._forward, encoder_call=self._encoder_call)
             with _without_logging(pl_module):
                 if probe.parts and self._reader.replay is None:
                     probe = self.probe = self._find_decision(pl_module, self._reader, probe)
                 shares = [range(rank, len(probe), trainer.world_size) for rank in range(trainer.world_size)]
                 mine = range(len(probe)) if _is_alone(trainer) else shares[trainer.global_rank]
+                if self._name_by_encoder(trainer, pl_module):
+                    probe = self.probe
                 if mine:
                     shown = kept_maps(probe.lengths(), self._settings, self._heatmap_examples)
                     found = measure(self._reader, probe, self._settings, shown, mine)
+                    if self._name_by_encoder(trainer, pl_module):
+                        found = measure(self._reader, self.probe, self._settings, shown, mine)
         except Exception as error:
             if _is_alone(trainer):
                 raise
@@ -725,7 +779,7 @@ class GlobEncCallback(Callback):
         except UnsupportedEncoderError:
             raise
         except GlobEncError as error:
-            assumed = None if self._forward or self._decision or self._encoder_call else _assumed_probe(probe)
+            assumed = None if self._forward or self._decision else _assumed_probe(probe)
             if assumed is None:
                 raise
             self._assumed = str(error)
@@ -883,7 +937,7 @@ class GlobEncCallback(Callback):
         if able and self.probe is not None:
             newest = self.history[-1]
             moment = self._moment(self._count() - 1, newest.step, newest.epoch)
-            names = _class_names(trainer.lightning_module)
+            names = class_names(trainer.lightning_module, measurement.encoder, measurement.task)
             summary, detail = records(measurement, self.probe, self._settings, moment, names)
             # Whoever sees the summary asks for the other: it comes last.
             written = {"detail": store.to_bytes(detail), "summary": store.to_bytes(summary)}
@@ -1009,7 +1063,7 @@ class GlobEncCallback(Callback):
 
 @rank_zero_only
 def _warn(message: str) -> None:
-    warnings.warn(message, GlobEncWarning, stacklevel=2)
+    warn(message)
 
 
 @contextmanager
@@ -1126,19 +1180,6 @@ def _label(truth: tuple[float, ...], task: str) -> Tensor | None:
     if len(truth) == 1 and task not in ("regression", "multi-label"):
         return torch.tensor(int(truth[0]))
     return torch.tensor([float(one) for one in truth]) if len(truth) > 1 else torch.tensor(float(truth[0]))
-
-
-def _class_names(pl_module: "pl.LightningModule") -> list[str] | None:
-    """What the model calls its classes; None where it has no names but the default ones."""
-    for module in pl_module.modules():
-        names = getattr(getattr(module, "config", None), "id2label", None)
-        # A body without a head may still name the classes of the head that it once had.
-        if not isinstance(names, Mapping) or getattr(module, "num_labels", None) != len(names):
-            continue
-        if names and set(names) == set(range(len(names))):
-            ordered = [str(names[index]) for index in range(len(names))]
-            return None if ordered == [f"LABEL_{index}" for index in range(len(names))] else ordered
-    return None
 
 
 def _holders(trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> list[Any]:

@@ -18,7 +18,9 @@ from globenc_lightning.errors import OutOfMemoryError, is_out_of_memory
 from globenc_lightning.functional import CorrelationSummary, summarize
 from globenc_lightning.planning import plan
 from globenc_lightning.probe import ProbeSet
+from globenc_lightning.task.batches import leaves
 from globenc_lightning.task.kinds import SCORES
+from globenc_lightning.task.replaying import Chunk
 
 HEAD_READS = ("elsewhere", "other tokens", "readout")
 """What a head can be found to read, the strangest first."""
@@ -397,8 +399,7 @@ def _measure(
     batches = _batches(reader, probe, chosen)
     reader.kernels.keep = len(batches) > 1
     for indices, batch in batches:
-        special = probe.marks_special if probe.parts else probe.special_tokens(indices)
-        found = analyze(reader, batch, settings, keep_maps=False, special_tokens=special)
+        found = analyze(reader, batch, settings, keep_maps=False, special_tokens=_special_tokens(probe, indices, batch))
         for method, rho in found.correlation.items():
             correlation.setdefault(method, rho.new_full((size, rho.shape[1]), float("nan"), device="cpu"))
             correlation[method][indices] = rho.cpu()
@@ -448,6 +449,17 @@ def _measure(
         truths,
         seen,
     )
+
+
+def _special_tokens(probe: ProbeSet, indices: Sequence[int], batch: Any) -> Any:
+    """What tells the special tokens of a batch: a function of ids, or (b, s) true for them; None where nothing does."""
+    if not isinstance(batch, Chunk):
+        return probe.special_tokens(indices)
+    if probe.tokenizer is not None:
+        return probe.marks_special
+    named = (leaf for path, leaf in leaves(batch.batch) if path and path[-1] == "special_tokens_mask")
+    marks = next(named, None)
+    return marks[list(batch.kept)] if isinstance(marks, Tensor) and marks.dim() == 2 else None
 
 
 def _batches(reader: Reader, probe: ProbeSet, chosen: Sequence[int]) -> list[tuple[list[int], Any]]:

@@ -72,7 +72,7 @@ def examined(reader: Reader, probe: ProbeSet, *, fewer: bool = True) -> ProbeSet
         if reader.structure is None:
             _find(reader, part)
         decision, _, mask = evaluate(reader, Chunk(part.batch, part, (), ()))
-        part = part._replace(wanted=min(part.wanted, _examples(decision, mask)))
+        part = part._replace(wanted=sum(one < _examples(decision, mask, part) for one in part.chosen))
         if fewer:
             part, decision, mask = _smaller(reader, part, decision, mask)
         reader.decisions.append((decision, mask))
@@ -101,11 +101,11 @@ def _smaller(
     What is left out needs no place in memory, nor in checkpoints.
     """
     size = size_of(part.batch)
-    wanted = range(part.wanted)
+    wanted = part.chosen
     expected = None if size is None or part.wanted >= size else units_of(decision, wanted, size)
     if expected is None or not _tells(decision):
         return part, decision, mask
-    fewer = part._replace(batch=rows_of(part.batch, wanted))
+    fewer = part._replace(batch=rows_of(part.batch, wanted), skipped=())
     try:
         found, _, mask_of_fewer = evaluate(reader, Chunk(fewer.batch, fewer, (), ()))
     except GlobEncError:
@@ -137,8 +137,9 @@ def plan(reader: Reader, probe: ProbeSet, chosen: Sequence[int]) -> list[Chunk]:
             examined(reader, probe, fewer=False)
         first, chunks = 0, []
         for part, (decision, mask) in zip(probe.parts, reader.decisions, strict=True):
-            whole = Chunk(part.batch, part, tuple(range(first, first + part.wanted)), tuple(range(part.wanted)))
-            wanted = [place for place in range(part.wanted) if first + place in chosen]
+            numbers = {place: first + number for number, place in enumerate(part.chosen)}
+            whole = Chunk(part.batch, part, tuple(numbers.values()), tuple(numbers))
+            wanted = [place for place, number in numbers.items() if number in chosen]
             first += part.wanted
             if wanted:
                 chunks += _divided(reader, whole, decision, mask, wanted)
@@ -171,11 +172,11 @@ def _still_holds(reader: Reader, probe: ProbeSet, chunks: Sequence[Chunk]) -> bo
     return True
 
 
-def _examples(decision: Decision, mask: Tensor | None) -> int:
+def _examples(decision: Decision, mask: Tensor | None, part: Part) -> int:
     """How many examples a decision is on."""
-    if decision.kind == "loss" and len(decision.logits) == 1 and mask is not None:
-        # One loss of them all.
-        return len(mask)
+    if decision.kind == "loss" and len(decision.logits) == 1:
+        # One loss of all of them.
+        return part.wanted if mask is None else len(mask)
     if decision.width:
         return len(decision.logits) // decision.width
     return len(decision.logits) if mask is None else len(mask)
@@ -187,7 +188,7 @@ def _find(reader: Reader, part: Part) -> None:
     few = Chunk(part.batch, part, (), ())
     if size is not None and size > 2:
         try:
-            return find_decision(reader, replace(few, batch=rows_of(part.batch, range(2))))
+            return find_decision(reader, replace(few, batch=rows_of(part.batch, (part.chosen * 2)[:2])))
         except GlobEncError:
             # Some steps want the whole batch.
             pass
@@ -199,8 +200,9 @@ def _divided(
 ) -> list[Chunk]:
     """The examples of one batch that are wanted, in batches that are small enough."""
     size = size_of(whole.batch)
+    numbers = dict(zip(whole.kept, whole.examples, strict=True))
     everything = replace(
-        whole, examples=tuple(whole.examples[place] for place in wanted), kept=tuple(wanted), expected=decision
+        whole, examples=tuple(numbers[place] for place in wanted), kept=tuple(wanted), expected=decision
     )
     if size is None or mask is None or not _tells(decision):
         return [everything]
@@ -216,7 +218,7 @@ def _divided(
         piece = replace(
             whole,
             batch=rows_of(whole.batch, rows),
-            examples=tuple(whole.examples[row] for row in rows),
+            examples=tuple(numbers[row] for row in rows),
             kept=tuple(range(len(rows))),
             expected=expected,
         )

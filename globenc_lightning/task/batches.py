@@ -28,9 +28,19 @@ def copied(batch: Any) -> Any:
 
 
 def moved(batch: Any, device: torch.device) -> Any:
-    """A copy of a batch whose tensors are clones on a device; containers are copies, too, as a step may change them."""
+    """A copy of a batch whose tensors are on a device, made outside of inference mode."""
     with torch.inference_mode(False), torch.no_grad():
-        return apply_to_collection(batch, Tensor, lambda one: one.to(device).clone(), allow_frozen=True)
+        return apply_to_collection(batch, Tensor, lambda one: one.to(device), allow_frozen=True)
+
+
+def fresh(batch: Any) -> Any:
+    """A copy of a batch where it is: containers and tensors are copies, so that a step may change them."""
+
+    def copy(one: Any) -> Any:
+        return one.clone() if isinstance(one, Tensor) else one.copy()
+
+    with torch.inference_mode(False), torch.no_grad():
+        return apply_to_collection(batch, (Tensor, np.ndarray), copy, allow_frozen=True)
 
 
 def leaves(batch: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:

@@ -18,8 +18,8 @@ from globenc_lightning.encoder.calling import LABELS, logits_of
 from globenc_lightning.encoder.norms import tolerance, working
 from globenc_lightning.encoder.reading import Outputs, find_encoders
 from globenc_lightning.encoder.undisturbed import random_states_kept
-from globenc_lightning.errors import CutGraphError, ModelCallError
-from globenc_lightning.task.batches import leaves, size_of
+from globenc_lightning.errors import CutGraphError, ModelCallError, NonFiniteError
+from globenc_lightning.task.batches import fresh, leaves, size_of
 from globenc_lightning.task.kinds import (
     BY_TOKEN,
     Decision,
@@ -39,12 +39,49 @@ class Part(NamedTuple):
         place: its number in its data loader.
         loader: the number of its data loader.
         wanted: how many of its examples belong to the probe, from the first on.
+        skipped: the numbers of the examples that are passed over, since their texts have no token.
     """
 
     batch: Any
     place: int
     loader: int
     wanted: int
+    skipped: tuple[int, ...] = ()
+
+    @property
+    def chosen(self) -> list[int]:
+        """The numbers of the examples that belong to the probe."""
+        return [one for one in range(self.wanted + len(self.skipped)) if one not in self.skipped][: self.wanted]
+
+
+def part_of(batch: Any, place: int, loader: int, limit: int) -> Part:
+    """The first examples of a batch, but for those whose text has no token.
+
+    Args:
+        batch: the batch, on the CPU.
+        place: its number in its data loader.
+        loader: the number of its data loader.
+        limit: at most so many examples.
+
+    Returns:
+        The part; it has no example where all texts are empty.
+    """
+    size = size_of(batch)
+    if size is None:
+        return Part(batch, place, loader, limit)
+    empty = [
+        leaf.flatten(1).any(1).logical_not()
+        for path, leaf in leaves(batch)
+        if isinstance(leaf, Tensor)
+        and leaf.dim() > 1
+        and len(leaf) == size
+        # A mask of any other name is seen when the encoder is called with it.
+        and path
+        and str(path[-1]).endswith("attention_mask")
+    ]
+    without = torch.stack(empty).any(0).nonzero().flatten().tolist() if empty else []
+    chosen = [one for one in range(size) if one not in without][:limit]
+    return Part(batch, place, loader, len(chosen), tuple(without))
 
 
 class Step(NamedTuple):
@@ -424,6 +461,9 @@ def find_layout(replay: Replay, decision: Decision, chunk: Chunk, last: Tensor) 
     units = len(decision.logits)
     if not decision.logits.requires_grad:
         raise CutGraphError("the decision depends on none of the encoder's last hidden states.")
+    if not bool(torch.isfinite(decision.logits.detach().amax(1)).all()):
+        # A logit of minus infinity is a class that is ruled out.
+        raise NonFiniteError(f"the logits of {replay.step.name} hold NaN or infinity.")
     if decision.kind == "loss" and units == 1:
         kept = torch.tensor([one for one in chunk.kept if one < len(last)])
         return Layout(torch.zeros_like(kept), kept)
@@ -442,7 +482,7 @@ def _token_layout(replay: Replay, decision: Decision, chunk: Chunk, last: Tensor
     """The layout of a model that decides per token: one token of each example is chosen."""
     groups = _groups(decision, last)
     kept = [one for one in chunk.kept if one < len(groups)]
-    chosen = [_chosen_unit(decision, groups[one], replay.counts) for one in kept]
+    chosen = [chosen_unit(decision, groups[one], replay.counts) for one in kept]
     if not any(one is not None for one in chosen):
         raise ModelCallError("no example of the batch has a label that counts, so no token of it is decided.")
     labelled = torch.tensor([one is not None for one in chosen])
@@ -655,7 +695,9 @@ def _mixes_texts(logits: Tensor, outputs: Outputs) -> bool:
     if logits.shape[1] < 2:
         # One pair, whose texts are compared with no other.
         return logits.shape == (1, 1) and _texts_read(logits[0, 0], outputs) > 1
-    return 1 < _texts_read(logits[0, 0], outputs) < _texts_read(logits[0].sum(), outputs)
+    # A text's similarity with itself may be masked: one of the others still compares two.
+    alone = max(_texts_read(logits[0, place], outputs) for place in range(min(3, logits.shape[1])))
+    return 1 < alone < _texts_read(logits[0].sum(), outputs)
 
 
 def _chooses_texts(logits: Tensor, outputs: Outputs, rows: int) -> bool | None:
@@ -796,7 +838,7 @@ class _HeadOutputs:
 
 def _run(step: Step, chunk: Chunk, model: nn.Module, wanted: Callable[[list[LossCall]], bool] | None) -> Ran:
     outputs: list[Any] = []
-    watch = LossWatch(wanted)
+    watch = LossWatch(wanted, notes=True)
 
     def left(module: nn.Module, args: Any, output: Any) -> None:
         if _named(output)[0] is not None:
@@ -822,14 +864,18 @@ def _run(step: Step, chunk: Chunk, model: nn.Module, wanted: Callable[[list[Loss
         with random_states_kept():
             _seed()
             with watch:
-                returned = step.run(chunk.batch, chunk.part.place, chunk.part.loader)
+                # A copy: a step may take its labels out of the batch, or write into it.
+                returned = step.run(fresh(chunk.batch), chunk.part.place, chunk.part.loader)
     except LossSeen:
         pass
     finally:
         for handle in handles:
             handle.remove()
-    if step.logits:
+    if step.logits and _named(returned)[1] is None:
         outputs = [{"logits": logits_of(returned, size_of(chunk.batch))}]
+    elif step.logits:
+        # A span has two.
+        outputs = [returned]
     elif not outputs and _named(returned)[0] is not None:
         outputs.append(returned)
     return Ran(watch.losses, watch.squashed, outputs, returned)
@@ -941,7 +987,8 @@ def rows_by_digits(scores: Tensor, last: Tensor) -> list[int]:
         read.append(~(with_digit & without))
     alone = torch.stack(read).all(0)
     rows = [-1] * units
-    for row, token in alone.nonzero().tolist():
+    for row, token in reversed(alone.nonzero().tolist()):
+        # Of several texts of an example the first.
         rows[int(number[row, token])] = row
     return rows
 
@@ -954,7 +1001,7 @@ def _tokens_read(scores: Tensor, last: Tensor) -> Tensor:
     return (gradient != 0).any(-1)
 
 
-def _chosen_unit(decision: Decision, units: Sequence[int], counts: Counter[int]) -> int | None:
+def chosen_unit(decision: Decision, units: Sequence[int], counts: Counter[int]) -> int | None:
     """The unit of an example that is explained: see ``SCORES``."""
     if decision.labels is None:
         return None
@@ -975,6 +1022,23 @@ def count_labels(decisions: Sequence[Decision]) -> Counter[int]:
         if decision.labels is not None and not decision.labels.is_floating_point() and decision.labels.dim() == 1:
             counts.update(label for label in decision.labels.tolist() if label != decision.ignored)
     return counts
+
+
+def seen_of(model: nn.Module, encoder: nn.Module, mask: Tensor, causal: bool, calls: int = 1) -> Seen:
+    """How an encoder was called.
+
+    Args:
+        model: the module.
+        encoder: the encoder in it.
+        mask: (rows, s) of its call.
+        causal: whether no token sees what comes after it.
+        calls: how many calls of encoders the decision depends on.
+
+    Returns:
+        The call.
+    """
+    rows, tokens = mask.shape
+    return Seen(rows, tokens, _vocabulary(encoder), causal, _generates(model, encoder), calls)
 
 
 def _vocabulary(encoder: nn.Module) -> int | None:

@@ -9,6 +9,7 @@ Axes: ``b`` example, ``c`` class, ``s`` token.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
@@ -135,12 +136,34 @@ class Squashed:
     target: Tensor | None = None
 
 
+class _MadeOf:
+    """What tensors were made of, for as long as they live: those of every layer's attention pass by, too."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[ref[Tensor], Any]] = {}
+
+    def keep(self, made: Tensor, source: Any) -> None:
+        place = id(made)
+
+        def forget(gone: ref[Tensor]) -> None:
+            # Another tensor may have taken its place in memory since.
+            if place in self._kept and self._kept[place][0] is gone:
+                del self._kept[place]
+
+        self._kept[place] = (ref(made, forget), source)
+
+    def get(self, made: Tensor) -> Any:
+        kept = self._kept.get(id(made))
+        return None if kept is None or kept[0]() is not made else kept[1]
+
+
 class LossWatch(TorchFunctionMode):
     """Notes the loss functions that are called inside it.
 
     Args:
         wanted: asked after each loss whether the step has computed all that is needed; then it is ended by
             :class:`LossSeen`. Never when None.
+        notes: whether logits that probabilities are made of are kept, see ``squashed``.
 
     Attributes:
         losses: the calls of loss functions, in order.
@@ -149,15 +172,26 @@ class LossWatch(TorchFunctionMode):
             layer by layer.
     """
 
-    def __init__(self, wanted: Callable[[list[LossCall]], bool] | None = None) -> None:
+    def __init__(self, wanted: Callable[[list[LossCall]], bool] | None = None, *, notes: bool = False) -> None:
         super().__init__()
+        self._notes = notes
         self.losses: list[LossCall] = []
         self.squashed: list[Squashed] = []
-        self._wanted = wanted
-        # By identity, with the tensor itself, so that nothing else can take its identity.
-        self._behind: dict[int, tuple[Tensor, Tensor, str]] = {}
-        self._scaled: dict[int, tuple[Tensor, Tensor]] = {}
         self.inside = 0
+        self._wanted = wanted
+        self._behind = _MadeOf()
+        self._scaled = _MadeOf()
+
+    def behind(self, value: Tensor) -> tuple[Tensor, str | None]:
+        """The logits that a tensor of probabilities was made of.
+
+        Args:
+            value: any tensor.
+
+        Returns:
+            The logits, and ``"classes"`` or ``"labels"``; the tensor itself and None where it was not made of any.
+        """
+        return self._behind.get(value) or (value, None)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -190,9 +224,10 @@ class LossWatch(TorchFunctionMode):
         kind = _SQUASHING.get(func, "classes")
         axis = args[1] if len(args) > 1 else kwargs.get("dim")
         axis = source.dim() - 1 if not isinstance(axis, int) else axis % source.dim()
-        self.squashed.append(Squashed(name, kind, source, axis if kind == "classes" else None))
+        if self._notes:
+            self.squashed.append(Squashed(name, kind, source, axis if kind == "classes" else None))
         if func in _SQUASHING:
-            self._behind[id(result)] = (result, source, kind)
+            self._behind.keep(result, (source, kind))
 
     def _follow(
         self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
@@ -202,19 +237,21 @@ class LossWatch(TorchFunctionMode):
         if name in _SCALING and len(args) > 1:
             value, scale = (args[0], args[1]) if first is not None and not _is_scale(first) else (args[1], args[0])
             if isinstance(value, Tensor) and _is_positive(scale) and not (_SCALING[name] and value is args[1]):
-                self._scaled[id(result)] = (result, self._unscaled(value))
+                self._scaled.keep(result, self._unscaled(value))
             return
         if first is None:
             return
-        if id(first) in self._scaled and name in _SHAPING:
-            self._scaled[id(result)] = (result, _shaped(func, self._scaled[id(first)][1], args, kwargs))
-        if id(first) not in self._behind:
+        unscaled = self._scaled.get(first)
+        if unscaled is not None and name in _SHAPING:
+            self._scaled.keep(result, _shaped(func, unscaled, args, kwargs))
+        made_of = self._behind.get(first)
+        if made_of is None:
             return
-        _, source, kind = self._behind[id(first)]
+        source, kind = made_of
         if name in _SHAPING:
-            self._behind[id(result)] = (result, _shaped(func, source, args, kwargs), kind)
+            self._behind.keep(result, (_shaped(func, source, args, kwargs), kind))
         elif name in _KEEPING or (name in _ADDING and len(args) > 1 and _is_small(args[1])):
-            self._behind[id(result)] = (result, source, kind)
+            self._behind.keep(result, (source, kind))
         elif name == "gather":
             self._label(source, args, kwargs)
 
@@ -230,13 +267,14 @@ class LossWatch(TorchFunctionMode):
             squashed.target = index.squeeze(axis)
 
     def _unscaled(self, tensor: Tensor) -> Tensor:
-        return self._scaled[id(tensor)][1] if id(tensor) in self._scaled else tensor
+        found: Tensor | None = self._scaled.get(tensor)
+        return tensor if found is None else found
 
     def _note(self, name: str, holds: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         first, second = _argument(args, kwargs, 0), _argument(args, kwargs, 1)
         if not isinstance(first, Tensor) or not isinstance(result, Tensor):
             return
-        _, logits, squashed = self._behind.get(id(first), (None, first, None))
+        logits, squashed = self.behind(first)
         options = {key: value for key, value in kwargs.items() if not isinstance(value, Tensor)}
         unscaled = self._unscaled(logits)
         self.losses.append(LossCall(name, holds, first, second, logits, unscaled, squashed, options, result))
