@@ -633,8 +633,7 @@ def find_decision(reader: Reader, chunk: Chunk) -> None:
 
     def call(_: Any) -> Ran:
         with _told(replay.step.name):
-            # A step may take entries out of its batch, and is run twice where the first way does not do.
-            return search(_moved(reader, chunk))
+            return search(batch)
 
     with undisturbed(reader.model, parameters_require_grad=True, written=reader.written) as handles:
         structures, ran = find_structures(reader.model, call, batch.batch, handles, outputs, chosen)
@@ -685,7 +684,7 @@ def evaluate(reader: Reader, chunk: Chunk) -> tuple[Decision, Tensor | None, Ten
         note_calls(structure.encoder, given, handles, chunk.batch)
         try:
             with _told(replay.step.name):
-                ran = replay.run(reader.model, _moved(reader, chunk))
+                ran = replay.run(reader.model, batch)
         finally:
             for handle in handles:
                 handle.remove()
@@ -725,8 +724,7 @@ def _replayed(reader: Reader, chunk: Chunk, settings: Settings, keep_maps: bool)
         return _judged(decision, chunk.layout, settings, batch.batch)
 
     batch = _moved(reader, chunk)
-    # A step may take entries out of its batch.
-    run = _Run(replay.step.name, lambda given: replay.run(reader.model, _moved(reader, given)), judge)
+    run = _Run(replay.step.name, lambda given: replay.run(reader.model, given), judge)
     found = _connected(reader, run, batch, settings, keep_maps)
     chunk.weights, chunk.expected = batch.weights, None
     return found

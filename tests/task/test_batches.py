@@ -1,4 +1,4 @@
-from collections import namedtuple
+from collections import defaultdict, namedtuple
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,12 @@ def ids() -> Tensor:
     return torch.arange(12).view(4, 3)
 
 
+@dataclass(slots=True)
+class Slots:
+    ids: Tensor
+    y: Tensor
+
+
 FORMS: dict[str, Any] = {
     "tensor": ids(),
     "tuple": (ids(), torch.arange(4)),
@@ -43,6 +49,7 @@ FORMS: dict[str, Any] = {
     "encoding": BatchEncoding({"input_ids": ids()}),
     "named": Named(ids(), torch.arange(4)),
     "dataclass": Frozen(ids(), ["a", "b", "c", "d"]),
+    "dataclass with slots": Slots(ids(), torch.arange(4)),
     "array": (np.arange(4.0), ids()),
     "list of examples": [{"ids": torch.arange(3), "y": 1}] * 4,
 }
@@ -84,6 +91,27 @@ def test_rows(form: str) -> None:
     first = next(leaf for _, leaf in leaves(part) if isinstance(leaf, Tensor) and leaf.dim())
     if form != "list of examples":
         assert first[:, 0].tolist() == [6, 0] if first.dim() == 2 else first.tolist() == [2, 0]
+
+
+def test_a_step_that_changes_a_copy_changes_no_batch() -> None:
+    batch = {"texts": ["a", "b"], "parts": [ids()], "frozen": Frozen(ids(), ["a"])}
+    again = copied(batch)
+    again["texts"].pop()
+    again["parts"].pop()
+    again["frozen"].ids.zero_()
+    again["frozen"].texts.pop()
+    assert equal(batch["parts"][0], ids())
+    assert batch["texts"] == ["a", "b"]
+    assert equal(batch["frozen"].ids, ids())
+    assert batch["frozen"].texts == ["a"]
+
+
+def test_a_mapping_stays_what_it_is() -> None:
+    batch = defaultdict(list, {"ids": ids()})
+    again = copied(batch)
+    assert type(again) is defaultdict
+    assert again["more"] == []
+    assert "more" not in batch
 
 
 def test_columns() -> None:

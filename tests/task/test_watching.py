@@ -12,7 +12,7 @@ LABELS = torch.tensor([0, 2, 1, 1, 0])
 
 
 def watched(run: Any) -> LossWatch:
-    watch = LossWatch()
+    watch = LossWatch(notes=True)
     with watch:
         run()
     return watch
@@ -43,13 +43,11 @@ def test_a_number_that_is_no_rounding_is_not_taken_off() -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [lambda x: x.squeeze(1), lambda x: x.view(-1), lambda x: x[:, 0], lambda x: x.flatten(), lambda x: x.T[0]]
+    "shape", [lambda x: x.squeeze(1), lambda x: x.view(-1), lambda x: x[:, 0], lambda x: x.flatten()]
 )
 def test_sigmoids_are_followed_through_other_shapes(shape: Any) -> None:
     column = LOGITS[:, :1]
     (loss,) = watched(lambda: F.binary_cross_entropy(shape(torch.sigmoid(column)), LABELS.clamp(max=1).float())).losses
-    if loss.logits is loss.input:
-        pytest.skip("a property is no function that is followed")
     assert torch.equal(loss.logits, column[:, 0])
     assert loss.squashed == "labels"
 
@@ -86,7 +84,7 @@ def test_logits_of_a_loss_that_is_written_out() -> None:
 
 
 def test_attention_inside_an_encoder_is_not_kept() -> None:
-    watch = LossWatch()
+    watch = LossWatch(notes=True)
     with watch:
         watch.inside = 1
         LOGITS.softmax(1)
@@ -96,9 +94,13 @@ def test_attention_inside_an_encoder_is_not_kept() -> None:
 
 def test_a_step_ends_at_its_loss() -> None:
     after = []
-    watch = LossWatch(lambda losses: len(losses) == 2)
-    with pytest.raises(LossSeen), watch:
-        for _ in range(3):
-            F.cross_entropy(LOGITS, LABELS)
-            after.append(1)
+
+    def step() -> None:
+        with LossWatch(lambda losses: len(losses) == 2):
+            for _ in range(3):
+                F.cross_entropy(LOGITS, LABELS)
+                after.append(1)
+
+    with pytest.raises(LossSeen):
+        step()
     assert len(after) == 1

@@ -19,9 +19,9 @@ HEADER = """\
 # What is fine-tuned, and what is explained
 
 Written by `python -m tests.task.zoo_table`, which trains one small LightningModule of each kind, with random weights,
-and writes down what the callback has found. Nothing here is typed by hand. The tests train the same modules, and compare
-the saliency of each with gradient x input of the score, computed through the module's own parts; the row with the rows
-of the tokens that the decision reads; and the training with one without the callback, to the last bit.
+and writes down what the callback has found. Nothing here is typed by hand. The tests train the same modules. They
+compare the saliency of each with gradient x input of the score, computed through the module's own parts; the row with
+the rows of the tokens that the decision reads; and the training with one without the callback, to the last bit.
 
 - **Task, score.** What `callback.history.about` says.
 - **Argument.** What `GlobEncCallback(...)` was given; nothing, where the column is empty.
