@@ -633,7 +633,8 @@ def find_decision(reader: Reader, chunk: Chunk) -> None:
 
     def call(_: Any) -> Ran:
         with _told(replay.step.name):
-            return search(batch)
+            # A step may take entries out of its batch, and is run twice where the first way does not do.
+            return search(_moved(reader, chunk))
 
     with undisturbed(reader.model, parameters_require_grad=True, written=reader.written) as handles:
         structures, ran = find_structures(reader.model, call, batch.batch, handles, outputs, chosen)
@@ -642,7 +643,7 @@ def find_decision(reader: Reader, chunk: Chunk) -> None:
         if found is not None and task is not None:
             task = replay.completed(reader.model, found.encoder, found.causal)
             decision = replay.decided(ran, task.seen.rows, task.seen.tokens, batch.batch)
-            prove_head(ran, task, decision, replay.step.name)
+            prove_head(ran, task, decision, replay.step.name, trained)
     reader.structures, reader.attention, reader.reads = structures, attention_of(reader.model), None
     _refuse_a_teacher(reader, replay)
 
@@ -684,7 +685,7 @@ def evaluate(reader: Reader, chunk: Chunk) -> tuple[Decision, Tensor | None, Ten
         note_calls(structure.encoder, given, handles, chunk.batch)
         try:
             with _told(replay.step.name):
-                ran = replay.run(reader.model, batch)
+                ran = replay.run(reader.model, _moved(reader, chunk))
         finally:
             for handle in handles:
                 handle.remove()
@@ -724,7 +725,8 @@ def _replayed(reader: Reader, chunk: Chunk, settings: Settings, keep_maps: bool)
         return _judged(decision, chunk.layout, settings, batch.batch)
 
     batch = _moved(reader, chunk)
-    run = _Run(replay.step.name, lambda given: replay.run(reader.model, given), judge)
+    # A step may take entries out of its batch.
+    run = _Run(replay.step.name, lambda given: replay.run(reader.model, _moved(reader, given)), judge)
     found = _connected(reader, run, batch, settings, keep_maps)
     chunk.weights, chunk.expected = batch.weights, None
     return found

@@ -600,7 +600,7 @@ def prove_rows(scores: Tensor, rows: Tensor, last: Tensor) -> Callable[[Tensor |
     return prove
 
 
-def prove_head(ran: Ran, task: Task, decision: Decision, name: str) -> None:
+def prove_head(ran: Ran, task: Task, decision: Decision, name: str, trained: Sequence[Tensor] = ()) -> None:
     """Prove that the decision that is read out of a run is the one that was found while it ran.
 
     Args:
@@ -608,10 +608,14 @@ def prove_head(ran: Ran, task: Task, decision: Decision, name: str) -> None:
         task: what was found.
         decision: what was read out.
         name: the step's name, for messages.
+        trained: the parameters that are trained.
 
     Raises:
-        ModelCallError: the loss depends on the encoder by other logits than those of the decision.
+        ModelCallError: the loss depends on the encoder by other logits than those of the decision, or these are of a
+            model that is not trained.
     """
+    if trained and not _is_trained(decision.logits, trained):
+        raise ModelCallError(f"the logits that are explained depend on nothing that is trained: {name} has others.")
     if task.source != "loss" or decision.kind in ("loss", "similarity", "span"):
         return
     loss = ran.losses[task.index]
