@@ -52,6 +52,7 @@ class Measurement:
         values: (b,) the value of a decision that gives one: a regression, a similarity, a loss.
         chances: one per example: the probability of each of several labels that hold; else empty.
         distance: whether a similarity is a distance.
+        call: which of several calls of an encoder the figures are of, from 0.
     """
 
     correlation: dict[str, Tensor]
@@ -76,6 +77,7 @@ class Measurement:
     values: Tensor = field(default_factory=lambda: torch.empty(0))
     chances: list[tuple[float, ...]] = field(default_factory=list)
     distance: bool = False
+    call: int = 0
 
     def answer(self, index: int) -> tuple[int, ...]:
         """What an example is decided to be."""
@@ -470,7 +472,7 @@ def _measure(
             answers[index] = found.answers[place] if found.answers else (int(found.predicted[place]),)
             truths[index] = found.truths[place] if found.truths else ()
             if task == "span":
-                answers[index], truths[index] = (_among_real(one, real) for one in (answers[index], truths[index]))
+                answers[index], truths[index] = (among_real(one, real) for one in (answers[index], truths[index]))
             chances[index] = chances_of(found, place)
             values[index] = value_of(found, place)
             at = -1 if found.position is None else int(found.position[place])
@@ -502,6 +504,7 @@ def _measure(
         values,
         chances,
         found.distance,
+        reader.replay.encoder_call if reader.replay is not None else 0,
     )
 
 
@@ -522,7 +525,7 @@ def value_of(found: Attributions, place: int) -> float:
     return float("nan") if found.score is None else float(found.score[place])
 
 
-def _among_real(span: Sequence[float], real: Tensor) -> tuple[Any, ...]:
+def among_real(span: Sequence[float], real: Tensor) -> tuple[Any, ...]:
     """A span's first and last token, counted among the real tokens (k,) alone; -1 where it lies on another."""
     places = real.cumsum(0) - 1
     return tuple(int(places[int(one)]) if 0 <= one < len(real) and real[int(one)] else -1 for one in span)

@@ -410,9 +410,7 @@ def other_hatch(height: int, width: int, top: int = 0) -> Picture:
     return picture
 
 
-def frame(
-    picture: Picture, marks: NDArray[np.bool_], cell_height: int, cell_width: int, left: int, top: int
-) -> None:
+def frame(picture: Picture, marks: NDArray[np.bool_], cell_height: int, cell_width: int, left: int, top: int) -> None:
     """Draw a frame around the marked cells, in place: one around all that touch.
 
     Args:
@@ -631,13 +629,14 @@ def labelled_grid(
         _paint_other(painted, row * cell_height, cell_height, other_label)
     picture[layout.top : layout.top + painted.shape[0], layout.left : layout.left + painted.shape[1]] = painted
     frame(picture, marks, cell_height, cell_width, layout.left, layout.top)
-    columns, whole_rows = marks.any(axis=0), marks.all(axis=1)
+    # Whole rows are framed where each row is a token's own.
+    whole_rows = marks.all(axis=1) & (not marks.all())
+    columns = np.zeros(marks.shape[1], dtype=bool) if whole_rows.any() else marks.any(axis=0)
     for start, end in runs(columns):
         _point_down(picture, layout.left + (start + end) * cell_width // 2, layout.top - 3)
     for label in layout.labels:
         decided = (label.column is not None and columns[label.column]) or (
-            # Where a whole row is framed, it is a token's own.
-            label.row is not None and whole_rows[label.row] and not whole_rows.all()
+            label.row is not None and whole_rows[label.row]
         )
         stamp(picture, label.mask, label.x, label.y, MARK if decided else INK)
     row_name = text_mask(row_axis, SMALL_SIZE)

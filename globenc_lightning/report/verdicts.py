@@ -130,7 +130,7 @@ def verdict(
     chance = next((float(one) for one in chances if not math.isnan(one)), None)
     if task == "binary" and chance is not None and answer == [0]:
         chance = 1 - chance
-    marked = (position,) if task in MARKS and position is not None and 0 <= position else ()
+    marked = (position,) if task in MARKS and position is not None and position >= 0 else ()
     return Verdict(
         name=name,
         answer=in_words(answer[0]) if answer else "nothing",
@@ -144,9 +144,7 @@ def verdict(
     )
 
 
-def verdicts(
-    measurement: Measurement, probe: ProbeSet, class_names: Sequence[str] | None = None
-) -> list[Verdict]:
+def verdicts(measurement: Measurement, probe: ProbeSet, class_names: Sequence[str] | None = None) -> list[Verdict]:
     """Say what every example of a measurement was decided to be.
 
     Args:
