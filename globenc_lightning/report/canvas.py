@@ -630,8 +630,8 @@ def labelled_grid(
     picture[layout.top : layout.top + painted.shape[0], layout.left : layout.left + painted.shape[1]] = painted
     frame(picture, marks, cell_height, cell_width, layout.left, layout.top)
     # Whole rows are framed where each row is a token's own.
-    whole_rows = marks.all(axis=1) & (not marks.all())
-    columns = np.zeros(marks.shape[1], dtype=bool) if whole_rows.any() else marks.any(axis=0)
+    whole_rows: NDArray[np.bool_] = np.asarray(marks.all(axis=1) & (not marks.all()))
+    columns: NDArray[np.bool_] = np.asarray(marks.any(axis=0) & (not whole_rows.any()))
     for start, end in runs(columns):
         _point_down(picture, layout.left + (start + end) * cell_width // 2, layout.top - 3)
     for label in layout.labels:

@@ -61,21 +61,22 @@ def pictures(
         tokens = measurement.names[example]
         rho = float(measurement.correlation[method][example, -1])
         facts = f"step {step}; {decided[example]}; ρ with saliency {'undefined' if rho != rho else f'{rho:.2f}'}"
-        marks = {"marked": decided[example].marked, "mark_label": mark_label}
         how = f"{method}{EXTENSION[measurement.rule]}, {rollout_name(settings)}"
         drawn[f"{TAG}/heatmap/layers/example_{example:02d}"] = layers_by_tokens(
             measurement.rows[example][method].numpy(),
             tokens,
             title=f"Example {example}{of_text}: what each layer's readout is made of",
             subtitle=f"{how}, {READOUT_NAMES[measurement.readout]}; {facts}",
-            **marks,
+            marked=decided[example].marked,
+            mark_label=mark_label,
         )
         drawn[f"{TAG}/heatmap/last_layer/example_{example:02d}"] = tokens_by_tokens(
             last[method].numpy(),
             tokens,
             title=f"Example {example}{of_text}: all tokens at the last layer",
             subtitle=f"{how}; {facts}",
-            **marks,
+            marked=decided[example].marked,
+            mark_label=mark_label,
         )
         rows, steps = timeline(history, missing_steps, method, example)
         others, places = told_apart(history, missing_steps, measurement.task, example, tokens)

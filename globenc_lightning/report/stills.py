@@ -236,8 +236,12 @@ def _strip(strip: _Strip, title: str, subtitle: str, rewrite: Callable[[str, int
     hatched = [("no value", left, top + row * cell_height, across_all, cell_height - gap_y) for row in failed]
     hatched += [("another text", left, top + row * cell_height, across_all, cell_height - gap_y) for row in others]
     framed = [
-        (left + start * cell_width - gap_x, top + first * cell_height - gap_y, left + end * cell_width - gap_x)
-        + (top + last * cell_height - gap_y,)
+        (
+            left + start * cell_width - gap_x,
+            top + first * cell_height - gap_y,
+            left + end * cell_width - gap_x,
+            top + last * cell_height - gap_y,
+        )
         for (first, last), (start, end) in _stretches(marked)
     ]
     for number, key_name in enumerate(keys):
@@ -260,9 +264,9 @@ def _strip(strip: _Strip, title: str, subtitle: str, rewrite: Callable[[str, int
         )
         sheet.add(patch)
     for x0, y0, x1, y1 in framed:
-        box = Rectangle(sheet.at(x0, y1), (x1 - x0) / width, (y1 - y0) / height, facecolor="none", edgecolor=_MARK)
-        box.set_linewidth(1.2)
-        sheet.add(box)
+        outline = Rectangle(sheet.at(x0, y1), (x1 - x0) / width, (y1 - y0) / height, facecolor="none", edgecolor=_MARK)
+        outline.set_linewidth(1.2)
+        sheet.add(outline)
 
     words = [*head.words, *scale_words]
     axis_y = round(top - 6 - line / 2)

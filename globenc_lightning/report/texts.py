@@ -55,7 +55,8 @@ def texts_of(measurement: Measurement, probe: ProbeSet) -> Texts:
     if measurement.calls < 2:
         return Texts("", ((),) * size)
     name = naming(probe.tokenizer)
-    shown, others = "", []
+    shown = ""
+    others: list[tuple[tuple[str, str], ...]] = []
     for index, (entries, row) in enumerate(_rows(probe, size)):
         ids = measurement.ids[index] if index < len(measurement.ids) else None
         own = [] if ids is None else [entry for entry in entries if _holds(entry.rows[row], ids, probe.tokenizer)]

@@ -125,7 +125,7 @@ def verdict(
     if task == "span":
         return _span(answer, [int(one) for one in truth], chances, tokens)
     # A label below 0 is one that does not count.
-    truth = [int(one) for one in truth[:1] if one >= 0]
+    known = [int(one) for one in truth[:1] if one >= 0]
     in_words = _entry(token_name) if task in OF_TOKENS else _choice if task == "choice" else _class(class_names)
     chance = next((float(one) for one in chances if not math.isnan(one)), None)
     if task == "binary" and chance is not None and answer == [0]:
@@ -134,9 +134,9 @@ def verdict(
     return Verdict(
         name=name,
         answer=in_words(answer[0]) if answer else "nothing",
-        truth_name=truth_name if truth else "",
-        truth=in_words(truth[0]).removeprefix("class " if class_names is None else "") if truth else "",
-        right=answer[:1] == truth if truth and answer else None,
+        truth_name=truth_name if known else "",
+        truth=in_words(known[0]).removeprefix("class " if class_names is None else "") if known else "",
+        right=answer[:1] == known if known and answer else None,
         chance=chance,
         chance_name="" if chance is None else "sigmoid" if task == "binary" else "softmax",
         where=_where(task, position, tokens),
