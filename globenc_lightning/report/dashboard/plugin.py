@@ -249,7 +249,7 @@ class GlobEncPlugin(base_plugin.TBPlugin):
         details = [self._read_detail(request, _seen(training, index)) for index in indices]
         before, after = (detail.rows.get(method, {}) for detail in details)
         old, new = (_seen(training, index).sentences for index in indices)
-        moved = [
+        moved: list[_Answer] = [
             {"sentence": sentence, "other_text": False}
             | movement(before[sentence][layer], after[sentence][layer], most)
             for sentence in range(len(newest.sentences))
