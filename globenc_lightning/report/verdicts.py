@@ -135,7 +135,7 @@ def verdict(
         name=name,
         answer=in_words(answer[0]) if answer else "nothing",
         truth_name=truth_name if known else "",
-        truth=in_words(known[0]).removeprefix("class " if class_names is None else "") if known else "",
+        truth=in_words(known[0]).removeprefix(_prefix(task, class_names)) if known else "",
         right=answer[:1] == known if known and answer else None,
         chance=chance,
         chance_name="" if chance is None else "sigmoid" if task == "binary" else "softmax",
@@ -223,6 +223,11 @@ def _entry(token_name: TokenName | None) -> Callable[[int], str]:
     return in_words
 
 
+def _prefix(task: str, class_names: Sequence[str] | None) -> str:
+    """What a number has in front of it, which says no more beside the word label."""
+    return "choice " if task == "choice" else "class " if class_names is None and task not in OF_TOKENS else ""
+
+
 def _choice(number: int) -> str:
     # Counted as its label is.
     return f"choice {number}"
@@ -303,4 +308,6 @@ def _number(value: float) -> str:
     """A value in a few digits, with a proper minus sign."""
     if math.isnan(value):
         return "undefined"
-    return f"{value:.3g}".replace("-", "−") if abs(value) < 0.1 and value else f"{value:.2f}".replace("-", "−")
+    size = abs(value)
+    digits = f"{value:.3f}" if 0.001 <= size < 100 or not value else f"{value:.4g}"
+    return digits.replace("-", "−")

@@ -163,7 +163,7 @@ def batch_of(kind: str, size: int = 6, seed: int = 0) -> Batch:
         padded = [{key: F.pad(value, (0, 12 - value.shape[1])) for key, value in one.items()} for one in several]
         return {**{key: torch.stack([one[key] for one in padded], 1) for key in padded[0]}, "labels": place % 3}
     if kind == "text to text":
-        return {**found, "labels": ids[:, 1:5]}
+        return {**found, "labels": ids[:, 1:5].clone()}
     other = texts(size, width=10, seed=seed + 100)
     return {
         **{f"query_{key}": value for key, value in found.items()},
