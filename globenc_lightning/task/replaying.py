@@ -164,7 +164,10 @@ class Replay:
                     return True
                 if outputs and not any(one.requires_grad for call in outputs for one in call):
                     raise CutGraphError("the encoders are called where gradients are off.")
-                calls = _depends_on(loss.logits, outputs) if loss.result.requires_grad else []
+                # Two texts are compared by what comes out: each argument depends on its own alone.
+                compares = loss.holds in ("similarity", "distance", "triplet", "pair")
+                read = loss.result if compares else loss.logits
+                calls = _depends_on(read, outputs) if loss.result.requires_grad else []
                 if not calls:
                     return False
                 depending.append(len(losses) - 1)
