@@ -55,26 +55,26 @@ def pictures(
     drawn: dict[str, Picture] = {}
     decided = verdicts(measurement, probe, class_names)
     shown_text = texts_of(measurement, probe).shown
-    of_text = f" ({shown_text})" if shown_text else ""
     mark_label = MARKS.get(measurement.task, "")
     for example, last in measurement.last.items():
         tokens = measurement.names[example]
         rho = float(measurement.correlation[method][example, -1])
         facts = f"step {step}; {decided[example]}; ρ with saliency {'undefined' if rho != rho else f'{rho:.2f}'}"
         how = f"{method}{EXTENSION[measurement.rule]}, {rollout_name(settings)}"
+        read = READOUT_NAMES[measurement.readout] + (f", {shown_text}" if shown_text else "")
         drawn[f"{TAG}/heatmap/layers/example_{example:02d}"] = layers_by_tokens(
             measurement.rows[example][method].numpy(),
             tokens,
-            title=f"Example {example}{of_text}: what each layer's readout is made of",
-            subtitle=f"{how}, {READOUT_NAMES[measurement.readout]}; {facts}",
+            title=f"Example {example}: what each layer's readout is made of",
+            subtitle=f"{how}, {read}; {facts}",
             marked=decided[example].marked,
             mark_label=mark_label,
         )
         drawn[f"{TAG}/heatmap/last_layer/example_{example:02d}"] = tokens_by_tokens(
             last[method].numpy(),
             tokens,
-            title=f"Example {example}{of_text}: all tokens at the last layer",
-            subtitle=f"{how}; {facts}",
+            title=f"Example {example}: all tokens at the last layer",
+            subtitle=f"{how}{f', {shown_text}' if shown_text else ''}; {facts}",
             marked=decided[example].marked,
             mark_label=mark_label,
         )
@@ -84,8 +84,8 @@ def pictures(
             rows,
             tokens,
             steps,
-            title=f"Example {example}{of_text}: the last layer's readout over training",
-            subtitle=f"{how}, {READOUT_NAMES[measurement.readout]}",
+            title=f"Example {example}: the last layer's readout over training",
+            subtitle=f"{how}, {read}",
             marked=places,
             mark_label=mark_label,
             others=others,

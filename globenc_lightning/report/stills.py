@@ -74,11 +74,11 @@ def save_sentence(
     label = about.labels[example]
     truth = about.truths[example] if about.truths else "" if label is None else str(label)
     named = {"regression": "target", "span": "true answer"}.get(about.task, "label")
-    text = f" ({about.text})" if about.text else ""
-    heading = f"Example {example}{text}: the last layer's readout over training" if title is None else title
+    text = f", {about.text}" if about.text else ""
+    heading = f"Example {example}: the last layer's readout over training" if title is None else title
     below = (
         f"{chosen}{images.EXTENSION[about.rule]}, {images.rollout_name(about)}, {images.READOUT_NAMES[about.readout]}"
-        f"{f'; {named} {truth}' if truth else ''}"
+        f"{text}{f'; {named} {truth}' if truth else ''}"
     )
     rewrite = canvas.visible if target.suffix.lower() == ".svg" else _readable
     strip = _Strip(rows, tokens, steps, rho, others, marked, MARKS.get(about.task, ""))

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 _OF_IDS = ("input_ids", "inputids", "token_ids", "tokens", "ids")
 
 
+LIMIT = 240
+"""So many characters of a text that is not drawn are kept: they are in every record."""
+
+
 class Texts(NamedTuple):
     """The texts of the examples that the figures are not of.
 
@@ -137,10 +141,10 @@ def _holds(row: Any, ids: Tensor, tokenizer: Any) -> bool:
 
 def _as_text(row: Any, name: Any) -> str:
     if isinstance(row, str):
-        return row
+        return row if len(row) <= LIMIT else f"{row[: LIMIT - 1]}…"
     ids = [int(one) for one in row]
     # What is left at the end is padding.
     while len(ids) > 1 and ids[-1] == ids[-2]:
         ids.pop()
     tokens = name(ids)
-    return plain(tokens[:-1] if tokens and tokens[-1].lower() in ("[pad]", "<pad>", "0") else tokens)
+    return plain(tokens[:-1] if tokens and tokens[-1].lower() in ("[pad]", "<pad>", "0") else tokens, LIMIT)

@@ -26,7 +26,7 @@ OF_TOKENS = ("masked token", "next token", "text to text")
 MARKS = {
     "token classification": "decided token",
     "masked token": "decided token",
-    "next token": "token that the next one is predicted at",
+    "next token": "predicted after this token",
     "span": "predicted answer",
 }
 """Kinds whose decision is at some of the text's tokens, and what these are."""
@@ -198,14 +198,14 @@ def named_by(tokenizer: Any) -> TokenName | None:
     return lambda token: "".join(name([token]))
 
 
-def plain(tokens: Sequence[str]) -> str:
+def plain(tokens: Sequence[str], limit: int = TEXT_LIMIT) -> str:
     """A few tokens as a text: words are joined where ``▁`` or ``##`` says how."""
     shown = [visible(token) for token in tokens]
     if any(token.startswith(("▁", "⋯")) for token in shown):
         text = "".join(shown).replace("⋯", "").replace("▁", " ").strip()
     else:
         text = " ".join(shown).replace(" ##", "")
-    return text if len(text) <= TEXT_LIMIT else f"{text[: TEXT_LIMIT - 1]}…"
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def _class(names: Sequence[str] | None) -> Callable[[int], str]:

@@ -3,11 +3,10 @@
 import { createChips, createLegend } from "./chips.js";
 import { html, notice, setText } from "./dom.js";
 import { decisionOf, hasFigures, whyEmpty } from "./state.js";
-import { className, decimal, percent, shorten, valueAndRank, visible } from "./text.js";
+import { className, decimal, percent, valueAndRank, visible } from "./text.js";
 
 const PREFETCHED = [1, -1, 2, -2, 3];
 const REST_MS = 150;
-const OTHER_LIMIT = 240; // characters of a text that is not drawn
 const NOTHING = { name: "predicted", answer: "–", right: null, chance: null, chanceName: "", where: "", marked: [] };
 
 /** @param {import("./index.js").Context} context */
@@ -53,11 +52,13 @@ export function createTokensView({ api, update, theme, tooltip }) {
     const verdict = html("span", { class: "verdict" });
     const fill = html("span");
     const probability = html("span");
+    const chanceName = html("span", { class: "chance-name" });
     const bar = html(
       "p",
       { class: "probability" },
       html("span", { "class": "meter", "aria-hidden": "true" }, fill),
       probability,
+      chanceName,
     );
     const rho = html("span", { class: "rho" });
     const origin = html("span");
@@ -103,7 +104,7 @@ export function createTokensView({ api, update, theme, tooltip }) {
       chip.setAttribute("aria-pressed", "false");
       chip.setAttribute("tabindex", "-1");
     }
-    const facts = { answerName, predicted, verdict, where, bar, fill, probability, rho };
+    const facts = { answerName, predicted, verdict, where, bar, fill, probability, chanceName, rho };
     return { row, attribution, saliency, ...facts, banner, origin };
   }
 
@@ -118,7 +119,7 @@ export function createTokensView({ api, update, theme, tooltip }) {
       "p",
       { class: "other-text", dir: "auto" },
       html("span", { class: "fact" }, visible(name)),
-      shorten(visible(text), OTHER_LIMIT),
+      visible(text),
     );
   }
 
@@ -264,7 +265,7 @@ export function createTokensView({ api, update, theme, tooltip }) {
       row.bar.hidden = chance === null;
       row.fill.style.width = `${100 * (chance ?? 0)}%`;
       setText(row.probability, chance === null ? "" : percent(chance));
-      row.bar.title = decision.chanceName;
+      setText(row.chanceName, decision.chanceName);
       setText(row.rho, data ? decimal(data.rho[i]) : "–");
     }
     setText(methodTitle, method === "N-Enc" ? "N-Enc (GlobEnc)" : method);
