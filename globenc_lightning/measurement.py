@@ -612,13 +612,15 @@ def history_entry(measurement: Measurement, step: int, epoch: int) -> HistoryEnt
         position=list(measurement.position),
         answers=list(measurement.answers),
         probability=measurement.probability,
-        texts=[text_number(names) for names in measurement.names],
+        texts=[_text_number(measurement, index) for index in range(len(measurement.names))],
     )
 
 
-def text_number(names: Sequence[str]) -> int:
-    """A number that tells one text's tokens from another's."""
-    return zlib.crc32("\0".join(names).encode("utf-8", "surrogatepass"))
+def _text_number(measurement: Measurement, index: int) -> int:
+    """A number that tells one text from another: of its token ids, whose names may change with the tokenizer."""
+    ids = measurement.ids[index] if measurement.ids else None
+    parts = measurement.names[index] if ids is None else [str(one) for one in ids.tolist()]
+    return zlib.crc32("\0".join(parts).encode("utf-8", "surrogatepass"))
 
 
 def about(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from globenc_lightning.analysis import Attributions, Settings
-from globenc_lightning.measurement import About, HistoryEntry, Measurement, score_in_words, text_number
+from globenc_lightning.measurement import About, HistoryEntry, Measurement, score_in_words
 from globenc_lightning.probe import ProbeSet
 from globenc_lightning.report.canvas import Picture
 from globenc_lightning.report.curves import correlation_by_layer, correlation_over_training, mean_and_interval
@@ -79,7 +79,7 @@ def pictures(
             mark_label=mark_label,
         )
         rows, steps = timeline(history, missing_steps, method, example)
-        others, places = told_apart(history, missing_steps, measurement.task, example, tokens)
+        others, places = told_apart(history, missing_steps, measurement.task, example)
         drawn[f"{TAG}/filmstrip/example_{example:02d}"] = filmstrip(
             rows,
             tokens,
@@ -168,28 +168,29 @@ def timeline(
 
 
 def told_apart(
-    history: Sequence[HistoryEntry], missing_steps: Sequence[int], task: str, example: int, tokens: Sequence[str]
+    history: Sequence[HistoryEntry], missing_steps: Sequence[int], task: str, example: int
 ) -> tuple[list[int], list[tuple[int, ...]]]:
-    """Which of a timeline's rows are of another text than the tokens, and which tokens each row decides about.
+    """Which of a timeline's rows are of another text than the newest, and which tokens each row decides about.
 
     Args:
         history: the analysed validations of one training.
         missing_steps: steps of those that failed.
         task: the kind of decision.
         example: the example's number.
-        tokens: (k,) the tokens that are written.
 
     Returns:
         The rows of other texts (another choice of several, say), and one sequence of places per row.
     """
     others, places = [], []
-    number = text_number(tokens)
+    newest = history[-1]
+    count = len(newest.saliency[example])
     for row, (_, entry) in enumerate(moments(history, missing_steps)):
         decided: tuple[int, ...] = ()
         if entry is not None:
             # Earlier versions kept neither texts nor answers.
             length = len(entry.saliency[example])
-            if length != len(tokens) or (entry.texts and entry.texts[example] != number):
+            same = not entry.texts or not newest.texts or entry.texts[example] == newest.texts[example]
+            if length != count or not same:
                 others.append(row)
             else:
                 answer = entry.answers[example] if entry.answers else ()

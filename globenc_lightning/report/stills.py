@@ -70,7 +70,7 @@ def save_sentence(
         math.nan if entry is None else float(entry.by_example[chosen][example, -1])
         for _, entry in images.moments(history.latest, history.missing_steps)
     ]
-    others, marked = images.told_apart(history.latest, history.missing_steps, about.task, example, tokens)
+    others, marked = images.told_apart(history.latest, history.missing_steps, about.task, example)
     label = about.labels[example]
     truth = about.truths[example] if about.truths else "" if label is None else str(label)
     named = {"regression": "target", "span": "true answer"}.get(about.task, "label")
