@@ -304,7 +304,8 @@ def test_curves_over_training_have_a_gap_at_failed_validations(missing: tuple[in
         means,
         spread=spread,
         title="Correlation of rollout and saliency over training",
-        subtitle=f"unnormalised rollout, first token's row; saliency: L2 gradient {TIMES} input of the logit of the largest class",
+        subtitle=f"unnormalised rollout, first token's row; saliency: L2 gradient {TIMES} input of the logit of the "
+        "largest class",
     )
     drawn = pictures(found[-1], probe(), history, missing, Settings(METHODS))
     assert same(drawn["globenc/correlation/over_training"], expected)
