@@ -265,7 +265,7 @@ export function createTokensView({ api, update, theme, tooltip }) {
       row.bar.hidden = chance === null;
       row.fill.style.width = `${100 * (chance ?? 0)}%`;
       setText(row.probability, chance === null ? "" : percent(chance));
-      setText(row.chanceName, decision.chanceName);
+      setText(row.chanceName, decision.chanceName ? ` ${decision.chanceName}` : "");
       setText(row.rho, data ? decimal(data.rho[i]) : "–");
     }
     setText(methodTitle, method === "N-Enc" ? "N-Enc (GlobEnc)" : method);
