@@ -136,12 +136,15 @@ def probe_of(probe: ProbeSet, indices: list[int]) -> ProbeSet:
     return ProbeSet.from_batch({"input_ids": torch.stack([probe.rows[index]["input_ids"] for index in indices])})
 
 
-def test_one_logit_has_no_class_probability() -> None:
+def test_one_logit_is_that_of_class_1() -> None:
     model = classifier("bert", num_labels=1)
     probe = ProbeSet.from_batch(Sentences(4, labels=False).first(4))
     found = measure(Reader(model), probe, EVERYTHING)
-    assert found.probability.isnan().all()
-    assert found.predicted.tolist() == [0, 0, 0, 0]
+    # One logit is that of class 1.
+    logits = torch.special.logit(found.probability)
+    assert found.task == "binary"
+    assert torch.allclose(logits, found.score, atol=1e-5)
+    assert found.predicted.tolist() == (logits > 0).long().tolist()
     assert all(rho.isfinite().all() for rho in found.correlation.values())
 
 
