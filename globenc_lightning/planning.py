@@ -110,7 +110,8 @@ def _smaller(
         found, _, mask_of_fewer = evaluate(reader, Chunk(fewer.batch, fewer, (), ()))
     except GlobEncError:
         return part, decision, mask
-    return (fewer, found, mask_of_fewer) if same(found, expected) else (part, decision, mask)
+    # What the whole batch gave is what the analysis has to give, too.
+    return (fewer, expected, mask_of_fewer) if same(found, expected) else (part, decision, mask)
 
 
 def plan(reader: Reader, probe: ProbeSet, chosen: Sequence[int]) -> list[Chunk]:

@@ -1,8 +1,9 @@
 """Every module of the zoo: figures with one line, of the decision that is trained, and a training that is the same."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from globenc_lightning import GlobEncCallback, attribute
 from tests.task.zoo import CASES, TRAINING, VALIDATION, Case
+from tests.task.zoo_table import PAGE, told
 from tests.test_callback import assert_same
 from tests.training import build_trainer, final_state, said
 
@@ -40,12 +42,12 @@ class Expected:
     score: Tensor
 
 
-def train(case: Case, *callbacks: Any, **options: Any) -> tuple[Any, Any]:
+def train(case: Case, *callbacks: Any, ckpt_path: Path | None = None, **options: Any) -> tuple[Any, Any]:
     seed_everything(7, verbose=False)
     module = case.module()
     trainer = build_trainer(callbacks, **options)
     loaders = [case.loader(VALIDATION) for _ in range(case.loaders)]
-    trainer.fit(module, case.loader(TRAINING), loaders if case.loaders > 1 else loaders[0])
+    trainer.fit(module, case.loader(TRAINING), loaders if case.loaders > 1 else loaders[0], ckpt_path=ckpt_path)
     return module, trainer
 
 
@@ -155,3 +157,34 @@ def test_row_is_that_of_the_tokens_which_the_decision_reads(name: str) -> None:
 def test_training_is_the_same(name: str) -> None:
     _, trainer = train(BY_NAME[name])
     assert_same(trained(name).state, final_state(trainer))
+
+
+@pytest.mark.parametrize(
+    "name", ["dataclass", "named_tuple", "nested", "texts", "glue_sst2_distilbert", "tagging", "in_batch_negatives"]
+)
+def test_a_resumed_training_goes_on_with_the_same_probe(name: str, tmp_path: Path) -> None:
+    case = BY_NAME[name]
+    path = tmp_path / "last.ckpt"
+    first, again = GlobEncCallback(), GlobEncCallback()
+    _, trainer = train(case, first)
+    trainer.save_checkpoint(path)
+    # Other batches are shown from now on.
+    module, _ = train(replace(case, batch=lambda seed: case.batch(seed + 2)), again, max_epochs=2, ckpt_path=path)
+    assert again.probe is not None
+    assert first.probe is not None
+    assert again.history.about.probe == first.history.about.probe
+    assert [one.step for one in again.history][: len(first.history)] == [one.step for one in first.history]
+    assert len(again.history) == len(first.history) + 1
+    module.trainer = None
+    own = [one for batch in case.validation() for one in by_hand(case, module.eval(), batch).saliency]
+    for mine, theirs in zip(again.history[-1].saliency, own, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * float(theirs.max()))
+
+
+def test_the_page_tells_of_every_case() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert told(page) == [(case.what.replace("|", "/"), case.form, case.task) for case in CASES]
+
+
+def test_every_case_has_a_name_of_its_own() -> None:
+    assert len(BY_NAME) == len(CASES) >= 32
