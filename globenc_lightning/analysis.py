@@ -961,7 +961,10 @@ def _forward_and_backward(reader: Reader, batch: Mapping[str, Any], settings: Se
         if way.name == reader.way:
             break
     if way is None:
-        raise ModelCallError(f"{type(reader.model).__name__} gives no logits for the probe.\n{_advice(reader, batch)}")
+        tried = "".join(f"\n    {failure}" for failure in failures)
+        raise ModelCallError(
+            f"{type(reader.model).__name__} gives no logits for the probe.{tried}\n{_advice(reader, batch)}"
+        )
     _refuse_unused_mask(reader, way, batch)
 
     watch = LossWatch()
@@ -1353,7 +1356,8 @@ def _attempt(
     contexts = OwnContexts(reader.model, connected=connected)
     with undisturbed(reader.model, parameters_require_grad=False, written=reader.written) as handles:
         result = read(reader.model, reader.structures, call, texts, on_layer, handles, contexts)
-        judged = run.judge(result.output, result.calls, contexts)
+        with _told("the gradient of the scores with respect to the last hidden states"):
+            judged = run.judge(result.output, result.calls, contexts)
         sources = [*(call.hidden for call in result.calls), *(call.last for call in result.calls)]
         gradients: tuple[Tensor | None, ...] = tuple(None for _ in sources)
         prove = None
@@ -1554,8 +1558,8 @@ def _decides_alike(reader: Reader, batch: dict[str, Any], shorter: dict[str, Any
             reader.whole = True
             return False
     for whole, cut in zip(*given, strict=True):
-        # A model that decides per token decides for fewer.
-        by_token = whole.shape != cut.shape and whole.dim() >= 2
+        # A model that decides per token decides for fewer; one that chooses a token has fewer to choose from.
+        by_token = whole.shape != cut.shape and whole.dim() > 2
         mine, theirs = working(cut), working(whole[:, keep] if by_token else whole)
         alike = mine.shape == theirs.shape and torch.equal(torch.isfinite(mine), torch.isfinite(theirs))
         finite = torch.isfinite(mine)

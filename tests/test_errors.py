@@ -1,11 +1,9 @@
 import functools
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
 
 import pytest
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_only
 
 from globenc_lightning.errors import GlobEncWarning, warn
 
@@ -14,18 +12,12 @@ exec("def inside():\n    warn('a reason')", WHERE)
 inside: Callable[[], None] = WHERE["inside"]  # type: ignore[assignment]
 
 
-@contextmanager
-def around() -> object:  # type: ignore[misc]
-    inside()
-    yield
-
-
 @torch.no_grad()
 def below_torch() -> None:
     inside()
 
 
-@pytest.mark.parametrize("call", [inside, below_torch, rank_zero_only(inside), functools.partial(inside)])
+@pytest.mark.parametrize("call", [inside, below_torch, functools.partial(inside)])
 def test_a_warning_points_to_the_users_own_line(call: Callable[[], None]) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -136,15 +136,13 @@ def probe_of(probe: ProbeSet, indices: list[int]) -> ProbeSet:
     return ProbeSet.from_batch({"input_ids": torch.stack([probe.rows[index]["input_ids"] for index in indices])})
 
 
-def test_one_logit_is_that_of_class_1() -> None:
+def test_one_logit_decides_between_two_classes() -> None:
     model = classifier("bert", num_labels=1)
     probe = ProbeSet.from_batch(Sentences(4, labels=False).first(4))
     found = measure(Reader(model), probe, EVERYTHING)
-    # One logit is that of class 1.
-    logits = torch.special.logit(found.probability)
     assert found.task == "binary"
-    assert torch.allclose(logits, found.score, atol=1e-5)
-    assert found.predicted.tolist() == (logits > 0).long().tolist()
+    torch.testing.assert_close(found.probability, torch.sigmoid(found.score))
+    assert found.predicted.tolist() == [int(score > 0) for score in found.score]
     assert all(rho.isfinite().all() for rho in found.correlation.values())
 
 
