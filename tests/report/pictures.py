@@ -1,7 +1,7 @@
 """The README's pictures of a tagging and of a pair run, made of two small real trainings.
 
-``python -m tests.report.pictures docs/images`` writes ``heatmap-tagging.png`` and ``dashboard-pair.png``; the second one
-needs chromium (``apt-get install chromium chromium-driver``).
+``python -m tests.report.pictures docs/images`` writes ``heatmap-tagging.png`` and ``dashboard-pair.png``; the second
+one needs chromium (``apt-get install chromium chromium-driver``).
 """
 
 import argparse
@@ -31,16 +31,8 @@ PLACES = ["Berlin", "Rome", "Lisbon", "Oslo", "Vienna", "Paris"]
 VERBS = ["met", "called", "visited", "thanked", "joined"]
 ENDS = ["on Monday", "after lunch", "last week", "with a friend"]
 SIGHTS = ["river", "museum", "castle", "market", "garden", "harbour"]
-WORDS = sorted(
-    {
-        *PEOPLE,
-        *PLACES,
-        *VERBS,
-        *SIGHTS,
-        *" ".join(ENDS).split(),
-        *["in", "the", "has", "a", "famous", "where", "is", "which", "city"],
-    }
-)
+OTHERS = ["in", "the", "has", "a", "famous", "where", "is", "which", "city"]
+WORDS = sorted({*PEOPLE, *PLACES, *VERBS, *SIGHTS, *" ".join(ENDS).split(), *OTHERS})
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 
