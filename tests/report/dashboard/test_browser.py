@@ -838,7 +838,7 @@ def test_an_earlier_version_s_data_are_shown_as_before(tab: Tab, logdir: Path) -
 def test_every_kind_is_shown_as_what_it_is(tab: Tab, logdir: Path, kind: str) -> None:
     tab.open(run=kind, view="tokens")
     found = [summary for summary, _ in records(logdir, kind)]
-    for place in (len(found) - 1, 0):
+    for place in (0, len(found) - 1):
         tab.slide(place)
         newest = found[place]
         assert tab.texts(".predicted") == [one.answer for one in newest.decided]

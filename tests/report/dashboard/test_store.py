@@ -158,8 +158,10 @@ def test_those_who_wrote_no_words_are_read() -> None:
 
 @pytest.mark.parametrize(
     ("place", "value"),
-    [(0, 1), (1, None), (4, 1), (4, "yes"), (5, True), (5, "0.5"), (5, [0.5]), (8, [6]), (8, [-1]), (8, [True])]
-    + [(8, 3), (9, [["a"]]), (9, [["a", 1]]), (9, 7)],
+    [
+        *((0, 1), (1, None), (4, 1), (4, "yes"), (5, True), (5, "0.5"), (5, [0.5])),
+        *((8, [6]), (8, [-1]), (8, [True]), (8, 3), (9, [["a"]]), (9, [["a", 1]]), (9, 7)),
+    ],
 )
 def test_words_that_lie_are_refused(place: int, value: Any) -> None:
     header, body = header_of(summary(decided=DECIDED))
