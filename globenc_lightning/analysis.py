@@ -138,11 +138,12 @@ class Attributions:
             calls, in call order.
         score: (b,) the score whose gradient the saliency is.
         probability: (b,) of what is predicted; NaN where the decision has none.
-        position: (b,) the token that the decision is read at, where that is one token; else -1.
+        position: (b,) the token that the decision is read at, where that is one token, or that it is about; else -1.
         task: the kind of decision, see :data:`globenc_lightning.task.kinds.SCORES`.
         calls: how many calls of encoders the decision depends on.
         answers: one per example: what is decided, see ``Decision.answers``.
         truths: one per example: what its label says, in the same form; empty where there is none.
+        distance: whether the score of a similarity is a distance, so that less is more alike.
     """
 
     local: dict[str, Tensor]
@@ -171,6 +172,7 @@ class Attributions:
     calls: int = 1
     answers: tuple[tuple[int, ...], ...] = ()
     truths: tuple[tuple[float, ...], ...] = ()
+    distance: bool = False
 
     @property
     def head_reads(self) -> str:
@@ -721,7 +723,11 @@ def _replayed(reader: Reader, chunk: Chunk, settings: Settings, keep_maps: bool)
         if chunk.layout is None:
             chunk.layout = find_layout(replay, decision, chunk, call.last)
         prove_units(decision, chunk.layout, replay.counts, replay.step.name)
-        return _judged(decision, chunk.layout, settings, batch.batch)
+        judged = _judged(decision, chunk.layout, settings, batch.batch)
+        if decision.kind in BY_TOKEN[:3] and decision.width == call.mask.shape[1]:
+            # A head that reads several tokens still decides about one of them.
+            judged = judged._replace(places=(chunk.layout.units % decision.width).cpu())
+        return judged
 
     batch = _moved(reader, chunk)
     run = _Run(replay.step.name, lambda given: replay.run(reader.model, given), judge)
@@ -780,6 +786,7 @@ def _judged(decision: Decision, layout: Layout, settings: Settings, batch: Any) 
         task=decision.kind,
         one_call=True,
         apart=decision.kind != "loss" and not callable(settings.target),
+        distance=decision.distance,
     )
 
 
@@ -864,22 +871,24 @@ def _record(
         rule=structure.rule,
         score=judged.scores.detach(),
         probability=judged.probability,
-        position=_positions(head, mask),
+        position=_positions(head, mask, judged.places),
         task=judged.task,
         calls=found.encoder_calls,
         answers=judged.answers,
         truths=judged.truths,
+        distance=judged.distance,
     )
 
 
-def _positions(head: Tensor | None, mask: Tensor) -> Tensor:
-    """The one token that each example's score reads, (b,); -1 where it reads several, or none."""
+def _positions(head: Tensor | None, mask: Tensor, decided: Tensor | None = None) -> Tensor:
+    """The one token that each example's score reads, (b,), or else that it is about; -1 where neither is one."""
+    otherwise = torch.full((len(mask),), -1) if decided is None else decided
     if head is None:
-        return torch.full((len(mask),), -1)
+        return otherwise
     weights = head.masked_fill(~mask, 0.0)
     peak, place = weights.max(1)
     alone = (peak > 0) & (weights.sum(1) <= peak * (1 + 1e-6))
-    return torch.where(alone, place, -1).cpu()
+    return torch.where(alone.cpu(), place.cpu(), otherwise)
 
 
 def effective_readout(structure: Structure, readout: str) -> str:
@@ -903,6 +912,8 @@ class _Judged(NamedTuple):
         task: the kind of decision.
         one_call: whether one call of an encoder is looked at, whatever others there are.
         apart: whether it is to be proven that each score is read from its own row alone.
+        distance: whether the score of a similarity is a distance.
+        places: (n,) the token that each example's decision is about; None where the logits do not tell it.
     """
 
     logits: Tensor
@@ -916,6 +927,8 @@ class _Judged(NamedTuple):
     task: str
     one_call: bool
     apart: bool = False
+    distance: bool = False
+    places: Tensor | None = None
 
 
 class _Run(NamedTuple):
@@ -946,7 +959,10 @@ def _forward_and_backward(reader: Reader, batch: Mapping[str, Any], settings: Se
         if way.name == reader.way:
             break
     if way is None:
-        raise ModelCallError(f"{type(reader.model).__name__} gives no logits for the probe.\n{_advice(reader, batch)}")
+        tried = "".join(f"\n    {failure}" for failure in failures)
+        raise ModelCallError(
+            f"{type(reader.model).__name__} gives no logits for the probe.{tried}\n{_advice(reader, batch)}"
+        )
     _refuse_unused_mask(reader, way, batch)
 
     watch = LossWatch()
@@ -1338,7 +1354,8 @@ def _attempt(
     contexts = OwnContexts(reader.model, connected=connected)
     with undisturbed(reader.model, parameters_require_grad=False, written=reader.written) as handles:
         result = read(reader.model, reader.structures, call, texts, on_layer, handles, contexts)
-        judged = run.judge(result.output, result.calls, contexts)
+        with _told("the gradient of the scores with respect to the last hidden states"):
+            judged = run.judge(result.output, result.calls, contexts)
         sources = [*(call.hidden for call in result.calls), *(call.last for call in result.calls)]
         gradients: tuple[Tensor | None, ...] = tuple(None for _ in sources)
         prove = None
@@ -1539,8 +1556,8 @@ def _decides_alike(reader: Reader, batch: dict[str, Any], shorter: dict[str, Any
             reader.whole = True
             return False
     for whole, cut in zip(*given, strict=True):
-        # A model that decides per token decides for fewer.
-        by_token = whole.shape != cut.shape and whole.dim() >= 2
+        # A model that decides per token decides for fewer; one that chooses a token has fewer to choose from.
+        by_token = whole.shape != cut.shape and whole.dim() > 2
         mine, theirs = working(cut), working(whole[:, keep] if by_token else whole)
         alike = mine.shape == theirs.shape and torch.equal(torch.isfinite(mine), torch.isfinite(theirs))
         finite = torch.isfinite(mine)

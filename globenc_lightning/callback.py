@@ -28,6 +28,8 @@ from globenc_lightning.report import images, page, publish
 from globenc_lightning.report.dashboard import store
 from globenc_lightning.report.dashboard.records import kept_maps, records
 from globenc_lightning.report.names import class_names
+from globenc_lightning.report.texts import texts_of
+from globenc_lightning.report.verdicts import verdicts
 from globenc_lightning.task.batches import copied, leaves, needs_template, size_of
 from globenc_lightning.task.replaying import Part, part_of
 from globenc_lightning.task.steps import steps_of
@@ -862,7 +864,10 @@ class GlobEncCallback(Callback):
         self.history.append(history_entry(measurement, step, trainer.current_epoch if epoch is None else epoch))
         if self.probe is not None:
             origin, call = self._origin(self.probe), self._call_in_words()
-            self.history.about = about(measurement, self.probe, self._settings, origin, call)
+            names = class_names(trainer.lightning_module, measurement.encoder, measurement.task)
+            said = verdicts(measurement, self.probe, names)
+            truths, text = [one.truth for one in said], texts_of(measurement, self.probe).shown
+            self.history.about = about(measurement, self.probe, self._settings, origin, call, truths, text)
         self._say_what_is_special(measurement)
         failure: Exception | None = None
         if trainer.is_global_zero:
@@ -891,7 +896,8 @@ class GlobEncCallback(Callback):
             history = self.history.latest
             drawn = {example: maps for example, maps in measurement.last.items() if example < self._heatmap_examples}
             measurement = replace(measurement, last=drawn)
-            pictures = images.pictures(measurement, self.probe, history, self._missing_steps, self._settings)
+            names = class_names(trainer.lightning_module, measurement.encoder, measurement.task)
+            pictures = images.pictures(measurement, self.probe, history, self._missing_steps, self._settings, names)
             tagged = {self._tag + tag.removeprefix(TAG): picture for tag, picture in pictures.items()}
             publish.log_images(able, tagged, step)
 

@@ -136,12 +136,13 @@ def probe_of(probe: ProbeSet, indices: list[int]) -> ProbeSet:
     return ProbeSet.from_batch({"input_ids": torch.stack([probe.rows[index]["input_ids"] for index in indices])})
 
 
-def test_one_logit_has_no_class_probability() -> None:
+def test_one_logit_decides_between_two_classes() -> None:
     model = classifier("bert", num_labels=1)
     probe = ProbeSet.from_batch(Sentences(4, labels=False).first(4))
     found = measure(Reader(model), probe, EVERYTHING)
-    assert found.probability.isnan().all()
-    assert found.predicted.tolist() == [0, 0, 0, 0]
+    assert found.task == "binary"
+    torch.testing.assert_close(found.probability, torch.sigmoid(found.score))
+    assert found.predicted.tolist() == [int(score > 0) for score in found.score]
     assert all(rho.isfinite().all() for rho in found.correlation.values())
 
 

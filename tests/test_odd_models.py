@@ -843,10 +843,18 @@ def test_ids_beyond_the_vocabulary(family: str, place: int, word: int) -> None:
         attribute(models.build(family), inputs)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 9), (1, 4, 2, 5), (3, 1, 7)])
-def test_several_texts_per_example_are_refused_with_their_shape(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shape", [(1, 4, 2, 5), (2, 3, 9, 1), (1, 1, 1, 4, 5)])
+def test_ids_of_more_axes_than_choices_have_are_refused_with_their_shape(shape: tuple[int, ...]) -> None:
     ids = torch.ones(shape, dtype=torch.long)
     model = transformers.BertForMultipleChoice(models.FAMILIES["bert"].config()).eval()
-    with pytest.raises(ProbeError, match="several texts per example") as caught:
+    with pytest.raises(ProbeError, match="for a model of multiple choice") as caught:
         attribute(model, {"input_ids": ids, "attention_mask": ids})
     assert str(shape) in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "albert"])
+def test_choices_for_a_model_that_takes_none(family: str) -> None:
+    ids = torch.ones(2, 3, 9, dtype=torch.long)
+    with pytest.raises(ModelCallError, match=r"gives no logits|raised") as caught:
+        attribute(models.build(family), {"input_ids": ids, "attention_mask": ids})
+    assert "lambda" not in str(caught.value)

@@ -7,7 +7,17 @@ import pytest
 from torch import nn
 from transformers import BertConfig, BertModel, ByT5Tokenizer, CanineTokenizer
 
-from globenc_lightning.tokenizers import as_tokenizer, find_tokenizer, naming, spelling_of, tokens_of
+from globenc_lightning.tokenizers import (
+    Shown,
+    as_tokenizer,
+    disagree,
+    find_tokenizer,
+    likeliest,
+    naming,
+    spelling_of,
+    tokenizers_held,
+    tokens_of,
+)
 from tests import models
 from tests.vocabulary import bert_tokenizer, byte_level_tokenizer, sentencepiece_tokenizer
 
@@ -333,3 +343,95 @@ class Raises(PythonOnly):
         if token == 7:
             raise IndexError("piece id is out of range")
         return super().convert_ids_to_tokens(token)
+
+
+# ---- several tokenizers within reach: the one of the encoder that is shown
+
+
+class Words:
+    """The least that counts as a tokenizer."""
+
+    all_special_ids, unk_token_id, mask_token_id = (), None, None
+
+    def __init__(self, language: str, size: int = 99, name: str = "") -> None:
+        self.language, self.size, self.name_or_path = language, size, name
+
+    def __len__(self) -> int:
+        return self.size
+
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return f"{self.language}{token}"
+
+
+def encoder(name: str = "") -> Any:
+    made = models.build("bert").bert
+    made.config.name_or_path = name
+    return made
+
+
+IDS = [[5, 6, 7]]
+
+
+@pytest.mark.parametrize(
+    ("held", "shown", "wanted"),
+    [
+        ({"target_tokenizer": Words("de"), "source_tokenizer": Words("en")}, Shown("bert", encoder(), IDS), "en"),
+        ({"tgt_tok": Words("de"), "src_tok": Words("en")}, Shown("model.encoder", encoder(), IDS), "en"),
+        ({"decoderTokenizer": Words("de"), "tokenizer": Words("en")}, Shown("net", encoder(), IDS), "en"),
+        ({"teacher_tokenizer": Words("de"), "tokenizer": Words("en")}, Shown("student.bert", encoder(), IDS), "en"),
+        ({"query_tok": Words("de"), "passage_tok": Words("en")}, Shown("passage.bert", encoder(), IDS), "en"),
+        ({"tokenizers": {"tgt": Words("de"), "src": Words("en")}}, Shown("bert", encoder(), IDS), "en"),
+        # By the encoder's own name, whatever the attributes are called.
+        (
+            {"source": Words("de", name="x/de"), "target": Words("en", name="x/en")},
+            Shown("a", encoder("x/en"), IDS),
+            "en",
+        ),
+        # By the size of its vocabulary.
+        ({"a": Words("de", 500), "b": Words("en", 99)}, Shown("bert", encoder(), IDS), "en"),
+        # One that does not know the ids made none of them.
+        ({"a": Words("de", 6), "b": Words("en", 200)}, Shown("bert", None, IDS), "en"),
+        # Nothing tells them apart.
+        ({"a": Words("en"), "b": Words("de")}, Shown("bert", encoder(), IDS), "en"),
+    ],
+)
+def test_of_several_tokenizers_the_encoders_own_is_taken(held: dict[str, Any], shown: Shown, wanted: str) -> None:
+    found = tokenizers_held([Holder(**held)])
+    assert len(found) == 2
+    assert likeliest(found, shown).tokenizer.language == wanted
+    assert find_tokenizer([Holder(**held)], shown=shown).language == wanted
+    assert disagree(found, shown)
+
+
+def test_the_tokenizer_that_makes_the_same_ids_again_made_them(tokenizer: Any) -> None:
+    right = tokenizer
+    other = bert_tokenizer(
+        {word: index for index, word in enumerate([*WORDS[:5], *(f"##{word}" for word in WORDS[5:])])}
+    )
+    ids = [right("a joy to watch")["input_ids"]]
+    for held in ({"a": other, "b": right}, {"a": right, "b": other}):
+        assert find_tokenizer([Holder(**held)], shown=Shown(None, None, ids)) is right
+
+
+def test_a_metrics_tokenizer_is_not_taken() -> None:
+    class Metric(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokenizer = Words("metric")
+
+    Metric.__module__ = "torchmetrics.text.bert"
+
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.similarity = Metric()
+
+    holders = [Module(), Holder(tokenizer=Words("own"))]
+    assert find_tokenizer(holders, shown=Shown("bert", encoder(), IDS)).language == "own"
+    assert find_tokenizer(holders[:1]).language == "metric"
+    assert find_tokenizer([Holder(rouge_tok=Words("rouge")), holders[1]]).language == "own"
+
+
+def test_tokenizers_that_agree_are_no_matter() -> None:
+    found = tokenizers_held([Holder(a=Words("en"), b=Words("en"))])
+    assert not disagree(found, Shown("bert", None, IDS))

@@ -79,6 +79,11 @@ def ways_to_call(
             "to explain"
         )
     for name, module in headed:
+        if _makes_decoder_inputs(module, batch) and not any(key in batch for key in LABELS[:1]):
+            raise ModelCallError(
+                f"{name or type(module).__name__} ({type(module).__name__}) has a decoder: put labels (b, t), the ids "
+                "of the text that it writes, or decoder_input_ids into the inputs"
+            )
         accepted = parameter_names(module)
         # A decoder needs its labels to make its own inputs of.
         labels = () if _makes_decoder_inputs(module, batch) else LABELS

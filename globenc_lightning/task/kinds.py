@@ -28,6 +28,9 @@ SCORES = {
 }
 """Every kind of decision, and the score that is explained by default, in words."""
 
+VALUES = ("regression", "similarity", "loss")
+"""Kinds that give a value, which is neither right nor wrong."""
+
 BY_TOKEN = ("token classification", "masked token", "next token", "text to text")
 """Kinds that decide once per token, so that one token of each example has to be chosen."""
 
@@ -83,7 +86,7 @@ class Decision:
             return torch.sigmoid(logits[:, 0])
         if self.kind == "multi-label":
             return torch.sigmoid(logits).amax(1)
-        if self.kind in ("regression", "similarity", "loss"):
+        if self.kind in VALUES:
             return torch.full((len(units),), float("nan"))
         found = logits.softmax(1).amax(1)
         if self.kind == "span" and self.ends is not None:
@@ -98,7 +101,7 @@ class Decision:
 
     def answers(self, units: Tensor) -> list[tuple[int, ...]]:
         """What each unit is decided to be: a class, token or choice; every label that holds; a span's start and end."""
-        if self.kind in ("regression", "similarity", "loss"):
+        if self.kind in VALUES:
             return [() for _ in units]
         if self.kind == "multi-label":
             return [tuple(one.nonzero().flatten().tolist()) for one in (self.logits[units].detach() > 0).cpu()]
@@ -123,6 +126,9 @@ class Decision:
             return list(zip(labels.tolist(), self.end_labels.detach().cpu()[units.cpu()].tolist(), strict=True))
         if self.kind == "regression":
             return [(float(one),) for one in labels]
+        if self.kind == "binary":
+            # Smoothed labels are none of 0 and 1.
+            return [(int(one > 0.5),) for one in labels]
         return [(int(one),) for one in labels]
 
     def _partners(self, units: Tensor) -> Tensor:

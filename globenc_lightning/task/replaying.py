@@ -318,7 +318,9 @@ class _Search:
             return True
         if self._outputs and not any(one.requires_grad for call in self._outputs for one in call):
             raise CutGraphError("the encoders are called where gradients are off.")
-        calls = self._calls(loss.logits) if loss.result.requires_grad else []
+        # Two texts are compared by what comes out: each argument depends on its own alone.
+        compares = loss.holds in ("similarity", "distance", "triplet", "pair")
+        calls = self._calls(loss.result if compares else loss.logits) if loss.result.requires_grad else []
         if not calls:
             return False
         if loss.holds in ("similarity", "distance"):
