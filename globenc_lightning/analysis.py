@@ -122,7 +122,8 @@ class Attributions:
         correlation: method -> (b, l) float64, Spearman's rho of the readout row with the saliency; NaN if undefined.
         attention_mask: (b, k) true for real tokens, after trailing padding was cut off.
         predicted: (b,) index of the class with the largest logit; 1 where a single logit is above 0.
-        logits: (b, c), as the model gave them.
+        logits: (b, c), or (b, s, c) of a model that decides per token, as the model gave them; where it gave
+            probabilities, the logits that they were made of.
         reconstruction_error: (l,) how far the decomposition is from the layers' own outputs, in two random directions,
             each relative to its own size.
         readout: which row was read: ``"cls"``, ``"last"``, ``"mean"``, ``"token"`` (one token of each example) or
@@ -453,10 +454,12 @@ def attribute(
 
     Args:
         model: any module with a Hugging Face encoder in it.
-        inputs: ``input_ids`` (b, s), ``attention_mask`` (b, s) if there is padding, and whatever else the model takes.
+        inputs: ``input_ids`` (b, s), ``attention_mask`` (b, s) if there is padding, and whatever else the model takes;
+            (b, c, s) for ``c`` choices. Labels in them tell what is decided: class indices (b,), values or several
+            labels as numbers (b, c), one label per token (b, s), ``start_positions`` and ``end_positions`` of a span.
         methods: any of ``METHODS``.
-        target: which score the saliency is taken of: the logit of the ``"predicted"`` class, of the ``"label"`` in
-            the inputs, or a callable ``target(logits, inputs)`` that returns one class index or one differentiable
+        target: which score the saliency is taken of: that of what is ``"predicted"`` (see
+            :data:`globenc_lightning.task.kinds.SCORES`), of the ``"label"`` in the inputs, or a callable ``target(logits, inputs)`` that returns one class index or one differentiable
             score per example, (b,).
         readout: which row of a rollout is compared: ``"auto"`` (where the decision reads: the tokens' rows, weighted by
             the length of the score's gradient with respect to their last hidden states), ``"cls"`` (first real token),

@@ -126,14 +126,16 @@ class GlobEncCallback(Callback):
         methods: any of ``METHODS``.
         target: which logit the saliency is taken of: of the ``"predicted"`` class, of the ``"label"``, or a callable
             ``target(logits, batch)`` that returns one class index or one score per example.
-        readout: which row of a rollout is compared and drawn: ``"cls"`` (first token), ``"last"`` or ``"mean"``.
+        readout: which row of a rollout is compared and drawn: ``"auto"`` (where the decision reads), ``"cls"`` (first
+            token), ``"last"`` or ``"mean"``.
         normalize: divide every map's rows by their sum before the rollout. The paper does not; ranks differ.
         exclude_special_tokens: leave special tokens out of the correlation (needs a tokenizer).
         every_n_validations: analyse the first validation and every n-th after it; in between, a callback that monitors
             a figure sees the last one again.
         heatmap_examples: how many examples get pictures.
         tokenizer: a tokenizer or the folder of one; None looks for one in the module, the datamodule, the data
-            loaders and the checkpoint's folder, and shows token ids where there is none.
+            loaders and the checkpoint's folder, takes the one of the encoder that is shown where there are several,
+            and shows token ids where there is none.
         forward: how the module is called on the probe when neither its own ``forward`` nor a Hugging Face model with
             a head in it gives logits: ``forward(module, batch)`` returns them.
         on_error: ``"warn"`` lets the training go on when an analysis fails, ``"raise"`` stops it.

@@ -272,9 +272,8 @@ def _structures(
     if not recorder.spans:
         raise UnsupportedEncoderError(
             f"{type(model).__name__} holds {names_of(encoders.items())}, and its forward pass calls none of them, "
-            "neither by encoder(...) nor by encoder.forward(...) (calls of its parts alone do not count). Name one "
-            "that does, for example GlobEncCallback(forward=lambda module, batch: "
-            "module.head(module.encoder(**batch).last_hidden_state[:, 0]))."
+            "neither by encoder(...) nor by encoder.forward(...) (calls of its parts alone do not count). Give "
+            "forward=, a callable forward(module, batch) that calls one of them and returns the logits."
         )
     with exact_products(), FullPrecision(_devices(model)):
         place = None if chosen is None else chosen(output)
