@@ -52,7 +52,9 @@ _ROLES = ("pad_token", "unk_token", "cls_token", "sep_token")
 
 def _config(**changes: Any) -> BertConfig:
     sizes = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
-    return BertConfig(vocab_size=len(SPECIAL) + len(WORDS), max_position_embeddings=40, **sizes, **changes)
+    return BertConfig(
+        vocab_size=len(SPECIAL) + len(WORDS), max_position_embeddings=40, initializer_range=0.15, **sizes, **changes
+    )
 
 
 def _tagged(size: int, seed: int) -> Batch:
