@@ -9,7 +9,7 @@ Axes: ``b`` example, ``l`` layer, ``q`` token that receives, ``k`` token that is
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from itertools import islice
@@ -20,12 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from globenc_lightning.encoder.advice import advice, advice_on_mask, advice_on_target
 from globenc_lightning.encoder.calling import (
-    ADVICE,
     LABELS,
+    SPAN_LABELS,
     Way,
+    ends_of,
     has_own_forward,
     logits_of,
+    named_in,
+    size_of_batch,
     too_large,
     unused_mask,
     ways_to_call,
@@ -33,6 +37,7 @@ from globenc_lightning.encoder.calling import (
 from globenc_lightning.encoder.contexts import OwnContexts
 from globenc_lightning.encoder.layers import layer_inputs
 from globenc_lightning.encoder.norms import tolerance, working
+from globenc_lightning.encoder.precision import LOW, FullPrecision, exact_products
 from globenc_lightning.encoder.reading import (
     EncoderCall,
     LayerDone,
@@ -54,13 +59,13 @@ from globenc_lightning.encoder.undisturbed import (
 from globenc_lightning.errors import (
     CutGraphError,
     GlobEncError,
-    GlobEncWarning,
     ModelCallError,
     NonFiniteError,
     OutOfMemoryError,
     ProbeError,
     UnsupportedEncoderError,
     is_out_of_memory,
+    warn,
 )
 from globenc_lightning.functional import (
     METHODS,
@@ -76,8 +81,23 @@ from globenc_lightning.functional.kernels import KernelCache
 from globenc_lightning.functional.rollout import log_scale
 from globenc_lightning.probe import is_by_token
 from globenc_lightning.task.batches import moved
-from globenc_lightning.task.kinds import BY_TOKEN, Decision, detached
-from globenc_lightning.task.replaying import Chunk, Layout, Ran, Replay, compare, find_layout, rows_by_digits
+from globenc_lightning.task.kinds import BY_TOKEN, Decision, decision_of_output, detached
+from globenc_lightning.task.replaying import (
+    Chunk,
+    Layout,
+    Ran,
+    Replay,
+    chosen_unit,
+    compare,
+    count_labels,
+    find_layout,
+    prove_head,
+    prove_rows,
+    prove_units,
+    rows_by_digits,
+    seen_of,
+)
+from globenc_lightning.task.watching import LossWatch
 
 Target = str | Callable[..., Any]
 
@@ -103,8 +123,8 @@ class Attributions:
         attention_mask: (b, k) true for real tokens, after trailing padding was cut off.
         predicted: (b,) index of the class with the largest logit; 1 where a single logit is above 0.
         logits: (b, c), as the model gave them.
-        reconstruction_error: (l,) how far the decomposition is from the layers' own outputs, relative to their largest
-            entry, in two random directions.
+        reconstruction_error: (l,) how far the decomposition is from the layers' own outputs, in two random directions,
+            each relative to its own size.
         readout: which row was read: ``"cls"``, ``"last"``, ``"mean"``, ``"token"`` (one token of each example) or
             ``"weighted"`` (by how much the score depends on the tokens' last hidden states).
         normalize: whether rows were divided by their sum before the rollout.
@@ -241,10 +261,14 @@ class Reader:
         attention: the attention implementations with which the structures were found.
         written: the names of parameters that its forward writes into.
         reads: which tokens the decision was found to read, see ``Attributions.readout``; None before that is known.
+        squashes: whether its forward gives probabilities, which are taken back to the logits they were made of.
+        whole: whether its logits depend on columns of padding, so that none are cut off.
         replay: the user's own step, run again; None where the model is called itself.
         decisions: for each batch of the probe, what the step decides on it, and which tokens are real.
         chunks: the batches that a probe is analysed in, by the largest number of tokens and the examples.
         encoder_call: where the model is called itself: which call of an encoder is shown, the others after it.
+        proven: which of these were proven with a second set of weights: a head that begins at zero gives the same on
+            any batch.
     """
 
     model: nn.Module
@@ -257,10 +281,13 @@ class Reader:
     attention: tuple[Any, ...] = ()
     written: set[str] = field(default_factory=set)
     reads: str | None = None
+    squashes: bool = True
+    whole: bool = False
     replay: Replay | None = None
     decisions: list[tuple[Decision, Tensor | None]] = field(default_factory=list)
     chunks: dict[tuple[int, tuple[int, ...]], list[Chunk]] = field(default_factory=dict)
     encoder_call: int = 0
+    proven: set[tuple[int, tuple[int, ...]]] = field(default_factory=set)
 
     @property
     def structure(self) -> Structure | None:
@@ -290,7 +317,7 @@ class _Kept(NamedTuple):
 _KNOWN: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
 
 
-_REMEMBERED = ("way", "structures", "kernels", "connected", "attention", "written", "reads")
+_REMEMBERED = ("way", "structures", "kernels", "connected", "attention", "written", "reads", "squashes", "whole")
 
 
 def _reader_of(model: nn.Module) -> Reader:
@@ -320,6 +347,9 @@ def _kept(value: Any) -> Any:
     if isinstance(value, KernelCache | set):
         # Tensors without their graphs, and names.
         return value
+    if isinstance(value, ref):
+        # The function of an attention implementation; nobody can refer weakly to a weak reference.
+        return _Kept(ref, (value,))
     if isinstance(value, tuple):
         return _Kept(type(value), tuple(_kept(one) for one in value))
     if is_dataclass(value) and not isinstance(value, nn.Module):
@@ -541,9 +571,14 @@ def _analyze(
         raise ProbeError("the inputs hold no real token: attention_mask is zero everywhere.")
 
     whole = False
+    shorter, keep = _without_padding(batch)
     known = reader.structure is not None and reader.attention == attention_of(reader.model)
     if reader.structure is None or not known or (reader.structure.length == 1 and longest > 1):
-        whole = _find_shortest(reader, batch, lengths)
+        whole = _find_shortest(reader, batch, shorter, lengths)
+    if keep is not None and _decides_alike(reader, batch, shorter, keep, settings.target):
+        batch = shorter
+        if isinstance(special, Tensor) and special.dim() == 2:
+            special = special[:, keep]
     try:
         found = _forward_and_backward(reader, batch, settings, keep_maps)
     except UnsupportedEncoderError:
@@ -587,7 +622,8 @@ def find_decision(reader: Reader, chunk: Chunk) -> None:
     replay = _replay_of(reader)
     reader.kernels.clear()
     outputs: Outputs = []
-    search = replay.search(reader.model, outputs)
+    trained = [one for one in reader.model.parameters() if one.requires_grad]
+    search = replay.search(reader.model, outputs, trained)
     batch = _moved(reader, chunk)
 
     def chosen(_: Any) -> int:
@@ -600,10 +636,30 @@ def find_decision(reader: Reader, chunk: Chunk) -> None:
             return search(batch)
 
     with undisturbed(reader.model, parameters_require_grad=True, written=reader.written) as handles:
-        structures, _ = find_structures(reader.model, call, batch.batch, handles, outputs, chosen)
+        structures, ran = find_structures(reader.model, call, batch.batch, handles, outputs, chosen)
+        found = next((one for one in structures if isinstance(one, Structure)), None)
+        task = replay.task
+        if found is not None and task is not None:
+            task = replay.completed(reader.model, found.encoder, found.causal)
+            decision = replay.decided(ran, task.seen.rows, task.seen.tokens, batch.batch)
+            prove_head(ran, task, decision, replay.step.name)
     reader.structures, reader.attention, reader.reads = structures, attention_of(reader.model), None
-    if reader.structure is not None:
-        replay.completed(reader.model, reader.structure.encoder, reader.structure.causal)
+    _refuse_a_teacher(reader, replay)
+
+
+def _refuse_a_teacher(reader: Reader, replay: Replay) -> None:
+    """Prove that the encoder that is shown is trained, if one of those is that the decision depends on."""
+    if replay.task is None or replay.encoder_call:
+        return
+    known = [place for place in replay.task.depends if place < len(reader.structures)]
+    trained = [
+        place for place in known if any(one.requires_grad for one in reader.structures[place].encoder.parameters())
+    ]
+    if trained and replay.task.call not in trained:
+        raise ModelCallError(
+            f"{replay.step.name}: the encoder that would be shown is frozen, and another one that the decision depends "
+            "on is trained."
+        )
 
 
 def evaluate(reader: Reader, chunk: Chunk) -> tuple[Decision, Tensor | None, Tensor | None]:
@@ -658,17 +714,19 @@ def _replayed(reader: Reader, chunk: Chunk, settings: Settings, keep_maps: bool)
         call = calls[0]
         decision = replay.decided(ran, len(call.mask), call.mask.shape[1], batch.batch)
         decision = replace(decision, logits=contexts.in_graph(decision.logits), ends=contexts.in_graph(decision.ends))
+        if not decision.logits.requires_grad:
+            raise CutGraphError(f"the decision of {replay.step.name} is made where gradients are off.")
         if chunk.expected is not None:
             compare(decision, chunk.expected, None, replay.step.name)
-            chunk.expected = None
         if chunk.layout is None:
             chunk.layout = find_layout(replay, decision, chunk, call.last)
+        prove_units(decision, chunk.layout, replay.counts, replay.step.name)
         return _judged(decision, chunk.layout, settings, batch.batch)
 
     batch = _moved(reader, chunk)
     run = _Run(replay.step.name, lambda given: replay.run(reader.model, given), judge)
     found = _connected(reader, run, batch, settings, keep_maps)
-    chunk.weights = batch.weights
+    chunk.weights, chunk.expected = batch.weights, None
     return found
 
 
@@ -706,6 +764,9 @@ def _judged(decision: Decision, layout: Layout, settings: Settings, batch: Any) 
     if rows.dim() == 2:
         place = predicted if settings.target != "label" or labels is None else labels.long().cpu()
         rows = rows.gather(1, place.unsqueeze(1)).squeeze(1)
+    if layout.labelled is not None:
+        # Without a label, nothing is decided.
+        scores = torch.where(layout.labelled.to(device), scores, 0.0 * scores)
     total = decision.logits.sum() if decision.kind == "loss" else scores.sum()
     return _Judged(
         logits=decision.logits[units.to(device)].detach(),
@@ -718,6 +779,7 @@ def _judged(decision: Decision, layout: Layout, settings: Settings, batch: Any) 
         truths=tuple(decision.truths(units.to(device))),
         task=decision.kind,
         one_call=True,
+        apart=decision.kind != "loss" and not callable(settings.target),
     )
 
 
@@ -760,7 +822,7 @@ def _record(
         raise NonFiniteError("the gradient of the target's score holds NaN or infinity, so there is no saliency.")
     if not mask.any(1).all():
         empty = (~mask.any(1)).nonzero().flatten().tolist()
-        warnings.warn(f"rows without a real token have no figures: {empty}", GlobEncWarning, stacklevel=5)
+        warn(f"rows without a real token have no figures: {empty}")
     counted = mask
     if callable(special):
         special = None if ids is None else special(ids)
@@ -840,6 +902,7 @@ class _Judged(NamedTuple):
         truths: one per example: what its label says.
         task: the kind of decision.
         one_call: whether one call of an encoder is looked at, whatever others there are.
+        apart: whether it is to be proven that each score is read from its own row alone.
     """
 
     logits: Tensor
@@ -852,6 +915,7 @@ class _Judged(NamedTuple):
     truths: tuple[tuple[float, ...], ...]
     task: str
     one_call: bool
+    apart: bool = False
 
 
 class _Run(NamedTuple):
@@ -882,62 +946,269 @@ def _forward_and_backward(reader: Reader, batch: Mapping[str, Any], settings: Se
         if way.name == reader.way:
             break
     if way is None:
-        raise ModelCallError(f"{type(reader.model).__name__} gives no logits for the probe.\n{ADVICE}")
-    _refuse_unused_mask(way, batch)
+        raise ModelCallError(f"{type(reader.model).__name__} gives no logits for the probe.\n{_advice(reader, batch)}")
+    _refuse_unused_mask(reader, way, batch)
+
+    watch = LossWatch()
 
     def judge(output: Any, calls: tuple[EncoderCall, ...], contexts: OwnContexts) -> _Judged:
-        logits = logits_of(contexts.in_graph(output), len(calls[0].mask), _width(reader, reader.read))
+        outcome, squashed = _before_squashing(output, watch)
+        return _judged_output(reader, contexts.in_graph(outcome), squashed, batch, settings, calls)
+
+    call = _watched(way.call, watch) if reader.squashes else way.call
+    return _connected(reader, _Run(way.name, call, judge), batch, settings, keep_maps)
+
+
+def _judged_output(
+    reader: Reader,
+    outcome: Any,
+    squashed: str | None,
+    batch: Mapping[str, Any],
+    settings: Settings,
+    calls: tuple[EncoderCall, ...],
+) -> _Judged:
+    """The scores of a batch's examples by what a model returned.
+
+    Args:
+        reader: the model.
+        outcome: what it returned, its logits in the autograd graph.
+        squashed: ``"classes"`` or ``"labels"`` where it returned probabilities of these.
+        batch: the batch.
+        settings: what is computed.
+        calls: the calls of encoders.
+    """
+    size, call = size_of_batch(batch), calls[0]
+    ends = ends_of(outcome, batch, call.mask.shape[1])
+    logits = logits_of(outcome if ends is None else ends[0], size, _width(reader, reader.read))
+    decision = _decision_of(reader, logits, ends, squashed, batch, settings.target, calls)
+    real = call.mask.any(1) if len(call.mask) == size else torch.ones(size, dtype=torch.bool, device=logits.device)
+    if callable(settings.target):
         with _told("target(logits, batch)"):
-            scores = _score(logits, batch, settings.target, calls[0].mask)
-        # Only rows with something in them: a row of padding may hold NaN, and its gradient would be nobody's.
-        used = torch.stack([call.mask.any(1) for call in calls if len(call.mask) == len(scores)]).all(0)
-        decision = _decided(logits, batch)
-        units = torch.arange(len(logits), device=logits.device)
-        predicted, probability = decision.predicted(units), decision.probability(units).cpu()
-        return _Judged(
-            logits.detach(),
-            scores,
-            scores[used].sum(),
-            _rows_in_order(scores, calls),
-            predicted,
-            probability,
-            tuple(decision.answers(units)),
-            tuple(decision.truths(units)),
-            decision.kind,
-            one_call=False,
+            scores = _scores_of_target(logits, batch, settings.target)
+        units, place = _units_read(decision, scores, logits)
+    else:
+        units = _units(decision, size, real)
+        place = None
+        if settings.target == "label":
+            scores = _scores_of_labels(decision, units, batch, logits)
+            place = None if decision.labels is None else decision.labels
+        else:
+            scores = decision.scores(units)
+    predicted = decision.predicted(units)
+    rows = _rows_of(decision, scores, predicted if place is None else place, calls)
+    # Only rows with something in them: a row of padding may hold NaN, and its gradient would be nobody's.
+    used = torch.stack([one.mask.any(1) for one in calls if len(one.mask) == size] or [real]).all(0)
+    return _Judged(
+        logits.detach(),
+        scores,
+        scores[used.to(scores.device)].sum(),
+        rows,
+        predicted,
+        decision.probability(units).cpu(),
+        tuple(decision.answers(units)),
+        tuple(decision.truths(units)),
+        decision.kind,
+        one_call=False,
+    )
+
+
+def _decision_of(
+    reader: Reader,
+    logits: Tensor,
+    ends: tuple[Tensor, Tensor] | None,
+    squashed: str | None,
+    batch: Mapping[str, Any],
+    target: Target,
+    calls: tuple[EncoderCall, ...],
+) -> Decision:
+    """What logits are taken for, where no loss tells it: by their shape, the labels in the inputs, and the encoder.
+
+    Raises:
+        ModelCallError: they alone do not tell it, and there is no target.
+    """
+    structure, size = reader.structure, len(logits)
+    if structure is None:
+        raise AssertionError("the structure is found before its logits are judged")
+    if ends is not None:
+        starts, stops = (_label_of(batch, name, size) for name in SPAN_LABELS)
+        return Decision("span", ends[0], starts, ends=ends[1], end_labels=stops)
+    seen = seen_of(reader.model, structure.encoder, calls[0].mask, structure.causal, len(calls))
+    labels = next((found for name in LABELS if (found := _label_of(batch, name, size)) is not None), None)
+    decision: Decision | None = None
+    if logits.dim() == 3 and logits.shape[2] > 1:
+        fits = labels is not None and not labels.is_floating_point() and labels.shape == logits.shape[:2]
+        words = seen.vocabulary is not None and logits.shape[2] >= seen.vocabulary
+        if fits and labels is not None and words and seen.causal and not seen.generates:
+            # Each position decides for the token after it.
+            labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+        found = labels if fits and labels is not None else torch.full(logits.shape[:2], -100, device=logits.device)
+        decision = decision_of_output(logits, None, found, seen, size)
+        if decision is not None:
+            decision = replace(decision, labels=decision.labels if fits else None, width=logits.shape[1])
+            decision = decision if fits or callable(target) else None
+    elif logits.dim() == 2 and not (labels is not None and labels.dim() == 2 and logits.shape == calls[0].mask.shape):
+        decision = _of_one_vector(reader, logits, labels, squashed, len(calls[0].mask))
+    if decision is not None:
+        return decision
+    if callable(target):
+        return Decision("loss", logits.flatten(1).amax(1, keepdim=True))
+    needed = "labels of shape (b, s) in the inputs, under labels, or " if logits.dim() == 3 else ""
+    raise ModelCallError(
+        f"{type(reader.model).__name__}: the logits have the shape {tuple(logits.shape)}, which alone does not tell "
+        f"which of the scores of an example is to be explained: give {needed}a target, for example "
+        f"{advice_on_target(logits)}"
+    )
+
+
+def _of_one_vector(
+    reader: Reader, logits: Tensor, labels: Tensor | None, squashed: str | None, rows: int
+) -> Decision | None:
+    """The decision in logits (b, c)."""
+    size, classes = logits.shape
+    values = labels is not None and labels.is_floating_point()
+    flags = labels is not None and bool(((labels == 0) | (labels == 1)).all())
+    if classes == 1:
+        of_config = _problem_of(reader.model) == "regression"
+        kind = "regression" if squashed is None and values and (of_config or not flags) else "binary"
+        return Decision(kind, logits, None if labels is None or labels.numel() != size else labels.reshape(-1))
+    if squashed != "classes" and rows == size * classes and rows != size:
+        return Decision("choice", logits, labels if labels is not None and labels.dim() == 1 else None)
+    if labels is not None and labels.shape == logits.shape:
+        if flags and squashed != "classes":
+            return Decision("multi-label", logits, labels)
+        if values and squashed is None and bool((labels < 0).any() | ((labels.sum(1) - 1).abs() > 1e-3).any()):
+            # Several values: which of them is meant is not told.
+            return None
+        return Decision("classification", logits, labels)
+    if squashed == "labels" or _problem_of(reader.model) == "multi_label_classification":
+        return Decision("multi-label", logits)
+    fits = labels is not None and labels.dim() == 1 and not labels.is_floating_point()
+    return Decision("classification", logits, labels if fits else None)
+
+
+def _problem_of(model: nn.Module) -> str | None:
+    """What the one Hugging Face head in a model was configured for."""
+    found = {getattr(getattr(module, "config", None), "problem_type", None) for module in model.modules()} - {None}
+    return found.pop() if len(found) == 1 else None
+
+
+def _label_of(batch: Mapping[str, Any], name: str, size: int) -> Tensor | None:
+    value = batch.get(name)
+    return value if isinstance(value, Tensor) and value.dim() and len(value) == size else None
+
+
+def _units(decision: Decision, size: int, real: Tensor) -> Tensor:
+    """The unit of each example that is explained, (b,), see ``SCORES``."""
+    device = decision.logits.device
+    if decision.kind not in BY_TOKEN or decision.width is None:
+        return torch.arange(size, device=device)
+    counts, width = count_labels([decision]), decision.width
+    units = [chosen_unit(decision, range(one * width, (one + 1) * width), counts) for one in range(size)]
+    without = [place for place, unit in enumerate(units) if unit is None and bool(real[place])]
+    if without:
+        raise ProbeError(
+            f"the examples {without} have no label that counts ({decision.ignored} everywhere), so no token of them is "
+            "decided: give one label at least, or name the score by a callable target."
         )
+    return torch.tensor([place * width if unit is None else unit for place, unit in enumerate(units)], device=device)
 
-    return _connected(reader, _Run(way.name, way.call, judge), batch, settings, keep_maps)
+
+def _units_read(decision: Decision, scores: Tensor, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Which unit the user's own score of each example is of, (b,), and which choice."""
+    units = torch.arange(len(logits), device=logits.device)
+    by_token = decision.kind in BY_TOKEN and decision.width is not None
+    if not (by_token or decision.kind == "choice") or not logits.requires_grad or not scores.requires_grad:
+        return units, None
+    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
+        scores.sum(), logits, retain_graph=True, allow_unused=True
+    )
+    gradient = gradients[0]
+    if gradient is None:
+        return units * (decision.width or 1), None
+    place = gradient.detach().abs().flatten(2).amax(2).argmax(1) if by_token else gradient.abs().argmax(1)
+    return (units * (decision.width or 1) + place, None) if by_token else (units, place)
 
 
-def _rows_in_order(scores: Tensor, calls: tuple[EncoderCall, ...]) -> Tensor | None:
+def _scores_of_target(logits: Tensor, batch: Mapping[str, Any], target: Callable[..., Any]) -> Tensor:
+    """What the user's own target gives, as one score per example, (b,)."""
+    chosen = target(logits, batch)
+    if not isinstance(chosen, Tensor) or tuple(chosen.shape) != (len(logits),):
+        raise ModelCallError(
+            "target(logits, batch) must return one class index or one score per example, a tensor of shape "
+            f"({len(logits)},)"
+        )
+    if chosen.is_floating_point():
+        return chosen
+    if logits.dim() != 2:
+        raise ModelCallError(f"class indices need logits of shape (b, c); these have {tuple(logits.shape)}")
+    if bool(((chosen < 0) | (chosen >= logits.shape[1])).any()):
+        raise ModelCallError(
+            f"target(logits, batch) returned class indices from {int(chosen.min())} to {int(chosen.max())}; the logits "
+            f"have the classes 0 to {logits.shape[1] - 1}."
+        )
+    return logits.gather(1, chosen.to(logits.device).long().unsqueeze(1)).squeeze(1)
+
+
+def _scores_of_labels(decision: Decision, units: Tensor, batch: Mapping[str, Any], logits: Tensor) -> Tensor:
+    """The logit of each example's label, (b,)."""
+    if decision.kind == "span" and decision.ends is not None:
+        pairs = [(logits, decision.labels), (decision.ends, decision.end_labels)]
+        if any(labels is None for _, labels in pairs):
+            raise ProbeError(
+                f"target='label' needs labels in the batch, under {' and '.join(SPAN_LABELS)}; it holds "
+                f"{', '.join(map(str, batch))}. Add them, or use target='predicted'."
+            )
+        return torch.stack([_at(one, labels, SPAN_LABELS) for one, labels in pairs if labels is not None]).sum(0)
+    if decision.kind in BY_TOKEN and decision.labels is not None:
+        return _at(decision.logits[units], decision.labels[units], LABELS[:1])
+    labels = _labels(batch, logits)
+    return logits.gather(1, labels.to(logits.device).long().unsqueeze(1)).squeeze(1)
+
+
+def _at(logits: Tensor, labels: Tensor, names: Sequence[str]) -> Tensor:
+    if bool(((labels < 0) | (labels >= logits.shape[1])).any()):
+        raise ProbeError(
+            f"target='label': {' and '.join(names)} must lie between 0 and {logits.shape[1] - 1}, as many as the "
+            "logits have."
+        )
+    return logits.gather(1, labels.to(logits.device).long().unsqueeze(1)).squeeze(1)
+
+
+def _rows_of(decision: Decision, scores: Tensor, place: Tensor, calls: tuple[EncoderCall, ...]) -> Tensor | None:
     """The row of the encoder's call that each example is decided from; None where they are the examples' own.
 
-    A forward may sort its texts by length, for example: row i of its encoder is not row i of the batch until shown.
+    A forward may sort its texts by length, for example, or flatten choices: row i of its encoder is not row i of the
+    batch until shown.
+
+    Args:
+        decision: what was decided, in the autograd graph.
+        scores: (b,) the scores.
+        place: (b,) the choice that is explained, where there are choices.
+        calls: the calls of encoders.
     """
-    if len(calls) != 1 or len(calls[0].mask) != len(scores) or not scores.requires_grad or len(scores) < 2:
+    size, last = len(scores), calls[0].last
+    if decision.kind == "choice":
+        rows = torch.tensor(rows_by_digits(decision.logits.flatten(), last)).view_as(decision.logits)
+        if bool((rows < 0).any()):
+            raise ModelCallError(
+                "which text each choice is decided from cannot be told: a choice reads the texts of others, too."
+            )
+        return rows.gather(1, place.cpu().long().unsqueeze(1)).squeeze(1)
+    if not scores.requires_grad or (len(calls) > 1 and len(calls[0].mask) == size):
         return None
-    rows = rows_by_digits(scores, calls[0].last)
-    own = list(range(len(scores)))
+    if len(calls[0].mask) == size and size < 2:
+        return None
+    found = rows_by_digits(scores, last)
+    own = list(range(size))
+    if len(calls[0].mask) != size:
+        if min(found) < 0:
+            raise ModelCallError(
+                f"the encoder is called with {len(calls[0].mask)} texts for {size} examples, and which of them an "
+                "example is decided from cannot be told."
+            )
+        return torch.tensor(found)
     # Where examples share texts, or read none, nothing tells them apart.
-    return torch.tensor(rows) if sorted(rows) == own and rows != own else None
-
-
-def _decided(logits: Tensor, batch: Mapping[str, Any]) -> Decision:
-    """What logits without a loss are taken for: classes, one logit or value, or several labels."""
-    labels = next((batch[name] for name in LABELS if isinstance(batch.get(name), Tensor)), None)
-    if logits.dim() != 2:
-        return Decision("token classification", logits.detach().flatten(1))
-    kind = "classification"
-    if logits.shape[1] == 1:
-        kind = "regression" if labels is not None and labels.is_floating_point() else "binary"
-    elif labels is not None and labels.is_floating_point() and labels.shape == logits.shape:
-        kind = "multi-label"
-    fits = labels is not None and (labels.shape == logits.shape or labels.shape == logits.shape[:1])
-    if labels is not None and logits.shape[1] == 1:
-        labels = labels.reshape(-1)
-        fits = len(labels) == len(logits)
-    return Decision(kind, logits.detach(), labels if fits else None)
+    return torch.tensor(found) if sorted(found) == own and found != own else None
 
 
 def _connected(reader: Reader, run: _Run, batch: Any, settings: Settings, keep_maps: bool) -> _Found:
@@ -957,6 +1228,9 @@ def _connected(reader: Reader, run: _Run, batch: Any, settings: Settings, keep_m
 
     if settings.readout != AUTO:
         return attempt(settings.readout, None)
+    if reader.reads is None and not isinstance(batch, Chunk):
+        # Most heads read one end of the text; then one pass does.
+        reader.reads = effective_readout(reader.read[0], AUTO)
     known = batch.weights if isinstance(batch, Chunk) and reader.reads == "token" else None
     if reader.reads in (*READOUTS, "elsewhere"):
         found = attempt("cls" if reader.reads == "elsewhere" else reader.reads, None)
@@ -1018,7 +1292,8 @@ def reading_of(head: Tensor | None, mask: Tensor, rows: Tensor | None, causal: b
     last = real.shape[1] - 1 - real.flip(1).int().argmax(1)
     peak, place = own.max(1)
     if bool((peak > 1 - 1e-5).all()):
-        ends = [("last", last), ("cls", first)] if causal else [("cls", first), ("last", last)]
+        # "cls" stands for the last token of a causal model, whose first one sees nothing but itself.
+        ends = [("last", last)] if causal else [("cls", first), ("last", last)]
         return next((name for name, end in ends if bool((place == end).all())), "token"), weights
     uneven = (own * length - 1.0).abs().masked_fill(~real, 0.0)
     return "mean" if float(uneven.max()) < 1e-3 else "weighted", weights
@@ -1066,7 +1341,10 @@ def _attempt(
         judged = run.judge(result.output, result.calls, contexts)
         sources = [*(call.hidden for call in result.calls), *(call.last for call in result.calls)]
         gradients: tuple[Tensor | None, ...] = tuple(None for _ in sources)
+        prove = None
         if judged.total.requires_grad:
+            if judged.apart and judged.rows is not None and not look:
+                prove = prove_rows(judged.scores, judged.rows, result.calls[0].last)
             with _told("the backward pass from the score to the hidden states"):
                 gradients = torch.autograd.grad(judged.total, sources, allow_unused=True)
         saliency = []
@@ -1080,10 +1358,12 @@ def _attempt(
                     f"the score does not depend on the encoder's hidden states ({structure.encoder_name}), even where "
                     "no_grad(), inference_mode() and detach() are left out: the head does not use them, or takes them "
                     "through something without a gradient (numpy, .tolist(), argmax, rounding), or the target's score "
-                    "does. " + ADVICE
+                    "does."
                 )
             saliency.append(gradient_x_input(working(gradient), working(call_.hidden), call_.mask))
         _refuse_other_rows(judged, result.calls[0], gradients[0])
+        if prove is not None:
+            prove(gradients[len(result.calls)])
     count = reader.replay.task.calls if judged.one_call and reader.replay and reader.replay.task else len(places)
     return _Found(list(collected.values()), saliency, heads, result.calls, judged, count)
 
@@ -1096,7 +1376,7 @@ def _refuse_other_rows(judged: _Judged, call: EncoderCall, gradient: Tensor | No
     known = torch.zeros_like(read)
     known[judged.rows.to(read.device)] = True
     # Another example's text may stand beside an example's own, as the second of a pair.
-    if judged.task != "similarity" and bool((~read & known).any()):
+    if judged.task not in ("similarity", "loss") and bool((~read & known).any()):
         raise ModelCallError("the examples are decided from other texts than when these were found.")
 
 
@@ -1117,11 +1397,12 @@ def _told(what: str, hint: Callable[[], str] = str) -> Iterator[None]:
 
 
 def prepare(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Clone a batch for the analysis: on the model's device, without the trailing columns that are all padding.
+    """Clone a batch for the analysis, on the model's device.
 
     Args:
         model: the module that will be called.
-        inputs: a mapping with ``input_ids`` (b, s), or other tensors of examples (images, audio).
+        inputs: a mapping with ``input_ids`` (b, s), or (b, c, s) for ``c`` choices, or other tensors of examples
+            (images, audio).
 
     Returns:
         The batch.
@@ -1162,23 +1443,15 @@ def prepare(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     devices = (parameter.device for parameter in model.parameters() if not parameter.is_meta)
     device = next(devices, next(iter(tensors.values())).device)
     with torch.inference_mode(False), torch.no_grad():
-        keep = _columns_kept(inputs)
-        batch = {}
-        for key, value in inputs.items():
-            if isinstance(value, Tensor):
-                value = value[:, : keep[key]] if key in keep else value
-                value = value.to(device).clone()
-            batch[key] = value
-        return batch
+        _check_masks(inputs)
+        return {key: value.to(device).clone() if isinstance(value, Tensor) else value for key, value in inputs.items()}
 
 
 def _check_ids(key: str, ids: Tensor) -> None:
-    if ids.dim() > 2:
-        one = "[:, 0]" if ids.dim() == 3 else "of two axes"
+    if ids.dim() > 3:
         raise ProbeError(
-            f"{key} has the shape {tuple(ids.shape)}: several texts per example (multiple choice, say), of which "
-            "attributions are not defined here; (examples, tokens) is expected. Give the texts as examples of their "
-            f"own, for example batch[{key!r}]{one} and the mask alike, and the model's scores for them with forward=."
+            f"{key} has the shape {tuple(ids.shape)}; (examples, tokens) is expected, or (examples, choices, tokens) "
+            "for a model of multiple choice."
         )
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise ProbeError(f"{key} has the type {ids.dtype}; token ids are integers: write batch[{key!r}].long().")
@@ -1197,25 +1470,102 @@ def _refuse_offloaded(model: nn.Module) -> None:
             )
 
 
-def _columns_kept(inputs: Mapping[str, Any]) -> dict[str, int]:
-    """How many columns of each entry with one value per token are kept: up to the last real token of any example."""
-    keep: dict[str, int] = {}
+def _texts_of(batch: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The ids (b, s) of every text in a batch and its mask, each with what its entries' names begin with."""
     # Two sentences encoded apart have names such as query_input_ids and query_attention_mask.
-    prefixes = sorted((key[: -len("input_ids")] for key in inputs if key.endswith("input_ids")), key=len)
-    for prefix in prefixes:
-        ids, mask = inputs[f"{prefix}input_ids"], inputs.get(f"{prefix}attention_mask")
-        if not isinstance(ids, Tensor) or ids.dim() != 2 or not isinstance(mask, Tensor):
-            continue
+    for prefix in sorted((key[: -len("input_ids")] for key in batch if key.endswith("input_ids")), key=len):
+        ids, mask = batch[f"{prefix}input_ids"], batch.get(f"{prefix}attention_mask")
+        if isinstance(ids, Tensor) and ids.dim() >= 2 and isinstance(mask, Tensor):
+            yield prefix, ids, mask
+
+
+def _check_masks(inputs: Mapping[str, Any]) -> None:
+    for prefix, ids, mask in _texts_of(inputs):
         if mask.shape != ids.shape:
             raise ProbeError(
                 f"{prefix}attention_mask must have the shape {tuple(ids.shape)}; it has {tuple(mask.shape)}."
             )
-        used = mask.bool().any(0).nonzero()
-        columns = int(used[-1]) + 1 if len(used) else ids.shape[1]
-        for key, value in inputs.items():
+
+
+def _without_padding(batch: dict[str, Any]) -> tuple[dict[str, Any], slice | None]:
+    """A batch without the columns that are padding in every example, and the columns that are kept.
+
+    Whether it means the same is to be shown: heads may read padding, and the first token's position may count.
+
+    Args:
+        batch: the batch.
+
+    Returns:
+        The shorter batch, and which columns of its first text are kept; the batch itself and None where there is
+        nothing to cut off.
+    """
+    shorter, kept = dict(batch), None
+    for prefix, ids, mask in _texts_of(batch):
+        used = mask.bool().any(0).nonzero().flatten()
+        if ids.dim() != 2 or not len(used) or len(used) == ids.shape[1]:
+            continue
+        columns = slice(int(used[0]), int(used[-1]) + 1)
+        if columns.stop - columns.start == ids.shape[1]:
+            continue
+        kept = columns if kept is None else kept
+        for key, value in batch.items():
             if key.startswith(prefix) and is_by_token(key, value, mask.bool()):
-                keep[key] = columns
-    return keep
+                shorter[key] = value[:, columns]
+    return (batch, None) if kept is None else (shorter, kept)
+
+
+def _decides_alike(reader: Reader, batch: dict[str, Any], shorter: dict[str, Any], keep: slice, target: Target) -> bool:
+    """Whether a model gives the same logits, and the user's target the same score, without columns of padding.
+
+    Args:
+        reader: the model, with the way of calling it.
+        batch: the whole batch.
+        shorter: the batch without the columns.
+        keep: the columns of the texts that it still has.
+        target: the target.
+    """
+    if reader.whole:
+        return False
+    given: list[list[Tensor]] = []
+    share = 0.0
+    for one in (batch, shorter):
+        try:
+            logits, share = _evaluated(reader, one)
+            given.append([logits, *([target(logits, _copied(one))] if callable(target) else [])])
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            # It wants the texts at their whole length.
+            reader.whole = True
+            return False
+    for whole, cut in zip(*given, strict=True):
+        # A model that decides per token decides for fewer.
+        by_token = whole.shape != cut.shape and whole.dim() >= 2
+        mine, theirs = working(cut), working(whole[:, keep] if by_token else whole)
+        alike = mine.shape == theirs.shape and torch.equal(torch.isfinite(mine), torch.isfinite(theirs))
+        finite = torch.isfinite(mine)
+        if not alike or (
+            bool(finite.any())
+            and float((mine - theirs)[finite].abs().max()) > share * max(1.0, float(theirs[finite].abs().max()))
+        ):
+            reader.whole = True
+            return False
+    return True
+
+
+def _evaluated(reader: Reader, batch: dict[str, Any]) -> tuple[Tensor, float]:
+    """The logits that a model gives as its user evaluates it, and how far rounding may move them, as a share."""
+    failures: list[str] = []
+    for way in _ways(reader, batch, failures):
+        if way.name == reader.way:
+            size = size_of_batch(batch)
+            try:
+                return _own_logits(reader, way, _copied(batch), size, reader.read, full_precision=True)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                return _own_logits(reader, way, _copied(batch), size, reader.read, full_precision=False)
+    raise ModelCallError(f"the inputs do not offer what {reader.way} takes.")
 
 
 def _lengths(batch: Mapping[str, Any]) -> Tensor | None:
@@ -1224,7 +1574,9 @@ def _lengths(batch: Mapping[str, Any]) -> Tensor | None:
     if key is None:
         return None
     mask = batch.get(key[: -len("input_ids")] + "attention_mask")
-    return torch.ones_like(batch[key]).sum(1) if mask is None else mask.bool().sum(1)
+    real = torch.ones_like(batch[key]).sum(-1) if mask is None else mask.bool().sum(-1)
+    # The longest of several choices.
+    return real.flatten(1).amax(1) if real.dim() > 1 else real
 
 
 def _length(value: Any) -> int | None:
@@ -1237,13 +1589,19 @@ def _rows(value: Any, chosen: list[int]) -> Any:
     return value[chosen] if isinstance(value, Tensor) else [value[index] for index in chosen]
 
 
-def _find_shortest(reader: Reader, batch: dict[str, Any], lengths: Tensor | None) -> bool:
+def _find_shortest(reader: Reader, batch: dict[str, Any], shorter: dict[str, Any], lengths: Tensor | None) -> bool:
     """:func:`_find` with the beginning of the texts, which takes a fraction of the memory; else with the whole.
+
+    Args:
+        reader: the model.
+        batch: the batch.
+        shorter: the same without columns of padding.
+        lengths: how many real tokens each example has, (b,), or None.
 
     Returns:
         Whether the whole texts were used.
     """
-    begun = _beginning(batch, FIND_TOKENS)
+    begun = _beginning(shorter, FIND_TOKENS) or (None if shorter is batch else shorter)
     if begun is not None:
         try:
             _find(reader, begun, lengths, tries=1)
@@ -1285,7 +1643,7 @@ def _find(
     ``tries`` is how many ways are tried at the most; all of them when None.
     """
     reader.kernels.clear()
-    size = len(next(value for value in batch.values() if isinstance(value, Tensor) and value.dim() >= 2))
+    size = size_of_batch(batch)
     order = torch.arange(size) if lengths is None else lengths.cpu().argsort(descending=True, stable=True)
     chosen = sorted(order[:examples].tolist())
     some = {key: _rows(value, chosen) if _length(value) == size else value for key, value in batch.items()}
@@ -1295,9 +1653,11 @@ def _find(
     for way in islice(_ways(reader, batch, failures), tries):
         name = way.name
         try:
+            watch = LossWatch()
             with undisturbed(reader.model, parameters_require_grad=True, written=reader.written) as handles:
-                structures, output = find_structures(reader.model, way.call, _copied(some), handles)
+                structures, output = find_structures(reader.model, _watched(way.call, watch), _copied(some), handles)
                 logits = logits_of(output, len(chosen), _width(reader, structures)).detach()
+                squashes = _before_squashing(output, watch)[1] is not None
         except UnsupportedEncoderError as error:
             refusal = refusal or _with_own_attention(reader.model, error)
         except NonFiniteError as error:
@@ -1320,17 +1680,17 @@ def _find(
                 raise ModelCallError(f"{name} raised {type(error).__name__}: {error}\n{reason}") from error
             failures.append(f"{name}: {type(error).__name__}: {error}")
         else:
-            _refuse_unused_mask(way, batch)
+            _refuse_unused_mask(reader, way, batch)
             _refuse_another_model(reader, way, _copied(some), logits, structures)
-            reader.way, reader.structures, reader.attention = name, structures, attention_of(reader.model)
-            reader.reads = None
+            reader.way, reader.attention = name, attention_of(reader.model)
+            reader.structures = tuple(one for one in structures if isinstance(one, Structure))
+            reader.reads, reader.squashes = None, squashes
             if not way.own and has_own_forward(reader.model):
                 tried = "; ".join(failures) or "it does not take the batch's entries by their names"
-                warnings.warn(
+                warn(
                     f"{type(reader.model).__name__} has a forward of its own that gave no logits ({tried}); the "
-                    f"figures are those of {name}. If that is not the head you train: {ADVICE}",
-                    GlobEncWarning,
-                    stacklevel=5,
+                    f"figures are those of {name}. If another head is trained, "
+                    "give forward=, a callable forward(module, batch) that returns its logits."
                 )
             return
     if refusal is not None:
@@ -1339,7 +1699,44 @@ def _find(
         f"    {type(reader.model).__name__} has no forward of its own that takes {', '.join(map(str, batch))}, "
         "and holds no Hugging Face model with a head"
     )
-    raise ModelCallError(f"{type(reader.model).__name__} gives no logits for the probe:\n{tried}\n{ADVICE}") from cause
+    raise ModelCallError(
+        f"{type(reader.model).__name__} gives no logits for the probe:\n{tried}\n{_advice(reader, _copied(some))}"
+    ) from cause
+
+
+def _advice(reader: Reader, batch: Mapping[str, Any]) -> str:
+    return advice(reader.model, batch, reader.written)
+
+
+def _watched(call: Callable[[Any], Any], watch: LossWatch) -> Callable[[Any], Any]:
+    """A call that notes which probabilities were made of which logits."""
+
+    def run(batch: Any) -> Any:
+        with watch:
+            return call(batch)
+
+    return run
+
+
+def _before_squashing(output: Any, watch: LossWatch) -> tuple[Any, str | None]:
+    """What a model returned with its probabilities taken back to the logits that they were made of.
+
+    Args:
+        output: what it returned.
+        watch: what was noted while it ran.
+
+    Returns:
+        The output, and whether the probabilities were of ``"classes"`` or ``"labels"``; None where there are none.
+    """
+    if isinstance(output, Tensor):
+        return watch.behind(output)
+    if isinstance(output, tuple | list) and not hasattr(output, "_fields"):
+        parts = [watch.behind(one) if isinstance(one, Tensor) else (one, None) for one in output]
+        kinds = [kind for one, kind in parts if kind is not None]
+        return type(output)(one for one, _ in parts), next(iter(kinds), None)
+    named = named_in(output, "logits")
+    logits, kind = watch.behind(named) if isinstance(named, Tensor) else (named, None)
+    return (output, None) if kind is None else ({"logits": logits}, kind)
 
 
 def _copied(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -1367,10 +1764,11 @@ def _refuse_another_model(
     """
     exchanged = exchanged_attention(reader.model)
     try:
-        with as_evaluated(reader.model, reader.written), warnings.catch_warnings():
-            # The user hears them in an evaluation of their own.
-            warnings.simplefilter("ignore")
-            own = logits_of(way.call(batch), len(logits), _width(reader, structures)).detach()
+        try:
+            own, share = _own_logits(reader, way, _copied(batch), len(logits), structures, full_precision=True)
+        except Exception:
+            # A kernel that takes half precision alone, say.
+            own, share = _own_logits(reader, way, batch, len(logits), structures, full_precision=False)
     except Exception:
         # A kernel that cannot run here, say: there is nothing to compare with, and nothing is wrong.
         return
@@ -1382,8 +1780,7 @@ def _refuse_another_model(
         return
     difference = float((mine - theirs)[finite].abs().max())
     # A head that has not learned anything gives logits near zero, with the rounding of what they are made of.
-    precisions = {one.dtype for one in reader.model.parameters() if one.is_floating_point()}
-    allowed = tolerance(logits.dtype, *precisions) * max(1.0, float(theirs[finite].abs().max()))
+    allowed = share * max(1.0, float(theirs[finite].abs().max()))
     if difference <= allowed:
         return
     name = type(reader.model).__name__
@@ -1403,6 +1800,29 @@ def _refuse_another_model(
         f"{name}: the logits of the analysed forward pass differ from the model's own in evaluation by "
         f"{difference:.1e} (allowed: {allowed:.0e}): {reason}."
     )
+
+
+def _own_logits(
+    reader: Reader, way: Way, batch: Mapping[str, Any], size: int, structures: Sequence[Any], *, full_precision: bool
+) -> tuple[Tensor, float]:
+    """The logits (b, c) of a model in its user's own evaluation, and how far rounding may move them, as a share.
+
+    In full precision, as the structure is found, and without the autocast that the forward opens: the rounding of
+    several layers in half precision may exceed any share that still tells two models apart.
+    """
+    precisions = {one.dtype for one in reader.model.parameters() if one.is_floating_point()}
+    with ExitStack() as stack:
+        stack.enter_context(as_evaluated(reader.model, reader.written))
+        # The user hears the forward's warnings in an evaluation of their own.
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        if full_precision:
+            stack.enter_context(exact_products())
+            stack.enter_context(FullPrecision())
+            precisions = {torch.float32 if one in LOW else one for one in precisions}
+        stack.enter_context(OwnContexts(reader.model, connected=False))
+        own = logits_of(way.call(batch), size, _width(reader, structures)).detach()
+        return own, tolerance(own.dtype, *precisions)
 
 
 def _with_own_attention(model: nn.Module, error: UnsupportedEncoderError) -> UnsupportedEncoderError:
@@ -1432,47 +1852,14 @@ def _width(reader: Reader, structures: Sequence[Any]) -> int | None:
     return None if reader.forward is not None else structures[0].width
 
 
-def _refuse_unused_mask(way: Way, batch: Mapping[str, Any]) -> None:
-    name = unused_mask(way, batch)
+def _refuse_unused_mask(reader: Reader, way: Way, batch: Mapping[str, Any]) -> None:
+    name = unused_mask(reader.model, way, batch)
     if name is not None:
         raise ModelCallError(
             f"{way.name} is called without a mask, and the batch's entry {name!r} looks like one: padding would count "
-            f"as text. Call it 'attention_mask' in the batch, or say how it is passed, for example\n    "
-            f"GlobEncCallback(forward=lambda module, batch: module(batch['input_ids'], batch[{name!r}]))"
+            f"as text. Call it 'attention_mask' in the batch, or say how it is passed, "
+            f"{advice_on_mask(reader.model, batch, name, reader.written)}"
         )
-
-
-def _score(logits: Tensor, batch: Mapping[str, Any], target: Target, mask: Tensor) -> Tensor:
-    """One score per example, (b,), whose gradient is the saliency's."""
-    by_token = logits.shape == mask.shape and any(
-        isinstance(batch.get(name), Tensor) and batch[name].shape == mask.shape for name in LABELS
-    )
-    if callable(target):
-        chosen = target(logits, batch)
-        if not isinstance(chosen, Tensor) or tuple(chosen.shape) != (len(logits),):
-            raise ModelCallError(
-                "target(logits, batch) must return one class index or one score per example, a tensor of shape "
-                f"({len(logits)},)"
-            )
-        if chosen.is_floating_point():
-            return chosen
-    elif logits.dim() != 2 or by_token:
-        raise ModelCallError(
-            f"the logits have the shape {tuple(logits.shape)}: for a model that decides per token, name the score to "
-            "explain, for example target=lambda logits, batch: logits[:, 0].amax(-1)"
-        )
-    elif target == "label":
-        chosen = _labels(batch, logits)
-    else:
-        chosen = logits.argmax(1)
-    if logits.dim() != 2:
-        raise ModelCallError(f"class indices need logits of shape (b, c); these have {tuple(logits.shape)}")
-    if callable(target) and bool(((chosen < 0) | (chosen >= logits.shape[1])).any()):
-        raise ModelCallError(
-            f"target(logits, batch) returned class indices from {int(chosen.min())} to {int(chosen.max())}; the logits "
-            f"have the classes 0 to {logits.shape[1] - 1}."
-        )
-    return logits.gather(1, chosen.to(logits.device).long().unsqueeze(1)).squeeze(1)
 
 
 def _labels(batch: Mapping[str, Any], logits: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ import importlib.util
 import re
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -20,13 +19,7 @@ from globenc_lightning import processes, state_keys
 from globenc_lightning.analysis import AUTO, Reader, Settings, Target
 from globenc_lightning.encoder.reading import find_encoders
 from globenc_lightning.encoder.undisturbed import random_states_kept
-from globenc_lightning.errors import (
-    EmptyProbeError,
-    GlobEncError,
-    GlobEncWarning,
-    ProbeError,
-    UnsupportedEncoderError,
-)
+from globenc_lightning.errors import EmptyProbeError, GlobEncError, ProbeError, UnsupportedEncoderError, warn
 from globenc_lightning.functional import METHODS
 from globenc_lightning.measurement import History, Measurement, about, history_entry, measure, put_together
 from globenc_lightning.planning import find
@@ -34,10 +27,18 @@ from globenc_lightning.probe import ProbeSet, fingerprint, main_input
 from globenc_lightning.report import images, page, publish
 from globenc_lightning.report.dashboard import store
 from globenc_lightning.report.dashboard.records import kept_maps, records
+from globenc_lightning.report.names import class_names
 from globenc_lightning.task.batches import copied, leaves, needs_template, size_of
 from globenc_lightning.task.replaying import Part, part_of
 from globenc_lightning.task.steps import steps_of
-from globenc_lightning.tokenizers import as_tokenizer, find_tokenizer
+from globenc_lightning.tokenizers import (
+    Shown,
+    as_tokenizer,
+    disagree,
+    find_tokenizer,
+    likeliest,
+    tokenizers_held,
+)
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -225,6 +226,7 @@ class GlobEncCallback(Callback):
         self._template: Any = None
         self._stored: Mapping[str, Any] | None = None
         self._looked_for_tokenizer = False
+        self._named_by_encoder = False
         self._reader: Reader | None = None
         self._described: dict[str, str] = {}
         self._validations = 0
@@ -243,8 +245,10 @@ class GlobEncCallback(Callback):
         self._probe_is_shared = False
         # A state that comes back within the session that wrote it, as finders of a learning rate or a batch size bring
         # it back, is no resumed training: so all processes have to know the session by the same number.
+        if self._session:
+            # Of the training before; a state that was loaded before the first one counts.
+            self._resumed, self._due_epoch = False, None
         self._session = time.time() if _is_alone(trainer) else processes.from_first(time.time())
-        self._resumed, self._due_epoch = False, None
         self._looks_back = stage != "fit" and bool(self.history)
         same = [one for one in getattr(trainer, "callbacks", []) if isinstance(one, GlobEncCallback)]
         place = next((index for index, one in enumerate(same) if one is self), 0)
@@ -545,6 +549,8 @@ class GlobEncCallback(Callback):
         tokenizer = self._within_reach(trainer, pl_module)
         if tokenizer is None:
             return
+        # The names of a probe stay what they are.
+        self._named_by_encoder = True
         if self.probe.is_named_by(tokenizer):
             # Earlier versions stored the tokenizer's internal spelling.
             self.probe = self.probe.with_tokens(tokenizer)
@@ -640,9 +646,44 @@ class GlobEncCallback(Callback):
             rank_zero_info("GlobEncCallback: no tokenizer is within reach, so token ids are shown; give tokenizer=.")
 
     def _within_reach(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> Any | None:
+        """The tokenizer of the text that is shown; where several name it differently, which one was taken is told."""
         if self._tokenizer is not None:
             return self._tokenizer
-        return find_tokenizer(_holders(trainer, pl_module), find_encoders(pl_module).values())
+        found, shown = tokenizers_held(_holders(trainer, pl_module)), self._shown(pl_module)
+        if len(found) < 2:
+            return find_tokenizer((one.tokenizer for one in found), find_encoders(pl_module).values())
+        chosen = likeliest(found, shown)
+        if shown.path is not None and disagree(found, shown):
+            self._say(
+                f"GlobEncCallback: {len(found)} tokenizers are within reach ({', '.join(one.name for one in found)}), "
+                f"and they name the tokens differently: {chosen.name} was taken for {shown.path or 'the encoder'}. To "
+                "take another, give GlobEncCallback its tokenizer=.",
+                kind="tokenizers",
+            )
+        return chosen.tokenizer
+
+    def _shown(self, pl_module: "pl.LightningModule") -> Shown:
+        """What is known of the text whose tokens are named: its encoder and its ids."""
+        structure = None if self._reader is None else self._reader.structure
+        ids = [] if self.probe is None else self.probe.some_ids()
+        if structure is not None:
+            return Shown(structure.encoder_name, structure.encoder, ids)
+        encoders = find_encoders(pl_module)
+        if len(encoders) == 1:
+            return Shown(*next(iter(encoders.items())), ids)
+        return Shown(ids=ids)
+
+    def _name_by_encoder(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> bool:
+        """Take the tokenizer of the encoder that is shown, once that is known; whether it is another than before."""
+        known = self._reader is not None and self._reader.structure is not None
+        if not known or self.probe is None or self.probe.tokenizer is None or self._named_by_encoder:
+            return False
+        self._named_by_encoder = True
+        tokenizer, before = self._within_reach(trainer, pl_module), self.probe.tokenizer
+        if tokenizer is None or tokenizer is before:
+            return False
+        self.probe = self.probe.with_tokens(tokenizer)
+        return True
 
     def _has_probe(self, trainer: "pl.Trainer") -> bool:
         """Whether the probe is fixed: the same answer, and the same probe, in all processes."""
@@ -704,9 +745,13 @@ class GlobEncCallback(Callback):
                     probe = self.probe = self._find_decision(pl_module, self._reader, probe)
                 shares = [range(rank, len(probe), trainer.world_size) for rank in range(trainer.world_size)]
                 mine = range(len(probe)) if _is_alone(trainer) else shares[trainer.global_rank]
+                if self._name_by_encoder(trainer, pl_module):
+                    probe = self.probe
                 if mine:
                     shown = kept_maps(probe.lengths(), self._settings, self._heatmap_examples)
                     found = measure(self._reader, probe, self._settings, shown, mine)
+                    if self._name_by_encoder(trainer, pl_module):
+                        found = measure(self._reader, self.probe, self._settings, shown, mine)
         except Exception as error:
             if _is_alone(trainer):
                 raise
@@ -892,7 +937,7 @@ class GlobEncCallback(Callback):
         if able and self.probe is not None:
             newest = self.history[-1]
             moment = self._moment(self._count() - 1, newest.step, newest.epoch)
-            names = _class_names(trainer.lightning_module)
+            names = class_names(trainer.lightning_module, measurement.encoder, measurement.task)
             summary, detail = records(measurement, self.probe, self._settings, moment, names)
             # Whoever sees the summary asks for the other: it comes last.
             written = {"detail": store.to_bytes(detail), "summary": store.to_bytes(summary)}
@@ -1018,7 +1063,7 @@ class GlobEncCallback(Callback):
 
 @rank_zero_only
 def _warn(message: str) -> None:
-    warnings.warn(message, GlobEncWarning, stacklevel=2)
+    warn(message)
 
 
 @contextmanager
@@ -1135,19 +1180,6 @@ def _label(truth: tuple[float, ...], task: str) -> Tensor | None:
     if len(truth) == 1 and task not in ("regression", "multi-label"):
         return torch.tensor(int(truth[0]))
     return torch.tensor([float(one) for one in truth]) if len(truth) > 1 else torch.tensor(float(truth[0]))
-
-
-def _class_names(pl_module: "pl.LightningModule") -> list[str] | None:
-    """What the model calls its classes; None where it has no names but the default ones."""
-    for module in pl_module.modules():
-        names = getattr(getattr(module, "config", None), "id2label", None)
-        # A body without a head may still name the classes of the head that it once had.
-        if not isinstance(names, Mapping) or getattr(module, "num_labels", None) != len(names):
-            continue
-        if names and set(names) == set(range(len(names))):
-            ordered = [str(names[index]) for index in range(len(names))]
-            return None if ordered == [f"LABEL_{index}" for index in range(len(names))] else ordered
-    return None
 
 
 def _holders(trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> list[Any]:

@@ -1,5 +1,11 @@
 """What can go wrong in an analysis, in words that say what to write instead."""
 
+import sys
+import sysconfig
+import warnings
+from pathlib import PurePath
+from types import FrameType
+
 import torch
 
 NOT_ENOUGH_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
@@ -46,3 +52,28 @@ class OutOfMemoryError(GlobEncError):
 
 class GlobEncWarning(UserWarning):
     """Something about an analysis that a user should know, and that stops nothing."""
+
+
+LIBRARIES = ("globenc_lightning", "lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "torch")
+"""Packages whose lines a warning of ours does not point to."""
+
+
+def warn(message: str) -> None:
+    """Warn, and point to the user's own line: the one that called the Trainer, or us."""
+    frame, level = sys._getframe(1), 2
+    while _is_of_a_library(frame):
+        if frame.f_back is None:
+            # A process that a library started.
+            level = 2
+            break
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, GlobEncWarning, stacklevel=level)
+
+
+def _is_of_a_library(frame: FrameType) -> bool:
+    package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    if package in LIBRARIES:
+        return True
+    # What stands between: contextlib, functools.
+    file = PurePath(frame.f_code.co_filename)
+    return package in sys.stdlib_module_names and file.is_relative_to(sysconfig.get_path("stdlib"))

@@ -399,9 +399,7 @@ def _measure(
     batches = _batches(reader, probe, chosen)
     reader.kernels.keep = len(batches) > 1
     for indices, batch in batches:
-        found = analyze(
-            reader, batch, settings, keep_maps=False, special_tokens=_special_tokens(probe, indices, batch)
-        )
+        found = analyze(reader, batch, settings, keep_maps=False, special_tokens=_special_tokens(probe, indices, batch))
         for method, rho in found.correlation.items():
             correlation.setdefault(method, rho.new_full((size, rho.shape[1]), float("nan"), device="cpu"))
             correlation[method][indices] = rho.cpu()

@@ -30,11 +30,14 @@ TOKEN_ENTRIES = (
 )
 MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features")
 
-TUPLE_ADVICE = (
-    "Write the probe as a mapping and say how the module takes it, for example\n"
-    "    GlobEncCallback(probe={'input_ids': ids, 'attention_mask': mask},\n"
-    "                    forward=lambda module, batch: module(batch['input_ids'], batch['attention_mask']))"
-)
+TEXTS, OTHERS = "input_ids and attention_mask", "pixel_values, input_values or input_features"
+
+
+def _advice(names: str) -> str:
+    return (
+        f"Write the probe as a mapping of tensors under the names that models know ({names}); or give the batch as it "
+        "is to GlobEncCallback, with forward=, a callable forward(module, batch) that returns the logits."
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +56,9 @@ class ProbeSet:
         parts: the batches that the examples came in, where they are analysed as the user's own step gets them; then
             ``rows`` hold what the encoder was seen to be called with.
         tokenizer: what names further texts of those batches, or None.
+        left: the names of those entries that have their padding at the left.
+        widths: one mapping per example: how many tokens its batch had, padding included, by the entries' names. Heads
+            may read padding, so it is put back; where nothing depends on it, the analysis cuts it off.
     """
 
     rows: tuple[Row, ...]
@@ -63,6 +69,8 @@ class ProbeSet:
     texts: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()
     tokenizer: Any | None = None
+    left: frozenset[str] = frozenset()
+    widths: tuple[Mapping[str, int], ...] = ()
 
     @classmethod
     def from_parts(cls, parts: Sequence[Part]) -> "ProbeSet":
@@ -137,7 +145,13 @@ class ProbeSet:
                 row["labels"] = torch.tensor(labels[index])
             rows.append(row)
         pad = getattr(tokenizer, "pad_token_id", None)
-        probe = cls(tuple(rows), frozenset(by_token), {"input_ids": 0 if pad is None else pad}, texts=tuple(texts))
+        probe = cls(
+            tuple(rows),
+            frozenset(by_token),
+            {"input_ids": 0 if pad is None else pad},
+            texts=tuple(texts),
+            left=frozenset(by_token if getattr(tokenizer, "padding_side", "right") == "left" else ()),
+        )
         return probe.with_tokens(tokenizer)
 
     @classmethod
@@ -146,7 +160,7 @@ class ProbeSet:
 
         Args:
             batch: a mapping with ``input_ids`` (b, s), ``attention_mask`` (b, s) if there is padding, and whatever
-                else the model takes. Everything is cloned.
+                else the model takes; ``(b, c, s)`` for ``c`` choices. Everything is cloned.
             limit: at most so many examples.
             tokenizer: for the tokens; ids are shown without one.
 
@@ -159,13 +173,16 @@ class ProbeSet:
         if not isinstance(batch, Mapping):
             raise ProbeError(
                 f"the batch is a {type(batch).__name__}, not a mapping, so nobody can tell which of its entries are "
-                f"the token ids. {TUPLE_ADVICE}"
+                f"the model's inputs. {_advice(f'{TEXTS}; {OTHERS}')}"
             )
         main = main_input(batch)
         if main is None:
             raise ProbeError(
-                "the batch holds no input_ids of shape (examples, tokens); it holds "
-                f"{', '.join(map(str, batch)) or 'nothing'}. {TUPLE_ADVICE}"
+                f"the batch holds no tensor of images or audio under a name that models know; it holds "
+                f"{described(batch)}. {_advice(OTHERS)}"
+                if _is_of_values(batch)
+                else "the batch holds no input_ids of shape (examples, tokens); it holds "
+                f"{described(batch)}. {_advice(TEXTS)}"
             )
         size = len(batch[main])
         # Inference tensors could never take part in a gradient: the clones are made outside that mode.
@@ -173,20 +190,26 @@ class ProbeSet:
             masks = _masks(batch)
             by_token: dict[str, Tensor] = {}
             for prefix, mask in masks.items():
+                if mask.dim() == 3:
+                    # Several choices of each example stay as they are.
+                    continue
                 by_token.update({k: mask for k, v in batch.items() if k.startswith(prefix) and is_by_token(k, v, mask)})
             padding = {
                 key: float(batch[key].cpu()[~mask].flatten()[0]) for key, mask in by_token.items() if not mask.all()
             }
+            left = {key for key, mask in by_token.items() if _is_padded_at_the_left(mask)}
             rows: list[Row] = []
             for index in range(size):
                 if limit is not None and len(rows) >= limit:
                     break
                 if all(bool(mask[index].any()) for mask in masks.values()):
-                    ends = {key: int(mask[index].nonzero()[-1]) + 1 for key, mask in by_token.items()}
-                    rows.append({key: _row(value, index, size, ends.get(key)) for key, value in batch.items()})
+                    kept = {key: _real(mask[index], key in left) for key, mask in by_token.items()}
+                    rows.append({key: _row(value, index, size, kept.get(key)) for key, value in batch.items()})
         if not rows and limit != 0:
             raise EmptyProbeError("the probe is empty: the batch has no example with a real token.")
-        return cls(tuple(rows), frozenset(by_token), padding).with_tokens(tokenizer)
+        widths = {key: mask.shape[1] for key, mask in by_token.items()}
+        probe = cls(tuple(rows), frozenset(by_token), padding, left=frozenset(left), widths=(widths,) * len(rows))
+        return probe.with_tokens(tokenizer)
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], template: Any = None) -> "ProbeSet":
@@ -220,6 +243,8 @@ class ProbeSet:
                 )
                 for one in state.get("parts", ())
             ),
+            left=frozenset(state.get("left", ())),
+            widths=tuple(dict(one) for one in state.get("widths", ())),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -255,13 +280,17 @@ class ProbeSet:
             "parts": [
                 {**part._asdict(), "batch": stored(part.batch), "skipped": list(part.skipped)} for part in self.parts
             ],
+            "left": sorted(self.left),
+            "widths": [dict(one) for one in self.widths],
         }
 
     def fingerprint(self) -> str:
         """A few letters that tell this set from others: of its texts if it was made of texts, else of its rows."""
         if self.parts:
             return fingerprint([leaf for part in self.parts for _, leaf in leaves(part.batch)])
-        return fingerprint(self.texts or [[value for _, value in sorted(row.items())] for row in self.rows])
+        # Earlier versions kept the padding at the left.
+        rows = [self._with_padding_at_the_left(index) for index in range(len(self))]
+        return fingerprint(self.texts or [[value for _, value in sorted(row.items())] for row in rows])
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -291,6 +320,8 @@ class ProbeSet:
             tokens=self.tokens + other.tokens,
             special=self.special + other.special,
             texts=self.texts + other.texts,
+            left=self.left | other.left,
+            widths=self.widths + other.widths,
         )
 
     def _shapes(self) -> dict[str, Any]:
@@ -329,11 +360,26 @@ class ProbeSet:
             for tokens, ids in zip(self.tokens, self._ids(), strict=True)
         )
 
+    def some_ids(self, most: int = 4) -> list[list[int]]:
+        """The token ids of some examples, as far as they are known: of rows, or of what looks like ids in batches."""
+        if self.is_seen:
+            return [ids for ids in self._ids() if ids][:most]
+        found: list[list[int]] = []
+        for part in self.parts:
+            texts = [
+                leaf
+                for path, leaf in leaves(part.batch)
+                if isinstance(leaf, Tensor) and leaf.dim() == 2 and str(path[-1:]).find("input_ids") >= 0
+            ]
+            for row in texts[0].tolist() if texts and not texts[0].is_floating_point() else []:
+                found.append(row)
+        return found[:most]
+
     def _ids(self) -> list[list[int]]:
         """Every example's token ids, as many as it has."""
         mains = [main_input(row) for row in self.rows]
         return [
-            row[main].tolist() if main is not None and main.endswith("input_ids") else []
+            row[main].tolist() if main is not None and main.endswith("input_ids") and row[main].dim() == 1 else []
             for row, main in zip(self.rows, mains, strict=True)
         ]
 
@@ -374,8 +420,11 @@ class ProbeSet:
         """
         main = main_input(self.rows[index])
         own = self.rows[index][main] if main is not None else None
-        same = ids is None or (isinstance(own, Tensor) and torch.equal(own[:length], ids[:length].to(own.device)))
-        if self.parts and ids is not None and not same:
+        same = ids is None or (
+            isinstance(own, Tensor) and own.dim() == 1 and torch.equal(own[:length], ids[:length].to(own.device))
+        )
+        several = isinstance(own, Tensor) and own.dim() > 1
+        if (self.parts or several) and ids is not None and not same:
             # Another of several texts of the example.
             return tuple(naming(self.tokenizer)(ids[:length].tolist()))
         tokens = self.tokens[index] if index < len(self.tokens) else ()
@@ -386,22 +435,37 @@ class ProbeSet:
         for key in self.rows[chunk[0]]:
             values = [self.rows[index][key] for index in chunk]
             if key in self.by_token:
-                length = max(len(value) for value in values)
-                fill = self.padding.get(key, -100 if key in LABELS else 0)
-                batch[key] = torch.stack([_padded(value, length, fill) for value in values])
+                length = self._width(chunk, key, max(len(value) for value in values))
+                fill = self._fill(key)
+                batch[key] = torch.stack([_padded(value, length, fill, key in self.left) for value in values])
             elif all(isinstance(value, Tensor) for value in values):
                 batch[key] = torch.stack(values)
             else:
                 batch[key] = values[0].value if isinstance(values[0], _Constant) else values
         return batch
 
+    def _fill(self, key: str) -> float:
+        return self.padding.get(key, -100 if key in LABELS else 0)
+
+    def _width(self, chunk: Sequence[int], key: str, longest: int) -> int:
+        """How many tokens an entry of a batch has, padding included."""
+        given = [self.widths[index].get(key, 0) for index in chunk if index < len(self.widths)]
+        return max([longest, *given])
+
+    def _with_padding_at_the_left(self, index: int) -> Row:
+        row = dict(self.rows[index])
+        for key in self.left & set(row) if index < len(self.widths) else ():
+            row[key] = _padded(row[key], max(len(row[key]), self.widths[index][key]), self._fill(key), True)
+        return row
+
     def special_tokens(self, chunk: Sequence[int]) -> Tensor | None:
         """Which tokens of a batch are special, (b, s), true at padding too; None where it is not known of all."""
         known = [mark for mark in (self.special[index] for index in chunk) if mark is not None]
         if len(known) < len(chunk):
             return None
-        length = max(len(mark) for mark in known)
-        return torch.stack([_padded(mark.bool(), length, 1) for mark in known])
+        main = main_input(self.rows[chunk[0]]) or ""
+        length = self._width(chunk, main, max(len(mark) for mark in known))
+        return torch.stack([_padded(mark.bool(), length, 1, main in self.left) for mark in known])
 
 
 @dataclass(frozen=True)
@@ -417,6 +481,21 @@ def fingerprint(value: Any) -> str:
     for part in _bytes_of(value):
         digest.update(part)
     return digest.hexdigest()[:12]
+
+
+def _is_of_values(batch: Mapping[str, Any]) -> bool:
+    """Whether a batch's examples are numbers, as images and audio are, and no texts."""
+    tensors = [value for value in batch.values() if isinstance(value, Tensor) and value.dim() > 1]
+    return bool(tensors) and all(value.is_floating_point() for value in tensors)
+
+
+def described(batch: Mapping[str, Any]) -> str:
+    """A batch's entries, with the shapes of those that are tensors."""
+    entries = [
+        f"{key} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else str(key)
+        for key, value in batch.items()
+    ]
+    return ", ".join(entries) or "nothing"
 
 
 def main_input(batch: Mapping[str, Any]) -> str | None:
@@ -442,8 +521,8 @@ def _masks(batch: Mapping[str, Any]) -> dict[str, Tensor]:
     for key in sorted((key for key in batch if str(key).endswith("input_ids")), key=len):
         prefix = key.removesuffix("input_ids")
         ids, given = batch[key], batch.get(prefix + "attention_mask")
-        if not isinstance(ids, Tensor) or ids.dim() != 2:
-            raise ProbeError(f"the batch holds no {key} of shape (examples, tokens). {TUPLE_ADVICE}")
+        if not isinstance(ids, Tensor) or ids.dim() not in (2, 3):
+            raise ProbeError(f"the batch holds no {key} of shape (examples, tokens). {_advice(TEXTS)}")
         if isinstance(given, Tensor) and given.shape != ids.shape:
             raise ProbeError(
                 f"{prefix}attention_mask must have the shape {tuple(ids.shape)}; it has {tuple(given.shape)}."
@@ -475,19 +554,31 @@ def is_by_token(key: str, value: Any, mask: Tensor) -> bool:
     return bool((padding == padding[:1]).all())
 
 
-def _row(value: Any, index: int, size: int, end: int | None) -> Any:
+def _is_padded_at_the_left(mask: Tensor) -> bool:
+    """Whether the texts of a mask (b, s) that are shorter than others all end with the last column."""
+    real = mask[mask.any(1)]
+    return len(real) > 0 and bool(real[:, -1].all()) and not bool(real[:, 0].all())
+
+
+def _real(mask: Tensor, left: bool) -> slice:
+    """The tokens of an example that are kept: without the padding at one side."""
+    used = mask.nonzero().flatten()
+    return slice(int(used[0]) if left else 0, int(used[-1]) + 1)
+
+
+def _row(value: Any, index: int, size: int, kept: slice | None) -> Any:
     if isinstance(value, Tensor):
         if value.dim() == 0 or len(value) != size:
             return _Constant(value.detach().cpu().clone())
-        return value[index].detach().cpu()[:end].clone() if end is not None else value[index].detach().cpu().clone()
+        return value[index].detach().cpu()[kept].clone() if kept is not None else value[index].detach().cpu().clone()
     if isinstance(value, list | tuple) and len(value) == size:
         return value[index]
     return _Constant(value)
 
 
-def _padded(value: Tensor, length: int, fill: float) -> Tensor:
+def _padded(value: Tensor, length: int, fill: float, left: bool) -> Tensor:
     out = value.new_full((length, *value.shape[1:]), fill)
-    out[: len(value)] = value
+    out[length - len(value) if left else 0 :][: len(value)] = value
     return out
 
 

@@ -3,7 +3,7 @@
 import functools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -19,8 +19,15 @@ _SIGNS = str.maketrans({" ": SPACE, "\t": "⇥", **dict.fromkeys("\n\r\v\f\x85\u
 _ROLES = ("cls", "sep", "pad", "mask", "unk", "bos", "eos")
 _FALLBACK = re.compile("<0x([0-9A-Fa-f]{2})>")
 _BYTE_LEVEL = b'"ByteLevel"'
+_METRICS = ("torchmetrics", "evaluate", "bert_score", "rouge_score", "sacrebleu")
+_MEASURES = frozenset({"metric", "metrics", "score", "scorer", "rouge", "bleu"})
+# Words in the names of what holds a tokenizer: for what an encoder reads, and for what somebody else does.
+_READS = frozenset({"source", "src", "encoder", "enc", "input", "student", "query", "question"})
+_OTHERS = frozenset({"target", "tgt", "decoder", "dec", "output", "label", "labels", "teacher", "generator", "old"})
 # A character has four bytes at most, and a token may hold the end of one and the beginning of the next.
 _LONGEST = 8
+# How many texts are encoded again to tell whether a tokenizer made them.
+_TRIED = 4
 
 
 def as_tokenizer(tokenizer: Any) -> Any:
@@ -57,20 +64,50 @@ def as_tokenizer(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def find_tokenizer(holders: Iterable[Any], encoders: Iterable[nn.Module] = ()) -> Any | None:
+class Held(NamedTuple):
+    """A tokenizer that is within reach.
+
+    Attributes:
+        name: what holds it is called: an attribute, an argument, a key.
+        tokenizer: the tokenizer.
+        measures: whether it belongs to a metric.
+    """
+
+    name: str
+    tokenizer: Any
+    measures: bool
+
+
+class Shown(NamedTuple):
+    """What is known of the text whose tokens are to be named.
+
+    Attributes:
+        path: the path of the encoder in the module, or None.
+        encoder: the encoder, or None.
+        ids: the token ids of some examples.
+    """
+
+    path: str | None = None
+    encoder: nn.Module | None = None
+    ids: Sequence[Sequence[int]] = ()
+
+
+def find_tokenizer(
+    holders: Iterable[Any], encoders: Iterable[nn.Module] = (), shown: Shown | None = None
+) -> Any | None:
     """Look for a tokenizer where training scripts keep theirs.
 
     Args:
         holders: objects that may hold one: module, datamodule, dataset, collate function.
         encoders: models whose checkpoint folder may hold one.
+        shown: what is known of the text whose tokens are named.
 
     Returns:
-        The first one found, or None.
+        The one that belongs to what is shown; of equally likely ones the first; None where there is none.
     """
-    for holder in holders:
-        for candidate in _within(holder):
-            if _is_tokenizer(candidate):
-                return candidate
+    found = tokenizers_held(holders)
+    if found:
+        return likeliest(found, shown or Shown()).tokenizer
     for encoder in encoders:
         name = getattr(getattr(encoder, "config", None), "name_or_path", None)
         if name:
@@ -79,6 +116,44 @@ def find_tokenizer(holders: Iterable[Any], encoders: Iterable[nn.Module] = ()) -
             except ValueError:
                 continue
     return None
+
+
+def tokenizers_held(holders: Iterable[Any]) -> list[Held]:
+    """The tokenizers that objects hold, in their order, each once.
+
+    Args:
+        holders: objects that may hold one: module, datamodule, dataset, collate function.
+    """
+    found: list[Held] = []
+    for holder in holders:
+        for name, candidate, owner in _within(holder):
+            if _is_tokenizer(candidate) and all(one.tokenizer is not candidate for one in found):
+                package = type(owner).__module__.partition(".")[0]
+                measures = package in _METRICS or bool(_MEASURES & set(_words(name)))
+                found.append(Held(name, candidate, measures))
+    return found
+
+
+def likeliest(found: Sequence[Held], shown: Shown) -> Held:
+    """Of several tokenizers the one that made the ids of the text that is shown, as far as that can be told.
+
+    In this order: not a metric's; one that knows all ids; one of the encoder's own name; one that makes the same ids of
+    their text again; one with as many tokens as the encoder has embeddings; one whose name goes with the encoder's
+    path, or that of what is read rather than written; the first.
+
+    Args:
+        found: the tokenizers, at least one.
+        shown: what is known of the text.
+    """
+    return max(found, key=lambda one: _likeliness(one, shown))
+
+
+def disagree(found: Sequence[Held], shown: Shown) -> bool:
+    """Whether tokenizers name the tokens of a text differently, as far as it is known."""
+    if not shown.ids:
+        looks = {(type(one.tokenizer).__name__, len(one.tokenizer), _own_name(one.tokenizer)) for one in found}
+        return len(looks) > 1 or (len(found) > 1 and not _own_name(found[0].tokenizer))
+    return len({tuple(tuple(tokens_of(ids, one.tokenizer)) for ids in shown.ids) for one in found}) > 1
 
 
 def tokens_of(ids: Sequence[int], tokenizer: Any | None) -> list[str]:
@@ -390,24 +465,89 @@ def _is_tokenizer(candidate: Any) -> bool:
     return callable(getattr(candidate, "convert_ids_to_tokens", None)) and hasattr(candidate, "__len__")
 
 
-def _within(holder: Any) -> Iterator[Any]:
-    """The objects that a holder refers to by itself, one level deep."""
+def _likeliness(one: Held, shown: Shown) -> tuple[float, ...]:
+    tokenizer, encoder = one.tokenizer, shown.encoder
+    largest = max((max(ids, default=0) for ids in shown.ids), default=0)
+    name = getattr(getattr(encoder, "config", None), "name_or_path", None)
+    return (
+        not one.measures,
+        largest < len(tokenizer),
+        bool(name) and _own_name(tokenizer) == name,
+        _made_again(tokenizer, shown.ids),
+        _embeddings(encoder) == len(tokenizer),
+        _goes_with(one.name, shown.path),
+    )
+
+
+def _own_name(tokenizer: Any) -> str:
+    return str(getattr(tokenizer, "name_or_path", "") or "")
+
+
+def _embeddings(encoder: nn.Module | None) -> int | None:
+    try:
+        table = encoder.get_input_embeddings()  # type: ignore[union-attr, operator]
+    except (AttributeError, NotImplementedError):
+        return None
+    return getattr(table, "num_embeddings", None)
+
+
+def _made_again(tokenizer: Any, texts: Sequence[Sequence[int]]) -> float:
+    """The share of some texts' ids that a tokenizer makes again of the text that it decodes them to."""
+    special = _ids_of(tokenizer, "all_special_ids")
+    made = 0
+    for ids in texts[:_TRIED]:
+        own = [token for token in ids if token not in special]
+        try:
+            again = tokenizer.encode(tokenizer.decode(own), add_special_tokens=False)
+        except Exception:
+            # One that cannot encode, or does not know the ids.
+            return 0.0
+        made += list(again) == own
+    return made / max(1, len(texts[:_TRIED]))
+
+
+def _goes_with(name: str, path: str | None) -> float:
+    """How well the name of what holds a tokenizer goes with an encoder's path."""
+    words = set(_words(name)) - {"tokenizer", "tokenizers", "tok", "self"}
+    parts = set(_words(path or ""))
+    if words & parts:
+        return 2.0
+    return 1.0 if words & _READS else -1.0 if words & _OTHERS else 0.0
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()) if word]
+
+
+def _within(holder: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The objects that a holder refers to by itself, one level deep: what each is called, the object, its owner."""
     if holder is None:
         return
-    yield holder
+    yield type(holder).__name__, holder, holder
     if isinstance(holder, functools.partial):
-        yield from (*holder.args, *holder.keywords.values())
+        yield from (("", one, holder) for one in holder.args)
+        yield from ((name, one, holder) for name, one in holder.keywords.items())
         yield from _within(holder.func)
-    yield from getattr(holder, "__dict__", {}).values()
+    yield from _named_values(getattr(holder, "__dict__", {}), holder)
     owner = getattr(holder, "__self__", None)
-    yield from (owner, *getattr(owner, "__dict__", {}).values())
-    for cell in getattr(holder, "__closure__", None) or ():
+    yield type(owner).__name__, owner, owner
+    yield from _named_values(getattr(owner, "__dict__", {}), owner)
+    names = getattr(getattr(holder, "__code__", None), "co_freevars", ())
+    for place, cell in enumerate(getattr(holder, "__closure__", None) or ()):
         try:
-            yield cell.cell_contents
+            yield names[place] if place < len(names) else "", cell.cell_contents, holder
         except ValueError:
             # A variable of an enclosing function that was never assigned.
             continue
     if isinstance(holder, nn.Module):
-        for child in holder.modules():
+        for path, child in holder.named_modules():
             if child is not holder:
-                yield from vars(child).values()
+                yield from ((f"{path}.{name}", one, child) for name, one, _ in _named_values(vars(child), child))
+
+
+def _named_values(values: Mapping[str, Any], owner: Any) -> Iterator[tuple[str, Any, Any]]:
+    for name, value in list(values.items()):
+        yield name, value, owner
+        if isinstance(value, dict) and not name.startswith("_"):
+            # {"source": ..., "target": ...}
+            yield from ((f"{name}.{key}", one, owner) for key, one in value.items())

@@ -30,9 +30,10 @@ Run with transformers {transformers}, torch {torch}, Python {python}.
 - **Rule.** *post-LN*: GlobEnc as the paper has it. *pre-LN*: the layers' residual stream is never normalised inside the
   layer; this rule is **an extension of the paper**, not part of it.
 - **Error.** The largest reconstruction error over the layers, examples and kinds of attention: the distance between the
-  decomposition and the layer's own output, relative to its largest entry. In an analysis more than 1e-4 (float32) or
-  1e-9 (float64) is an `UnsupportedEncoderError`, never a picture. Norms that compute in float32 whatever they are given
-  (marked \\*) are held to 1e-4 in float64 too. *none*: transformers itself does not run the model in float64.
+  decomposition and the layer's own output, each channel relative to its own size. In an analysis more than 1e-4
+  (float32) or 1e-9 (float64) is an `UnsupportedEncoderError`, never a picture. Norms that compute in float32 whatever
+  they are given (marked \\*) are held to 1e-4 in float64 too. *none*: transformers itself does not run the model in
+  float64.
 - **Refused.** An `UnsupportedEncoderError` says why, in these words.
 
 | Family | Model class | Rule | Attention | Error, float32 | Error, float64 |

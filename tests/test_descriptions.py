@@ -114,11 +114,14 @@ def test_a_page_in_the_new_run_after_a_resume_into_another(tmp_path: Path) -> No
     assert [text for _, text in pages(tmp_path / "new")] == [text for _, text in pages(tmp_path / "run")]
 
 
-def test_the_page_comes_with_the_first_validation_that_succeeds(tmp_path: Path) -> None:
+def test_the_page_comes_with_the_first_reason_and_the_first_figures(tmp_path: Path) -> None:
     callback = GlobEncCallback(**FEW)
     fit(Steps(), callback, SpoilsOne(1), logger=run_of(tmp_path), max_epochs=2, num_sanity_val_steps=0)
     assert [entry.step for entry in callback.history] == [3]
-    assert [step for step, _ in pages(tmp_path / "run")] == [3]
+    (failed, why), (succeeded, what) = pages(tmp_path / "run")
+    assert (failed, succeeded) == (1, 3)
+    assert "this run has no figures so far" in why
+    assert "The probe" in what
 
 
 def test_a_logger_that_refuses_the_page_keeps_it_from_nobody_else(tmp_path: Path) -> None:

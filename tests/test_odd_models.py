@@ -651,14 +651,37 @@ def test_autocast_in_the_forward_is_set_aside(kind: Any, family: str) -> None:
     assert not torch.is_autocast_enabled("cpu")
 
 
-def test_a_cast_that_only_autocast_allows_is_named() -> None:
-    class Casts(Plain):
-        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16):
-                return self.head(self.read(input_ids, attention_mask).bfloat16())
+class Casts(Plain):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.head(self.read(input_ids, attention_mask).bfloat16())
 
+
+def test_a_cast_that_only_autocast_allows_is_set_aside_too() -> None:
+    found = everything(Casts("bert", torch.float32).eval())
+    assert_same(found, everything(Plain("bert", torch.float32).eval()), 1e-6)
+
+
+def test_types_that_only_autocast_puts_together_are_named() -> None:
+    model = Casts("bert", torch.float32).eval()
+    model.encoder.to(torch.bfloat16)
     with pytest.raises(ModelCallError, match=r"analysed without it[\s\S]*module\.weight\.dtype"):
-        everything(Casts("bert", torch.float32).eval())
+        everything(model)
+
+
+class Widens(Plain):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits: Tensor = self.head(self.read(input_ids, attention_mask))
+        return logits.float() * 100
+
+
+def test_what_autocast_rounds_off_is_no_difference_to_the_models_own_logits() -> None:
+    model = Widens("bert", torch.float32).eval()
+    with torch.no_grad():
+        rounded = model(**models.batch(LENGTHS))
+    found = everything(model)
+    assert float((found.logits - rounded).abs().max()) > 1e-3 * float(rounded.abs().max())
 
 
 # ---- quantised and offloaded weights

@@ -104,11 +104,57 @@ def test_padding_is_cut_off() -> None:
     assert probe.special == (None, None, None)
 
 
-def test_padding_on_the_left_is_kept() -> None:
+@pytest.mark.parametrize("width", [5, 9])
+@pytest.mark.parametrize("prefix", ["", "query_"])
+def test_padding_stays_at_the_side_where_it_was(width: int, prefix: str) -> None:
+    right = {f"{prefix}{key}": value for key, value in batch(width=width).items()}
+    left = {key: value.flip(1) for key, value in right.items()}
+    for given in (right, left):
+        probe = ProbeSet.from_batch(given)
+        assert probe.lengths() == [5, 3, 4]
+        assert all(bool(row[f"{prefix}attention_mask"].all()) for row in probe.rows)
+        # A checkpoint keeps it.
+        for one in (probe, ProbeSet.from_state_dict(probe.state_dict())):
+            ((_, again),) = one.batches()
+            assert all(torch.equal(again[key], given[key]) for key in given)
+            assert one.fingerprint() == probe.fingerprint()
+    # Some of the examples alone, each as it was among the others.
+    ((_, some),) = ProbeSet.from_batch(left).batches(chosen=[1, 2])
+    assert torch.equal(some[f"{prefix}input_ids"], left[f"{prefix}input_ids"][1:])
+
+
+def test_a_left_padded_probe_of_earlier_versions_has_the_same_fingerprint() -> None:
     given = {key: value.flip(1) for key, value in batch().items()}
+    whole = ProbeSet(tuple({key: value[index] for key, value in given.items()} for index in range(3)), frozenset(given))
+    assert ProbeSet.from_batch(given).fingerprint() == whole.fingerprint()
+
+
+def test_texts_are_padded_at_the_tokenizers_side(tokenizer: Any) -> None:
+    texts = ["a joy to watch", "dull"]
+    for side in ("left", "right"):
+        tokenizer.padding_side = side
+        ((_, made),) = ProbeSet.from_texts(texts, tokenizer).batches()
+        expected = tokenizer(texts, padding=True, return_tensors="pt")
+        assert torch.equal(made["attention_mask"], expected["attention_mask"])
+        assert torch.equal(made["input_ids"], expected["input_ids"])
+
+
+def test_special_tokens_of_a_left_padded_probe_stand_where_its_tokens_do(tokenizer: Any) -> None:
+    tokenizer.padding_side = "left"
+    given = tokenizer(["a joy to watch", "dull"], padding="max_length", max_length=9, return_tensors="pt")
+    probe = ProbeSet.from_batch(given, tokenizer=tokenizer)
+    assert probe.tokens[1] == ("[CLS]", "dull", "[SEP]")
+    special = probe.special_tokens([0, 1])
+    assert special is not None
+    assert special[1].tolist() == [True] * 7 + [False, True]
+
+
+def test_choices_stay_together() -> None:
+    given = {key: value.view(1, 3, 5) for key, value in batch().items()}
     probe = ProbeSet.from_batch(given)
-    assert lengths(probe) == [5, 5, 5]
-    assert probe.rows[1]["attention_mask"].tolist() == [0, 0, 1, 1, 1]
+    ((_, again),) = probe.batches()
+    assert len(probe) == 1
+    assert all(torch.equal(again[key], given[key]) for key in given)
 
 
 @pytest.mark.parametrize(("limit", "size"), [(None, 3), (0, 0), (1, 1), (2, 2), (3, 3), (9, 3)])
@@ -146,17 +192,33 @@ def test_a_batch_encoding(tokenizer: Any) -> None:
         ((torch.ones(2, 3), torch.ones(2, 3)), "the batch is a tuple, not a mapping"),
         ([torch.ones(2, 3)], "the batch is a list, not a mapping"),
         (torch.ones(2, 3), "the batch is a Tensor, not a mapping"),
-        ({"x": torch.ones(2, 3)}, r"no input_ids of shape \(examples, tokens\); it holds x"),
+        ({"x": torch.ones(2, 3).long()}, r"no input_ids of shape \(examples, tokens\); it holds x of shape \(2, 3\)"),
         ({"input_ids": torch.ones(3)}, "no input_ids of shape"),
-        ({"input_ids": torch.ones(2, 3, 4)}, "no input_ids of shape"),
+        ({"input_ids": torch.ones(2, 3, 4, 5)}, "no input_ids of shape"),
         ({"input_ids": [[1, 2]]}, "no input_ids of shape"),
     ],
 )
-def test_batches_that_cannot_be_used_name_the_line_to_write(wrong: Any, message: str) -> None:
+def test_batches_that_cannot_be_used_name_what_to_give(wrong: Any, message: str) -> None:
     with pytest.raises(ProbeError, match=message) as raised:
         ProbeSet.from_batch(wrong)
-    assert "GlobEncCallback(probe={'input_ids': ids, 'attention_mask': mask}," in str(raised.value)
-    assert "forward=lambda module, batch:" in str(raised.value)
+    assert "input_ids and attention_mask" in str(raised.value)
+    assert "a callable forward(module, batch) that returns the logits" in str(raised.value)
+    # Nothing is known of the module here, so no line is offered that might not run.
+    assert "lambda" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"image": torch.ones(2, 3, 8, 8)},
+        {"wave": torch.ones(2, 90)},
+        {"frames": torch.ones(2, 4, 3, 8, 8), "label": torch.ones(2).long()},
+    ],
+)
+def test_images_and_audio_are_not_told_about_texts(wrong: dict[str, Tensor]) -> None:
+    with pytest.raises(ProbeError, match="pixel_values, input_values or input_features") as raised:
+        ProbeSet.from_batch(wrong)
+    assert "input_ids" not in str(raised.value)
 
 
 def test_a_mask_of_another_shape() -> None:
@@ -256,8 +318,9 @@ def test_a_matrix_that_is_as_wide_as_the_text_is_long_is_left_alone() -> None:
 def test_padding_is_what_the_batch_was_padded_with() -> None:
     given = batch(width=9, pad=1)
     ((_, again),) = ProbeSet.from_batch(given).batches()
-    assert torch.equal(again["input_ids"], given["input_ids"][:, :5])
-    assert torch.equal(again["attention_mask"], given["attention_mask"][:, :5])
+    # A head may read padding, so all of it is put back; the analysis cuts it off where nothing depends on it.
+    assert torch.equal(again["input_ids"], given["input_ids"])
+    assert torch.equal(again["attention_mask"], given["attention_mask"])
     assert again["input_ids"].dtype == given["input_ids"].dtype
 
 

@@ -19,12 +19,11 @@ Call = Callable[[Mapping[str, Any]], Any]
 LABELS = ("labels", "label", "targets", "target", "y")
 """Names under which a batch may hold its labels."""
 
-ADVICE = (
-    "Name a callable that gives the logits, for example\n"
-    "    GlobEncCallback(forward=lambda module, batch: module.head(module.encoder(input_ids=batch['input_ids'], "
-    "attention_mask=batch['attention_mask']).last_hidden_state[:, 0]))\n"
-    "(the same argument exists in attribute(...))."
-)
+SPAN_LABELS = ("start_positions", "end_positions")
+"""Names under which a batch holds the labels of a span."""
+
+_LOGITS = ("logits", "start_logits", "logits_per_text")
+"""What outputs call their logits."""
 
 
 class Way(NamedTuple):
@@ -72,25 +71,27 @@ def ways_to_call(
                 yield Way(name, _as_one_argument(model), None, True)
             else:
                 yield Way(name, _with_keywords(model, keys), frozenset(keys), True)
-    headed = _headed_models(model)
+    headed = headed_models(model)
     if len(headed) > 1:
         raise ModelCallError(
             f"{type(model).__name__} holds several models with a head ({', '.join(name for name, _ in headed)}) and "
             f"{'its own forward gives no logits' if own else 'no forward of its own'}, so nobody can tell which one "
-            "to explain. Name it, for example\n    GlobEncCallback(forward=lambda module, batch: "
-            f"module.{headed[0][0]}(input_ids=batch['input_ids'], attention_mask=batch['attention_mask']))"
+            "to explain"
         )
     for name, module in headed:
-        accepted = _parameter_names(module)
-        keys = [key for key in batch if key in accepted and key not in LABELS]
+        accepted = parameter_names(module)
+        # A decoder needs its labels to make its own inputs of.
+        labels = () if _makes_decoder_inputs(module, batch) else LABELS
+        keys = [key for key in batch if key in accepted and key not in labels + SPAN_LABELS]
         label = f"{name or type(module).__name__}({', '.join(keys)})"
         yield Way(label, _with_keywords(module, keys), frozenset(keys), False)
 
 
-def unused_mask(way: Way, batch: Mapping[str, Any]) -> str | None:
-    """An entry of a batch that looks like a padding mask, where the model is given none at all.
+def unused_mask(model: nn.Module, way: Way, batch: Mapping[str, Any]) -> str | None:
+    """An entry of a batch that looks like a padding mask, where the model is given none and could take one.
 
     Args:
+        model: the user's module.
         way: how the model is called.
         batch: the batch.
 
@@ -98,6 +99,9 @@ def unused_mask(way: Way, batch: Mapping[str, Any]) -> str | None:
         The entry's name, or None.
     """
     if way.passed is None or any(key.endswith("attention_mask") for key in way.passed):
+        return None
+    if way.own and not _can_take_more(model, way.passed):
+        # It attends to padding whatever the batch holds: that is the model.
         return None
     ids = next((batch[key] for key in batch if key.endswith("input_ids")), None)
     for key, value in batch.items():
@@ -187,9 +191,7 @@ def logits_of(output: Any, size: int | None, width: int | None = None) -> Tensor
     Raises:
         ModelCallError: there are none, or it cannot be told which they are.
     """
-    named = getattr(output, "logits", None)
-    if named is None and isinstance(output, Mapping):
-        named = output.get("logits")
+    named = next((found for name in _LOGITS if (found := named_in(output, name)) is not None), None)
     candidate = output if named is None and isinstance(output, Tensor) else named
     if candidate is None and isinstance(output, tuple | list):
         parts = [part for part in output if isinstance(part, Tensor) and part.dim() >= 2]
@@ -212,6 +214,36 @@ def logits_of(output: Any, size: int | None, width: int | None = None) -> Tensor
     return candidate
 
 
+def named_in(output: Any, name: str) -> Any:
+    """What a model's output holds under a name, or None."""
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
+
+def ends_of(output: Any, batch: Mapping[str, Any], tokens: int) -> tuple[Tensor, Tensor] | None:
+    """The logits of a span's starts and ends in what a model returned.
+
+    Args:
+        output: what it returned: an output with names; or the two, where the batch holds the labels of a span.
+        batch: the batch.
+        tokens: how many tokens ``s`` its texts have.
+
+    Returns:
+        (b, s) each, or None where there are none.
+    """
+    found = [named_in(output, "start_logits"), named_in(output, "end_logits")]
+    if isinstance(output, tuple | list) and all(name in batch for name in SPAN_LABELS):
+        found = [one for one in output if isinstance(one, Tensor) and one.dim() == 2 and one.shape[1] == tokens]
+    if len(found) != 2 or not all(isinstance(one, Tensor) and one.is_floating_point() for one in found):
+        return None
+    return found[0], found[1]
+
+
+def size_of_batch(batch: Mapping[str, Any]) -> int:
+    """The number of examples: the length of the ids, else of the first tensor of several axes."""
+    tensors = {key: one for key, one in batch.items() if isinstance(one, Tensor) and one.dim() >= 2}
+    return len(next((one for key, one in tensors.items() if key.endswith("input_ids")), next(iter(tensors.values()))))
+
+
 def has_own_forward(model: nn.Module) -> bool:
     """Whether a user wrote the module's forward: neither torch's placeholder, nor Lightning's, nor Hugging Face's."""
     owner = next((base for base in type(model).__mro__ if "forward" in vars(base)), nn.Module)
@@ -232,11 +264,11 @@ def _selections(model: nn.Module, batch: Mapping[str, Any]) -> Iterator[list[str
         yield None
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         # Without labels first: with them, Hugging Face models compute a loss and write into their configuration.
-        unlabeled = [key for key in batch if key not in LABELS]
+        unlabeled = [key for key in batch if key not in LABELS + SPAN_LABELS]
         yield unlabeled
         if len(unlabeled) < len(batch):
             yield list(batch)
-        accepted = {name for _, module in _pretrained(model) for name in _parameter_names(module)}
+        accepted = {name for _, module in _pretrained(model) for name in parameter_names(module)}
         known = [key for key in unlabeled if key in accepted]
         if known and len(known) < len(unlabeled):
             yield known
@@ -248,21 +280,53 @@ def _pretrained(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, PreTrainedModel)]
 
 
-def _headed_models(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def headed_models(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The outermost Hugging Face models with a head in a module, by their paths; of several the one that is trained."""
     headed: list[tuple[str, nn.Module]] = [
         (name, module) for name, module in _pretrained(model) if module.base_model is not module or _is_own_head(module)
     ]
     # A PEFT model must be called itself: prompts are added in its own forward.
     headed += [(name, module) for name, module in model.named_modules() if _peft_base(module) is not None]
-    return [
+    outermost = [
         (name, module)
         for name, module in headed
         if not any(name != other and (other == "" or name.startswith(other + ".")) for other, _ in headed)
     ]
+    # A teacher is frozen.
+    trained = [one for one in outermost if any(parameter.requires_grad for parameter in one[1].parameters())]
+    return trained if len(trained) == 1 else outermost
+
+
+def _makes_decoder_inputs(module: nn.Module, batch: Mapping[str, Any]) -> bool:
+    """Whether a model makes the inputs of its decoder of the labels, and is given no others."""
+    generates = isinstance(module, PreTrainedModel) and _writes(module)
+    given = any(key in batch for key in ("decoder_input_ids", "decoder_inputs_embeds"))
+    return generates and not given and bool(getattr(module.config, "is_encoder_decoder", False))
+
+
+def _writes(module: PreTrainedModel) -> bool:
+    """Whether a model ends in logits of words."""
+    try:
+        return isinstance(module.get_output_embeddings(), nn.Module)
+    except (AttributeError, NotImplementedError):
+        return False
+
+
+def _can_take_more(model: nn.Module, passed: frozenset[str]) -> bool:
+    """Whether a forward has parameters that it was not given."""
+    parameters = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters.values()
+    return any(p.kind is not p.KEYWORD_ONLY and p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters) or any(
+        p.name not in passed and p.name not in LABELS for p in parameters
+    )
 
 
 def _is_own_head(module: PreTrainedModel) -> bool:
-    """Whether a user's class holds a Hugging Face model without calling it its base."""
+    """Whether a model has a head though its class calls none of its parts the base.
+
+    Those that write words, those that compare two towers, and users' classes that hold a Hugging Face model.
+    """
+    if _writes(module) or hasattr(module, "logit_scale"):
+        return True
     return not type(module).__module__.startswith("transformers.") and len(_pretrained(module)) > 1
 
 
@@ -275,7 +339,8 @@ def _peft_base(module: nn.Module) -> nn.Module | None:
     return base if isinstance(base, PreTrainedModel) and base.base_model is not base else None
 
 
-def _parameter_names(module: nn.Module) -> set[str]:
+def parameter_names(module: nn.Module) -> set[str]:
+    """The names of what a module's forward takes."""
     module = _peft_base(module) or module
     return {p.name for p in inspect.signature(module.forward).parameters.values() if p.kind is not p.VAR_KEYWORD}
 

@@ -117,6 +117,13 @@ class FullPrecision(TorchFunctionMode):
             return self._raise(args[0])
         if func not in _LOOKUPS:
             writes = name in _WRITES or (name.endswith("_") and not name.endswith("__"))
+            if writes and not args:
+                # Initialisations name what they write into.
+                return func(**kwargs)
+            if writes and isinstance(args[0], Tensor) and args[0].dtype in LOW:
+                # A table in half precision (running means, say) takes what is written into it as it is itself.
+                lowered = _lowered((args[1:], kwargs), args[0].dtype)
+                return func(args[0], *lowered[0], **lowered[1])
             kept = args[:1] if writes else ()
             args = (*kept, *(self._raise(one) for one in args[len(kept) :]))
             kwargs = {key: value if key == "out" else self._raise(value) for key, value in kwargs.items()}
@@ -146,7 +153,8 @@ class FullPrecision(TorchFunctionMode):
         """What is kept for the backward pass: the weight in its own precision, where the tensor is a raised weight."""
         weight = self._raised.get(tensor.untyped_storage().data_ptr()) if self._raised else None
         if weight is None:
-            return tensor
+            # The tensor itself could lead back to the graph that keeps it, and nothing would ever be freed.
+            return tensor.detach()
         return weight, tensor.size(), tensor.stride(), tensor.storage_offset()
 
 
@@ -156,6 +164,17 @@ def _unpacked(kept: Any) -> Tensor:
     weight, size, stride, offset = kept
     raised: Tensor = weight.detach().float().as_strided(size, stride, offset)
     return raised
+
+
+def _lowered(value: Any, dtype: torch.dtype) -> Any:
+    """The value with every float32 tensor in it in half precision."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.dtype == torch.float32 else value
+    if type(value) in (tuple, list):
+        return type(value)(_lowered(one, dtype) for one in value)
+    if type(value) is dict:
+        return {key: _lowered(one, dtype) for key, one in value.items()}
+    return value
 
 
 def _lifted(value: Any) -> Any:

@@ -579,11 +579,14 @@ def real_tokens(told: ToldMask | None, probabilities: Tensor) -> Tensor:
         padding and the encoder attends to is text to it. Rows that attend to everything alike do not tell: softmax
         makes them of a row that is masked as a whole.
     """
-    b, _, _, k = probabilities.shape
+    b, _, q, k = probabilities.shape
     if told is not None and tuple(told.mask.shape) == (b, k):
         mask = told.mask.to(probabilities.device)
+        # Where others than the tokens are attended to, the encoder is refused for that.
+        if told.heard or q != k:
+            return mask
         reached = (probabilities != 0).any(1) & mask.unsqueeze(2) & ~mask.unsqueeze(1)
-        if told.heard or not bool(reached.any()):
+        if not bool(reached.any()):
             return mask
     # Frames of audio have no mask of their own: nobody attends to those that are padding.
     attends = (probabilities != 0).any(1)
@@ -878,7 +881,7 @@ def _computes_low(encoder: nn.Module) -> bool:
 
 
 def _devices(model: nn.Module) -> set[str]:
-    return {parameter.device.type for parameter in model.parameters()} | {"cpu"}
+    return {parameter.device.type for parameter in model.parameters()} - {"meta"} | {"cpu"}
 
 
 def _is_hidden(value: Any) -> bool:

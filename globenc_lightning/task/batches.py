@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
@@ -18,16 +19,28 @@ from globenc_lightning.errors import ProbeError
 
 def copied(batch: Any) -> Any:
     """A copy of a batch whose tensors are clones on the CPU, made outside of inference mode."""
+
+    def copy(one: Any) -> Any:
+        return one.detach().cpu().clone() if isinstance(one, Tensor) else one.copy()
+
     with torch.inference_mode(False), torch.no_grad():
-        return apply_to_collection(batch, Tensor, lambda one: one.detach().cpu().clone(), allow_frozen=True)
+        return apply_to_collection(batch, (Tensor, np.ndarray), copy, allow_frozen=True)
 
 
-def moved(batch: Any, device: torch.device | None = None) -> Any:
-    """A copy of a batch whose tensors are clones on a device; containers are copies, too, as a step may change them."""
+def moved(batch: Any, device: torch.device) -> Any:
+    """A copy of a batch whose tensors are on a device, made outside of inference mode."""
     with torch.inference_mode(False), torch.no_grad():
-        return apply_to_collection(
-            batch, Tensor, lambda one: one.clone() if device is None else one.to(device).clone(), allow_frozen=True
-        )
+        return apply_to_collection(batch, Tensor, lambda one: one.to(device), allow_frozen=True)
+
+
+def fresh(batch: Any) -> Any:
+    """A copy of a batch where it is: containers and tensors are copies, so that a step may change them."""
+
+    def copy(one: Any) -> Any:
+        return one.clone() if isinstance(one, Tensor) else one.copy()
+
+    with torch.inference_mode(False), torch.no_grad():
+        return apply_to_collection(batch, (Tensor, np.ndarray), copy, allow_frozen=True)
 
 
 def leaves(batch: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
@@ -115,9 +128,14 @@ def stored(batch: Any) -> Any:
     """
     if isinstance(batch, Tensor):
         return batch.detach().as_subclass(Tensor)
+    if isinstance(batch, np.ndarray) and batch.dtype.kind in "biuf":
+        return {"kind": "array", "keys": [], "parts": [torch.from_numpy(np.ascontiguousarray(batch))]}
     if batch is None or isinstance(batch, bool):
         return batch
-    for primitive in (str, int, float):
+    if isinstance(batch, str):
+        # The text itself: what an enumeration of texts calls its members is something else.
+        return str.__str__(batch)
+    for primitive in (int, float):
         if isinstance(batch, primitive):
             # Subclasses, numpy's among them, would not be loaded.
             return primitive(batch)
@@ -152,6 +170,8 @@ def restored(state: Any, template: Any = None) -> Any:
     if not isinstance(state, dict):
         return state
     kind, keys, parts = state["kind"], state["keys"], state["parts"]
+    if kind == "array":
+        return parts[0].numpy()
     if kind in ("mapping", "encoding"):
         known = template if isinstance(template, Mapping) else {}
         built = {key: restored(one, known.get(key)) for key, one in zip(keys, parts, strict=True)}

@@ -218,6 +218,44 @@ def test_no_cast_to_half_precision_is_left() -> None:
     torch.testing.assert_close(found, y + 1 + F.gelu(y), rtol=1e-6, atol=1e-6)
 
 
+WRITES = {
+    "setitem by number": lambda table, rows: table.__setitem__(torch.tensor([0, 1]), rows),
+    "setitem by mask": lambda table, rows: table.__setitem__(torch.tensor([True, True, False]), rows),
+    "index_copy_": lambda table, rows: table.index_copy_(0, torch.tensor([0, 1]), rows),
+    "index_add_": lambda table, rows: table.index_add_(dim=0, index=torch.tensor([0, 2]), source=rows),
+    "scatter_": lambda table, rows: table.scatter_(0, torch.zeros(1, 32).long(), rows[:1]),
+    "masked_scatter_": lambda table, rows: table.masked_scatter_(
+        torch.ones(3, 32, dtype=torch.bool), rows.repeat(2, 1)
+    ),
+    "lerp_": lambda table, rows: table.lerp_(rows[0], 0.1),
+    "mul_ and add_": lambda table, rows: table.mul_(0.9).add_(rows[1], alpha=0.1),
+    "out": lambda table, rows: torch.add(rows[:1], rows[1:], out=table[:1]),
+    "initialisation": lambda table, rows: nn.init.kaiming_uniform_(tensor=table),
+}
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("kind", WRITES)
+def test_what_is_written_into_tables_in_half_precision_is_rounded_to_it(kind: str, dtype: torch.dtype) -> None:
+    class Keeps(Headed):
+        def __init__(self) -> None:
+            super().__init__(bert())
+            self.register_buffer("table", torch.zeros(3, 32))
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            with torch.no_grad():
+                WRITES[kind](self.table, states[:2, 0])
+            return self.head(states[:, 0] + self.table.mean(0))
+
+    model = Keeps().to(dtype).eval()
+    found = attribute(model, models.batch((9, 5)))
+    assert not model.table.any()
+    plain = attribute(Headed(model.encoder).to(dtype).eval(), models.batch((9, 5)))
+    assert not torch.equal(found.logits, plain.logits)
+    torch.testing.assert_close(found.rows, plain.rows)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_other_precisions_stay_bit_for_bit(dtype: torch.dtype) -> None:
     model = models.build("bert", dtype=dtype)
@@ -249,6 +287,16 @@ def test_no_copy_of_the_weights_is_held() -> None:
         held = [one for one in gc.get_objects() if type(one) is Tensor and one.shape in (shape, shape[::-1])]
         assert states.requires_grad
         assert not [one for one in held if one.dtype == torch.float32]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_nothing_of_the_structure_pass_outlives_it(dtype: torch.dtype) -> None:
+    # A size that no other test has, as above.
+    model = Headed(bert(inner=59)).to(dtype).eval()
+    attribute(model, models.batch((9, 5)))
+    gc.collect()
+    widths = [one.shape[-1] for one in gc.get_objects() if type(one) is Tensor and one.dim() == 3]
+    assert 59 not in widths
 
 
 def test_modes_end_with_an_error() -> None:
