@@ -19,7 +19,14 @@ from globenc_lightning import processes, state_keys
 from globenc_lightning.analysis import AUTO, Reader, Settings, Target
 from globenc_lightning.encoder.reading import find_encoders
 from globenc_lightning.encoder.undisturbed import random_states_kept
-from globenc_lightning.errors import EmptyProbeError, GlobEncError, ProbeError, UnsupportedEncoderError, warn
+from globenc_lightning.errors import (
+    CollectiveError,
+    EmptyProbeError,
+    GlobEncError,
+    ProbeError,
+    UnsupportedEncoderError,
+    warn,
+)
 from globenc_lightning.functional import METHODS
 from globenc_lightning.measurement import History, Measurement, about, history_entry, measure, put_together
 from globenc_lightning.planning import find
@@ -192,6 +199,11 @@ class GlobEncCallback(Callback):
             )
         if isinstance(encoder_call, bool) or not isinstance(encoder_call, int) or encoder_call < 0:
             raise ValueError(f"encoder_call must be a whole number of at least 0; got {encoder_call!r}")
+        if decision != 0 and forward is not None:
+            raise ValueError(
+                "decision= chooses among the losses of the module's own steps, which forward= takes the place of: give "
+                "one of them, and have forward(module, batch) return the logits of the head that is meant"
+            )
         if on_error not in ("warn", "raise"):
             raise ValueError(f"on_error must be 'warn' or 'raise'; got {on_error!r}")
         if not isinstance(custom_scalars, bool):
@@ -214,6 +226,12 @@ class GlobEncCallback(Callback):
         self.probe: ProbeSet | None = None
         self._texts: list[str] | None = None
         self._take_probe(probe)
+        if decision != 0 and (self._texts is not None or (self.probe is not None and not self.probe.parts)):
+            raise ValueError(
+                "decision= chooses among the losses of the module's own steps, which are run on batches of the "
+                "validation loop: leave probe= out, or say with forward= which logits are meant, for example "
+                "forward=lambda module, batch: module.head(...)"
+            )
         self._probe_name = "validation" if probe is None else self._fingerprint()
         self._tag = TAG
         self._place = 1
@@ -224,6 +242,7 @@ class GlobEncCallback(Callback):
         self._collecting: list[Part] = []
         self._seen_batches = False
         self._template: Any = None
+        self._unshared: str | None = None
         self._stored: Mapping[str, Any] | None = None
         self._looked_for_tokenizer = False
         self._named_by_encoder = False
@@ -311,7 +330,7 @@ class GlobEncCallback(Callback):
     ) -> None:
         """Take the probe's batches as they pass by; asking a loader for them would move its random state."""
         if self._stored is not None:
-            self._note(trainer, self._attempt(lambda: self._restore_like(batch)))
+            self._note(trainer, self._attempt(lambda: self._restore_like(trainer, pl_module, batch)))
         if self.probe is None and self._texts is None and not self._refused:
             if self._template is None:
                 self._template = copied(batch)
@@ -375,7 +394,7 @@ class GlobEncCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The probe and the history, in tensors and primitives."""
         return {
-            "probe": None if self.probe is None else self.probe.state_dict(),
+            "probe": self._probe_state(),
             "num_examples": self._num_examples,
             **self.history.state_dict(),
             "described": dict(self._described),
@@ -460,7 +479,13 @@ class GlobEncCallback(Callback):
             "readout": settings.readout,
             "normalize": settings.normalize,
             "exclude_special_tokens": settings.exclude_special_tokens,
+            **self._which(),
         }
+
+    def _which(self) -> dict[str, Any]:
+        """The arguments that earlier versions did not have, where they are not the default: keys stay the same."""
+        given = {"decision": self._decision, "encoder_call": self._encoder_call}
+        return {name: value for name, value in given.items() if value != 0}
 
     def _find_state(self, trainer: "pl.Trainer", states: dict[Any, Any]) -> None:
         """Give the state that this callback goes on with its key, if it has another one in this checkpoint."""
@@ -469,8 +494,15 @@ class GlobEncCallback(Callback):
         others = [one for one in getattr(trainer, "callbacks", []) if one is not self]
         taken = [one.state_key for one in others]
         name, made_of = type(self).__qualname__, self._made_of()
-        old_key = self._generate_state_key(**self._named_settings())
-        known = state_keys.older_state(states, name, made_of, taken, old_key)
+        settings = [self._named_settings()]
+        if self._settings.readout == AUTO:
+            # The default of earlier versions, which is what the new one finds where a head reads the first token.
+            settings.append({**self._named_settings(), "readout": "cls"})
+        known, old_key = None, ""
+        for one in settings:
+            if known is None:
+                old_key = self._generate_state_key(**one)
+                known = state_keys.older_state(states, name, {**made_of, **one}, taken, old_key)
         if known is not None:
             edited = [one for one in ("target", "forward") if known != old_key and self._is_edited(states[known], one)]
             if known == old_key:
@@ -499,6 +531,18 @@ class GlobEncCallback(Callback):
     @property
     def _missing_steps(self) -> list[int]:
         return self.history.missing_steps
+
+    def _probe_state(self) -> Mapping[str, Any] | None:
+        """The probe as a checkpoint takes it; one that a checkpoint held and that waits for a batch stays as it is."""
+        if self.probe is None or self._stored is not None:
+            return self._stored
+        try:
+            return self.probe.state_dict()
+        except ProbeError as error:
+            self._say(
+                f"GlobEncCallback: the probe does not travel in checkpoints, so a resumed training takes another: {error}"
+            )
+            return None
 
     def _let_go(self) -> None:
         self._reader = None
@@ -606,11 +650,12 @@ class GlobEncCallback(Callback):
         if sum(part.wanted for part in self._collecting) >= self._num_examples:
             self._fix_probe(trainer, pl_module)
 
-    def _restore_like(self, batch: Any) -> None:
+    def _restore_like(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any) -> None:
         """Put the probe of a checkpoint into the form of a batch: a checkpoint names no classes."""
         if self._stored is not None:
             stored, self._stored = self._stored, None
             self.probe = ProbeSet.from_state_dict(stored, batch)
+            self._compare_tokenizers(trainer, pl_module)
 
     def _finish_collecting(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """A whole validation has fewer rows than were asked for: take what there is."""
@@ -686,18 +731,41 @@ class GlobEncCallback(Callback):
         return True
 
     def _has_probe(self, trainer: "pl.Trainer") -> bool:
-        """Whether the probe is fixed: the same answer, and the same probe, in all processes."""
+        """Whether the probe is fixed: the same answer, and the same probe, in all processes.
+
+        What goes wrong here is told by :meth:`_measure`, where every process waits for what all of them found.
+        """
         if _is_alone(trainer):
             return self.probe is not None
         if not self._probe_is_shared:
-            mine = self.probe.state_dict() if self.probe is not None and trainer.is_global_zero else None
+            mine, self._unshared = None, None
+            if self.probe is not None and trainer.is_global_zero:
+                try:
+                    mine = (self.probe.state_dict(), "")
+                except ProbeError as error:
+                    mine = (None, str(error))
             first = processes.from_first(mine)
             if first is not None:
                 self._probe_is_shared = True
-                if not trainer.is_global_zero:
-                    self.probe, self._texts = ProbeSet.from_state_dict(first, self._template), None
-                    self.probe, self._template = replace(self.probe, tokenizer=self._tokenizer), None
+                state, trouble = first
+                if trouble:
+                    self._unshared = trouble
+                elif not trainer.is_global_zero:
+                    self._take_shared(trainer, state)
         return self._probe_is_shared
+
+    def _take_shared(self, trainer: "pl.Trainer", state: Mapping[str, Any]) -> None:
+        """Be given the probe of the first process."""
+        own = self.probe.parts if self.probe is not None else ()
+        template = own[0].batch if own else self._template
+        try:
+            probe = ProbeSet.from_state_dict(state, template)
+            tokenizer = self._within_reach(trainer, trainer.lightning_module)
+            # The tokens are those of the first process; further texts are named by what is within reach here.
+            self.probe, self._texts = replace(probe, tokenizer=tokenizer if probe.is_named else None), None
+        except Exception as error:
+            self._unshared = f"{type(error).__name__}: {error}"
+        self._template = None
 
     def _validate(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Analyse this validation, if it is its turn."""
@@ -716,7 +784,7 @@ class GlobEncCallback(Callback):
     def _is_its_turn(self, trainer: "pl.Trainer", repeated: bool) -> bool:
         """Count this validation; whether it is analysed."""
         self._validations += not repeated
-        ready = not self._refused and self._has_probe(trainer)
+        ready = not self._refused and (self._stored is not None or self._has_probe(trainer))
         return ready and (self._validations - 1) % self._every_n_validations == 0
 
     def _is_repeated(self, trainer: "pl.Trainer") -> bool:
@@ -733,14 +801,14 @@ class GlobEncCallback(Callback):
 
     def _measure(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> Measurement:
         """Measure the probe set: on one's own, or each process its share, and all of them the whole."""
-        if self.probe is None:
-            raise AssertionError("nothing is measured before the probe is fixed")
         probe, found, failure = self.probe, None, None
         shares: list[Sequence[int]] = []
         try:
             if self._reader is None:
                 self._reader = Reader(pl_module, self._forward, encoder_call=self._encoder_call)
-            with _without_logging(pl_module):
+            if self._unshared is not None or probe is None:
+                raise ProbeError(f"the processes do not share a probe: {self._unshared}")
+            with _without_logging(pl_module), processes.without_exchange():
                 if probe.parts and self._reader.replay is None:
                     probe = self.probe = self._find_decision(pl_module, self._reader, probe)
                 shares = [range(rank, len(probe), trainer.world_size) for rank in range(trainer.world_size)]
@@ -776,7 +844,7 @@ class GlobEncCallback(Callback):
         """Find what the module's own step decides on the probe; else the probe as the model itself may take it."""
         try:
             return find(reader, probe, steps_of(pl_module, self._forward), self._decision, self._encoder_call)
-        except UnsupportedEncoderError:
+        except (UnsupportedEncoderError, CollectiveError):
             raise
         except GlobEncError as error:
             assumed = None if self._forward or self._decision else _assumed_probe(probe)
@@ -814,6 +882,16 @@ class GlobEncCallback(Callback):
                     "GlobEncCallback: the checkpoint is from between a training step and the validation after it, "
                     "which Lightning leaves out on resume. It is missing here, too: which weights it would have been "
                     f"made with is up to what {', '.join(strangers)} does as a validation starts."
+                )
+                self._say(reason)
+                self._leave_out(trainer, self._step(trainer), reason)
+        elif self._stored is not None:
+            # Batches of classes of their own: no batch has shown these yet.
+            if self._is_its_turn(trainer, repeated=False):
+                reason = (
+                    "GlobEncCallback: the checkpoint is from between a training step and the validation after it, "
+                    "which Lightning leaves out on resume. It is missing here, too: the probe's batches are of a class "
+                    "of their own, which a checkpoint does not hold, so they wait for the next validation's."
                 )
                 self._say(reason)
                 self._leave_out(trainer, self._step(trainer), reason)
@@ -1107,6 +1185,8 @@ def _shortened(reason: str) -> str:
 
 def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two settings, in words."""
+    # Arguments that a state does not name have their default.
+    was, now = ({"decision": 0, "encoder_call": 0, **one} for one in (was, now))
     return [f"{name} was {was.get(name)!r} and is {now[name]!r}" for name in now if was.get(name) != now[name]]
 
 

@@ -489,7 +489,7 @@ def test_other_settings_begin_a_new_history_and_say_what_differs(one_epoch: Path
     with said() as messages:
         train([callback], False, one_epoch)
     (message,) = messages
-    assert "readout was 'cls' and is 'mean'" in message
+    assert "readout was 'auto' and is 'mean'" in message
     assert "methods" not in message
     assert [entry.step for entry in callback.history] == [7, 11]
 
