@@ -738,7 +738,8 @@ class GlobEncCallback(Callback):
         if _is_alone(trainer):
             return self.probe is not None
         if not self._probe_is_shared:
-            mine, self._unshared = None, None
+            mine: tuple[dict[str, Any] | None, str] | None = None
+            self._unshared = None
             if self.probe is not None and trainer.is_global_zero:
                 try:
                     mine = (self.probe.state_dict(), "")

@@ -81,9 +81,9 @@ class _RefusesExchange(TorchDispatchMode):
         """Run the operator if it is one of this process alone."""
         if getattr(func, "namespace", "") in EXCHANGING:
             self.reason = (
-                f"the step exchanges tensors with the other processes ({getattr(func, '__name__', func)}), and a step that "
-                "does that is not analysed in a training of several processes. Its figures can be seen in a training of "
-                "one process (devices=1)."
+                f"the step exchanges tensors with the other processes ({getattr(func, '__name__', func)}), and a step "
+                "that does that is not analysed in a training of several processes. Its figures can be seen in a "
+                "training of one process (devices=1)."
             )
             raise CollectiveError(self.reason)
         return func(*args, **(kwargs or {}))
