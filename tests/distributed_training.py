@@ -184,7 +184,8 @@ def recorded(options: argparse.Namespace) -> dict[str, Any]:
 
 
 CASES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    one.__name__: one for one in (
+    one.__name__: one
+    for one in (
         *(given, collected, fails, fails_and_raises, recorded, sharded),
         *(tuples, dataclasses, travels_not, gathers, gathers_by_torch, is_not_found),
     )
