@@ -239,7 +239,8 @@ def main() -> None:
         for entry in callback.history
     ]
     result["missing"] = callback._missing_steps
-    result["probe"] = [row["input_ids"].tolist() for row in callback.probe.rows] if callback.probe else None
+    seen = callback.probe is not None and callback.probe.is_seen
+    result["probe"] = [row["input_ids"].tolist() for row in callback.probe.rows] if callback.probe and seen else None
     result["logged"] = [point for point in logger.points if point[1].startswith("globenc")]
     result["images"] = sorted({(tag, step) for tag, step, _ in logger.images})
     result["messages"] = messages
