@@ -49,8 +49,8 @@ def still(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.0)
 
 
-def ddp() -> Any:
-    return DDPStrategy(process_group_backend="gloo")
+def ddp(**options: Any) -> Any:
+    return DDPStrategy(process_group_backend="gloo", **options)
 
 
 def given(options: argparse.Namespace) -> dict[str, Any]:
@@ -97,15 +97,15 @@ class GathersByTorch(Gathers):
 
 
 class FailsToBeFound(TakesTuples):
-    """The step of one process fails whenever it is run again, in another batch than the user's."""
+    """The steps of one process fail whenever they are run again, which is with gradients or in evaluation."""
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        if self.global_rank == 1 and len(batch[0]) == 2:
+        if self.global_rank == 1 and torch.is_grad_enabled():
             raise ArithmeticError("not here")
         super().validation_step(batch, batch_idx)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        if self.global_rank == 1 and not torch.is_grad_enabled():
+        if self.global_rank == 1 and not self.training:
             raise ArithmeticError("not here")
         return super().training_step(batch, batch_idx)
 
@@ -157,12 +157,12 @@ def travels_not(options: argparse.Namespace) -> dict[str, Any]:
 
 def gathers(options: argparse.Namespace) -> dict[str, Any]:
     """A step that waits for the other processes."""
-    return {"module": Gathers(), "strategy": ddp(), "num_examples": 3}
+    return {"module": Gathers(), "strategy": ddp(find_unused_parameters=True), "num_examples": 3}
 
 
 def gathers_by_torch(options: argparse.Namespace) -> dict[str, Any]:
     """A step that waits for the other processes and catches what goes wrong."""
-    return {"module": GathersByTorch(), "strategy": ddp(), "num_examples": 3}
+    return {"module": GathersByTorch(), "strategy": ddp(find_unused_parameters=True), "num_examples": 3}
 
 
 def is_not_found(options: argparse.Namespace) -> dict[str, Any]:

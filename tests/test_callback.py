@@ -802,7 +802,7 @@ def test_no_heatmaps_but_curves_without_heatmap_examples() -> None:
         ({"probe": {}}, "input_ids"),
         ({"probe": 3}, "ProbeSet.from_texts"),
         ({"probe": ["text", 3]}, "ProbeSet.from_texts"),
-        ({"probe": {"ids": torch.ones(2, 3)}}, "'input_ids': ids, 'attention_mask': mask"),
+        ({"probe": {"ids": torch.ones(2, 3)}}, "under the names that models know"),
         ({"probe": {"input_ids": torch.ones(3, dtype=torch.long)}}, r"shape \(examples, tokens\)"),
         ({"probe": {"input_ids": torch.ones(0, 3, dtype=torch.long)}}, "empty"),
         (
@@ -1465,7 +1465,11 @@ def test_two_callbacks_show_two_decisions_of_one_module(second: int | str) -> No
 
 
 class TwoCalls(TwoEncoders):
-    """Compares what two encoders make of a text, by a loss function."""
+    """Adds up what two encoders make of a text, and has a loss function."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden = [one(input_ids, attention_mask).last_hidden_state for one in (self.model, self.other)]
+        return (hidden[0] + hidden[1])[:, 0, :CLS]
 
     def loss_of(self, batch: Any) -> Tensor:
         return nn.functional.cross_entropy(self(batch["input_ids"], batch["attention_mask"]), batch["labels"] % CLS)
@@ -1484,7 +1488,7 @@ def test_a_further_call_of_an_encoder_can_be_shown() -> None:
 def test_a_further_call_can_be_shown_where_the_module_is_called_itself() -> None:
     callback = GlobEncCallback(given_batch(), **QUIET, encoder_call=1)
     with said():
-        fit(TwoEncoders(), callback)
+        fit(TwoCalls(), callback)
     assert callback.history.about.encoder == "other"
 
 

@@ -159,7 +159,7 @@ def test_a_step_that_waits_for_other_processes_is_refused_in_words(case: str, tm
     for one in (first, second):
         assert one["steps"] == 4
         assert one["history"] == []
-        assert one["missing"] == [1, 3]
+        assert one["missing"] == [0, 1, 3]
 
 
 def test_a_decision_that_is_found_in_one_process_alone_is_missing_in_all(tmp_path: Path) -> None:
