@@ -4,8 +4,7 @@ import importlib.util
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -19,11 +18,31 @@ from globenc_lightning import processes, state_keys
 from globenc_lightning.analysis import AUTO, Reader, Settings, Target
 from globenc_lightning.encoder.reading import find_encoders
 from globenc_lightning.encoder.undisturbed import random_states_kept
-from globenc_lightning.errors import EmptyProbeError, GlobEncError, ProbeError, UnsupportedEncoderError, warn
+from globenc_lightning.errors import (
+    CollectiveError,
+    EmptyProbeError,
+    GlobEncError,
+    ProbeError,
+    UnsupportedEncoderError,
+    warn,
+)
 from globenc_lightning.functional import METHODS
+from globenc_lightning.lightning_facts import (
+    LENT_BY_TRAINER,
+    act_as_a_validation_starts,
+    holders,
+    is_alone,
+    is_last_batch,
+    logged_step,
+    sanity_check_saw_all,
+    validation_is_due,
+    weights_of_a_validation,
+    without_logging,
+)
 from globenc_lightning.measurement import History, Measurement, about, history_entry, measure, put_together
 from globenc_lightning.planning import find
 from globenc_lightning.probe import ProbeSet, fingerprint, main_input
+from globenc_lightning.remarks import remarks
 from globenc_lightning.report import images, page, publish
 from globenc_lightning.report.dashboard import store
 from globenc_lightning.report.dashboard.records import kept_maps, records
@@ -54,11 +73,6 @@ else:
 
 TAG = "globenc"
 MAX_REASON = 4000
-# Lightning gives every callback the module's own methods of these names.
-LENT_BY_TRAINER = ("log", "log_dict")
-# Hooks in which the weights may be exchanged for those that a validation is to see, and whose own of them are known.
-BEFORE_VALIDATION = ("on_validation_model_eval", "on_validation_start", "on_validation_epoch_start")
-KNOWN_SOURCES = ("pytorch_lightning.", "lightning.pytorch.", "globenc_lightning.")
 
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -196,6 +210,11 @@ class GlobEncCallback(Callback):
             )
         if isinstance(encoder_call, bool) or not isinstance(encoder_call, int) or encoder_call < 0:
             raise ValueError(f"encoder_call must be a whole number of at least 0; got {encoder_call!r}")
+        if decision != 0 and forward is not None:
+            raise ValueError(
+                "decision= chooses among the losses of the module's own steps, which forward= takes the place of: give "
+                "one of them, and have forward(module, batch) return the logits of the head that is meant"
+            )
         if on_error not in ("warn", "raise"):
             raise ValueError(f"on_error must be 'warn' or 'raise'; got {on_error!r}")
         if not isinstance(custom_scalars, bool):
@@ -218,6 +237,12 @@ class GlobEncCallback(Callback):
         self.probe: ProbeSet | None = None
         self._texts: list[str] | None = None
         self._take_probe(probe)
+        if decision != 0 and self._is_called_itself():
+            raise ValueError(
+                "decision= chooses among the losses of the module's own steps, which are run on batches of the "
+                "validation loop: leave probe= out, or say with forward= which logits are meant, for example "
+                "forward=lambda module, batch: module.head(...)"
+            )
         self._probe_name = "validation" if probe is None else self._fingerprint()
         self._tag = TAG
         self._place = 1
@@ -228,6 +253,7 @@ class GlobEncCallback(Callback):
         self._collecting: list[Part] = []
         self._seen_batches = False
         self._template: Any = None
+        self._unshared: str | None = None
         self._stored: Mapping[str, Any] | None = None
         self._looked_for_tokenizer = False
         self._named_by_encoder = False
@@ -252,7 +278,7 @@ class GlobEncCallback(Callback):
         if self._session:
             # Of the training before; a state that was loaded before the first one counts.
             self._resumed, self._due_epoch = False, None
-        self._session = time.time() if _is_alone(trainer) else processes.from_first(time.time())
+        self._session = time.time() if is_alone(trainer) else processes.from_first(time.time())
         self._looks_back = stage != "fit" and bool(self.history)
         same = [one for one in getattr(trainer, "callbacks", []) if isinstance(one, GlobEncCallback)]
         place = next((index for index, one in enumerate(same) if one is self), 0)
@@ -315,7 +341,7 @@ class GlobEncCallback(Callback):
     ) -> None:
         """Take the probe's batches as they pass by; asking a loader for them would move its random state."""
         if self._stored is not None:
-            self._note(trainer, self._attempt(lambda: self._restore_like(batch)))
+            self._note(trainer, self._attempt(lambda: self._restore_like(trainer, pl_module, batch)))
         if self.probe is None and self._texts is None and not self._refused:
             if self._template is None:
                 self._template = copied(batch)
@@ -335,7 +361,7 @@ class GlobEncCallback(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Analyse after the last batch: callbacks that swap averaged weights in have not yet swapped them out."""
-        if _is_last_batch(trainer):
+        if is_last_batch(trainer):
             self._finish_collecting(trainer, pl_module)
             if not trainer.sanity_checking:
                 self._validate(trainer, pl_module)
@@ -356,7 +382,7 @@ class GlobEncCallback(Callback):
             # repeats, would go back or double a point. In a training we write: a logger that fails at a figure of ours
             # would end it from within Lightning. A validate() on its own prints what Lightning logs.
             new = not self._is_repeated(trainer)
-            usual = new and step == _logged_step(trainer) and trainer.state.fn != "fit"
+            usual = new and step == logged_step(trainer) and trainer.state.fn != "fit"
             self._guarded(lambda: self._log_monitored(trainer, pl_module, measurement, usual))
             if new:
                 monitored = None if usual else self._monitored(measurement)
@@ -379,7 +405,7 @@ class GlobEncCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The probe and the history, in tensors and primitives."""
         return {
-            "probe": None if self.probe is None else self.probe.state_dict(),
+            "probe": self._probe_state(),
             "num_examples": self._num_examples,
             **self.history.state_dict(),
             "described": dict(self._described),
@@ -413,7 +439,7 @@ class GlobEncCallback(Callback):
         """Note that a validation was about to come: a training that is resumed from here leaves it out."""
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if state is not None:
-            state["due_epoch"] = trainer.current_epoch if _validation_is_due(trainer) else None
+            state["due_epoch"] = trainer.current_epoch if validation_is_due(trainer) else None
 
     @property
     @override
@@ -464,7 +490,13 @@ class GlobEncCallback(Callback):
             "readout": settings.readout,
             "normalize": settings.normalize,
             "exclude_special_tokens": settings.exclude_special_tokens,
+            **self._which(),
         }
+
+    def _which(self) -> dict[str, Any]:
+        """The arguments that earlier versions did not have, where they are not the default: keys stay the same."""
+        given = {"decision": self._decision, "encoder_call": self._encoder_call}
+        return {name: value for name, value in given.items() if value != 0}
 
     def _find_state(self, trainer: "pl.Trainer", states: dict[Any, Any]) -> None:
         """Give the state that this callback goes on with its key, if it has another one in this checkpoint."""
@@ -473,8 +505,15 @@ class GlobEncCallback(Callback):
         others = [one for one in getattr(trainer, "callbacks", []) if one is not self]
         taken = [one.state_key for one in others]
         name, made_of = type(self).__qualname__, self._made_of()
-        old_key = self._generate_state_key(**self._named_settings())
-        known = state_keys.older_state(states, name, made_of, taken, old_key)
+        settings = [self._named_settings()]
+        if self._settings.readout == AUTO:
+            # The default of earlier versions, which is what the new one finds where a head reads the first token.
+            settings.append({**self._named_settings(), "readout": "cls"})
+        known, old_key = None, ""
+        for one in settings:
+            if known is None:
+                old_key = self._generate_state_key(**one)
+                known = state_keys.older_state(states, name, {**made_of, **one}, taken, old_key)
         if known is not None:
             edited = [one for one in ("target", "forward") if known != old_key and self._is_edited(states[known], one)]
             if known == old_key:
@@ -503,6 +542,19 @@ class GlobEncCallback(Callback):
     @property
     def _missing_steps(self) -> list[int]:
         return self.history.missing_steps
+
+    def _probe_state(self) -> Mapping[str, Any] | None:
+        """The probe as a checkpoint takes it; one that a checkpoint held and that waits for a batch stays as it is."""
+        if self.probe is None or self._stored is not None:
+            return self._stored
+        try:
+            return self.probe.state_dict()
+        except ProbeError as error:
+            self._say(
+                "GlobEncCallback: the probe does not travel in checkpoints, so a resumed training takes another: "
+                f"{error}"
+            )
+            return None
 
     def _let_go(self) -> None:
         self._reader = None
@@ -599,6 +651,10 @@ class GlobEncCallback(Callback):
         if self.probe is not None and not len(self.probe):
             raise ProbeError("the probe is empty: give at least one example.")
 
+    def _is_called_itself(self) -> bool:
+        """Whether the probe was given as what the model itself takes, not as batches of its step."""
+        return self._texts is not None or (self.probe is not None and not self.probe.parts)
+
     def _collect(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, place: int, loader: int
     ) -> None:
@@ -610,16 +666,17 @@ class GlobEncCallback(Callback):
         if sum(part.wanted for part in self._collecting) >= self._num_examples:
             self._fix_probe(trainer, pl_module)
 
-    def _restore_like(self, batch: Any) -> None:
+    def _restore_like(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any) -> None:
         """Put the probe of a checkpoint into the form of a batch: a checkpoint names no classes."""
         if self._stored is not None:
             stored, self._stored = self._stored, None
             self.probe = ProbeSet.from_state_dict(stored, batch)
+            self._compare_tokenizers(trainer, pl_module)
 
     def _finish_collecting(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """A whole validation has fewer rows than were asked for: take what there is."""
         self._name_given_probe(trainer, pl_module)
-        over = not trainer.sanity_checking or _sanity_check_saw_all(trainer)
+        over = not trainer.sanity_checking or sanity_check_saw_all(trainer)
         if self.probe is None and over and self._seen_batches:
             self._note(trainer, self._attempt(lambda: self._fix_probe(trainer, pl_module)))
 
@@ -653,7 +710,7 @@ class GlobEncCallback(Callback):
         """The tokenizer of the text that is shown; where several name it differently, which one was taken is told."""
         if self._tokenizer is not None:
             return self._tokenizer
-        found, shown = tokenizers_held(_holders(trainer, pl_module)), self._shown(pl_module)
+        found, shown = tokenizers_held(holders(trainer, pl_module)), self._shown(pl_module)
         if len(found) < 2:
             return find_tokenizer((one.tokenizer for one in found), find_encoders(pl_module).values())
         chosen = likeliest(found, shown)
@@ -690,18 +747,42 @@ class GlobEncCallback(Callback):
         return True
 
     def _has_probe(self, trainer: "pl.Trainer") -> bool:
-        """Whether the probe is fixed: the same answer, and the same probe, in all processes."""
-        if _is_alone(trainer):
+        """Whether the probe is fixed: the same answer, and the same probe, in all processes.
+
+        What goes wrong here is told by :meth:`_measure`, where every process waits for what all of them found.
+        """
+        if is_alone(trainer):
             return self.probe is not None
         if not self._probe_is_shared:
-            mine = self.probe.state_dict() if self.probe is not None and trainer.is_global_zero else None
+            mine: tuple[dict[str, Any] | None, str] | None = None
+            self._unshared = None
+            if self.probe is not None and trainer.is_global_zero:
+                try:
+                    mine = (self.probe.state_dict(), "")
+                except ProbeError as error:
+                    mine = (None, str(error))
             first = processes.from_first(mine)
             if first is not None:
                 self._probe_is_shared = True
-                if not trainer.is_global_zero:
-                    self.probe, self._texts = ProbeSet.from_state_dict(first, self._template), None
-                    self.probe, self._template = replace(self.probe, tokenizer=self._tokenizer), None
+                state, trouble = first
+                if trouble:
+                    self._unshared = trouble
+                elif not trainer.is_global_zero:
+                    self._take_shared(trainer, state)
         return self._probe_is_shared
+
+    def _take_shared(self, trainer: "pl.Trainer", state: Mapping[str, Any]) -> None:
+        """Be given the probe of the first process."""
+        own = self.probe.parts if self.probe is not None else ()
+        template = own[0].batch if own else self._template
+        try:
+            probe = ProbeSet.from_state_dict(state, template)
+            tokenizer = self._within_reach(trainer, trainer.lightning_module)
+            # The tokens are those of the first process; further texts are named by what is within reach here.
+            self.probe, self._texts = replace(probe, tokenizer=tokenizer if probe.is_named else None), None
+        except Exception as error:
+            self._unshared = f"{type(error).__name__}: {error}"
+        self._template = None
 
     def _validate(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Analyse this validation, if it is its turn."""
@@ -720,48 +801,48 @@ class GlobEncCallback(Callback):
     def _is_its_turn(self, trainer: "pl.Trainer", repeated: bool) -> bool:
         """Count this validation; whether it is analysed."""
         self._validations += not repeated
-        ready = not self._refused and self._has_probe(trainer)
+        ready = not self._refused and (self._stored is not None or self._has_probe(trainer))
         return ready and (self._validations - 1) % self._every_n_validations == 0
 
     def _is_repeated(self, trainer: "pl.Trainer") -> bool:
         """Whether a resumed training runs a validation again that is already in its history."""
-        known = bool(self.history) and self.history[-1].step >= _logged_step(trainer)
+        known = bool(self.history) and self.history[-1].step >= logged_step(trainer)
         return self._resumed and trainer.state.fn == "fit" and known
 
     def _step(self, trainer: "pl.Trainer") -> int:
         """The step of this validation's figures. Another Trainer's ``validate()`` counts from 0; ours never go back."""
-        step = _logged_step(trainer)
+        step = logged_step(trainer)
         if trainer.state.fn != "fit":
             step = max([step, *(entry.step for entry in self.history.latest)])
         return step
 
     def _measure(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> Measurement:
         """Measure the probe set: on one's own, or each process its share, and all of them the whole."""
-        if self.probe is None:
-            raise AssertionError("nothing is measured before the probe is fixed")
         probe, found, failure = self.probe, None, None
         shares: list[Sequence[int]] = []
         try:
             if self._reader is None:
                 self._reader = Reader(pl_module, self._forward, encoder_call=self._encoder_call)
-            with _without_logging(pl_module):
+            if self._unshared is not None or probe is None:
+                raise ProbeError(f"the processes do not share a probe: {self._unshared}")
+            with without_logging(pl_module), processes.without_exchange():
                 if probe.parts and self._reader.replay is None:
                     probe = self.probe = self._find_decision(pl_module, self._reader, probe)
                 shares = [range(rank, len(probe), trainer.world_size) for rank in range(trainer.world_size)]
-                mine = range(len(probe)) if _is_alone(trainer) else shares[trainer.global_rank]
+                mine = range(len(probe)) if is_alone(trainer) else shares[trainer.global_rank]
                 if self._name_by_encoder(trainer, pl_module):
-                    probe = self.probe
+                    probe = self.probe or probe
                 if mine:
                     shown = kept_maps(probe.lengths(), self._settings, self._heatmap_examples)
                     found = measure(self._reader, probe, self._settings, shown, mine)
                     if self._name_by_encoder(trainer, pl_module):
-                        found = measure(self._reader, self.probe, self._settings, shown, mine)
+                        found = measure(self._reader, self.probe or probe, self._settings, shown, mine)
         except Exception as error:
-            if _is_alone(trainer):
+            if is_alone(trainer):
                 raise
             # The others have to hear of it before anything else happens here.
             failure = error
-        if _is_alone(trainer) and found is not None:
+        if is_alone(trainer) and found is not None:
             return self._looked_at(found)
         said = "" if failure is None else f"{type(failure).__name__}: {failure}"
         answers = processes.gathered((said, None if found is None else dict(vars(found))))
@@ -780,7 +861,7 @@ class GlobEncCallback(Callback):
         """Find what the module's own step decides on the probe; else the probe as the model itself may take it."""
         try:
             return find(reader, probe, steps_of(pl_module, self._forward), self._decision, self._encoder_call)
-        except UnsupportedEncoderError:
+        except (UnsupportedEncoderError, CollectiveError):
             raise
         except GlobEncError as error:
             assumed = None if self._forward or self._decision else _assumed_probe(probe)
@@ -810,7 +891,7 @@ class GlobEncCallback(Callback):
         It is written and remembered. It cannot be monitored: to those who monitor, there was no validation.
         """
         self._due_epoch, self._resumed = None, False
-        strangers = _act_as_a_validation_starts(trainer, pl_module)
+        strangers = act_as_a_validation_starts(trainer, pl_module)
         if strangers:
             # They may exchange the weights, and what else they do is not ours to call.
             if self._is_its_turn(trainer, repeated=False):
@@ -821,8 +902,18 @@ class GlobEncCallback(Callback):
                 )
                 self._say(reason)
                 self._leave_out(trainer, self._step(trainer), reason)
+        elif self._stored is not None:
+            # Batches of classes of their own: no batch has shown these yet.
+            if self._is_its_turn(trainer, repeated=False):
+                reason = (
+                    "GlobEncCallback: the checkpoint is from between a training step and the validation after it, "
+                    "which Lightning leaves out on resume. It is missing here, too: the probe's batches are of a class "
+                    "of their own, which a checkpoint does not hold, so they wait for the next validation's."
+                )
+                self._say(reason)
+                self._leave_out(trainer, self._step(trainer), reason)
         else:
-            with _weights_of_a_validation(trainer, pl_module):
+            with weights_of_a_validation(trainer, pl_module):
                 self._validate(trainer, pl_module)
         if self._pending is not None:
             measurement, self._pending = self._pending, None
@@ -881,7 +972,7 @@ class GlobEncCallback(Callback):
                 self._describe(trainer, step)
             except Exception as error:
                 failure = error
-        if self._on_error == "raise" and not _is_alone(trainer):
+        if self._on_error == "raise" and not is_alone(trainer):
             # A training that ends in one process has to end in all of them.
             trouble = processes.from_first(None if failure is None else f"{type(failure).__name__}: {failure}")
             if trouble and failure is None:
@@ -1002,42 +1093,8 @@ class GlobEncCallback(Callback):
 
     def _say_what_is_special(self, measurement: Measurement) -> None:
         """What somebody who reads the figures has to know, each once."""
-        for method, summary in measurement.summary().items():
-            undefined = int(summary.undefined[-1])
-            if undefined:
-                self._say(
-                    f"GlobEncCallback: {undefined} of {len(measurement.predicted)} probe examples have no rank "
-                    f"correlation with {method} (a single token, or the same value everywhere); they are left out of "
-                    "its mean.",
-                    kind="undefined",
-                )
-                break
-        if measurement.rule == "pre-LN":
-            self._say(
-                f"GlobEncCallback: {measurement.encoder} normalises before its sub-layers (pre-LN). The paper treats "
-                "post-LN encoders alone; the figures follow an extension of it."
-            )
-        if self._settings.readout == "cls" and measurement.readout == "last":
-            self._say(
-                f"GlobEncCallback: in {measurement.encoder} no token sees what comes after it, so the first token's "
-                "row tells nothing: the last token's is read (readout='last')."
-            )
-        if measurement.head_reads == "other tokens" and measurement.readout == "cls":
-            self._say(
-                "GlobEncCallback: the head reads other tokens than the one whose row is compared (mean pooling, say); "
-                "readout='mean' compares the mean of all rows."
-            )
-        if measurement.head_reads == "elsewhere":
-            self._say(
-                f"GlobEncCallback: the head does not read the last hidden states of {measurement.encoder}; the figures "
-                "of its last layer are not those that the decision is made of."
-            )
-        if measurement.calls > 1:
-            self._say(
-                f"GlobEncCallback: the decision depends on {measurement.calls} calls of an encoder; the figures are "
-                f"those of call {self._encoder_call} ({measurement.encoder}). To look at another, write "
-                f"GlobEncCallback(encoder_call={(self._encoder_call + 1) % measurement.calls})."
-            )
+        for message, kind in remarks(measurement, self._settings, self._encoder_call):
+            self._say(message, kind)
 
     def _guarded(self, job: Callable[[], None]) -> bool:
         """Do something that must not stop a training, unless the user wants it to; whether it was done."""
@@ -1074,40 +1131,6 @@ def _warn(message: str) -> None:
     warn(message)
 
 
-@contextmanager
-def _without_logging(pl_module: "pl.LightningModule") -> Iterator[None]:
-    """What a module's own forward logs is about the user's batches, not about the probe."""
-    own = {name: vars(pl_module)[name] for name in LENT_BY_TRAINER if name in vars(pl_module)}
-    try:
-        for name in LENT_BY_TRAINER:
-            vars(pl_module)[name] = lambda *args, **kwargs: None
-        yield
-    finally:
-        for name in LENT_BY_TRAINER:
-            vars(pl_module).pop(name, None)
-        vars(pl_module).update(own)
-
-
-def _act_as_a_validation_starts(trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> list[str]:
-    """The callbacks, but for Lightning's and ours, and the module, if they do something before its first batch."""
-    return [
-        type(one).__name__
-        for one in [*getattr(trainer, "callbacks", []), pl_module]
-        if not all(_source(one, hook).startswith(KNOWN_SOURCES) for hook in BEFORE_VALIDATION if hasattr(one, hook))
-    ]
-
-
-@contextmanager
-def _weights_of_a_validation(trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> Iterator[None]:
-    """Averaged weights where Lightning's averaging would put them for a validation, and the trained ones back."""
-    with ExitStack() as stack:
-        for one in getattr(trainer, "callbacks", []):
-            if _source(one, "on_validation_epoch_start").endswith(".weight_averaging"):
-                one.on_validation_epoch_start(trainer, pl_module)
-                stack.callback(one.on_validation_epoch_end, trainer, pl_module)
-        yield
-
-
 def _shortened(reason: str) -> str:
     """A reason as it is kept and written: an error may hold a whole tensor."""
     return reason if len(reason) <= MAX_REASON else f"{reason[: MAX_REASON - 1]}…"
@@ -1115,44 +1138,9 @@ def _shortened(reason: str) -> str:
 
 def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two settings, in words."""
+    # Arguments that a state does not name have their default.
+    was, now = ({"decision": 0, "encoder_call": 0, **one} for one in (was, now))
     return [f"{name} was {was.get(name)!r} and is {now[name]!r}" for name in now if was.get(name) != now[name]]
-
-
-def _source(one: Any, hook: str) -> str:
-    """The module that a hook is written in."""
-    return f"{getattr(getattr(one, hook), '__module__', '')}"
-
-
-def _is_alone(trainer: "pl.Trainer") -> bool:
-    return trainer.world_size == 1 or not processes.are_connected()
-
-
-def _is_last_batch(trainer: "pl.Trainer") -> bool:
-    loop = trainer.fit_loop.epoch_loop.val_loop if trainer.state.fn == "fit" else trainer.validate_loop
-    return bool(loop.batch_progress.is_last_batch)
-
-
-def _logged_step(trainer: "pl.Trainer") -> int:
-    """The step at which Lightning writes a validation's metrics; one less than ``global_step`` under some flags."""
-    return int(getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step))
-
-
-def _validation_is_due(trainer: "pl.Trainer") -> bool:
-    """Whether a checkpoint is being written after a training batch and before the validation that follows it."""
-    loop = trainer.fit_loop.epoch_loop
-    batches: Any = loop.batch_progress.total
-    fetcher = getattr(trainer.fit_loop, "_data_fetcher", None)
-    after_a_batch = trainer.training and batches.completed == batches.processed - 1
-    should_validate = getattr(loop, "_should_check_val_fx", None)
-    if not after_a_batch or fetcher is None or should_validate is None or not trainer.enable_validation:
-        return False
-    return bool(should_validate(fetcher))
-
-
-def _sanity_check_saw_all(trainer: "pl.Trainer") -> bool:
-    return all(
-        shown >= there for shown, there in zip(trainer.num_sanity_val_batches, trainer.num_val_batches, strict=True)
-    )
 
 
 def _assumed_probe(probe: ProbeSet) -> ProbeSet | None:
@@ -1188,22 +1176,3 @@ def _label(truth: tuple[float, ...], task: str) -> Tensor | None:
     if len(truth) == 1 and task not in ("regression", "multi-label"):
         return torch.tensor(int(truth[0]))
     return torch.tensor([float(one) for one in truth]) if len(truth) > 1 else torch.tensor(float(truth[0]))
-
-
-def _holders(trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> list[Any]:
-    """Where a tokenizer may be kept."""
-    holders: list[Any] = [pl_module, getattr(trainer, "datamodule", None)]
-    for loader in _loaders_within(trainer.val_dataloaders):
-        dataset = getattr(loader, "dataset", None)
-        holders += [getattr(loader, "collate_fn", None), dataset, getattr(dataset, "dataset", None)]
-    return holders
-
-
-def _loaders_within(loaders: Any) -> list[Any]:
-    """The data loaders in lists, mappings and combinations of them."""
-    loaders = getattr(loaders, "iterables", loaders)
-    if isinstance(loaders, Mapping):
-        loaders = list(loaders.values())
-    return (
-        [one for part in loaders for one in _loaders_within(part)] if isinstance(loaders, list | tuple) else [loaders]
-    )

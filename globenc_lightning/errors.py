@@ -30,6 +30,10 @@ class ModelCallError(GlobEncError):
     """The model could not be called on the probe, or what it gave holds no logits."""
 
 
+class CollectiveError(ModelCallError):
+    """A step of one process waits for the others, and may not be run in an analysis."""
+
+
 class CutGraphError(ModelCallError):
     """The autograd graph does not lead from the score to the encoder's hidden states."""
 

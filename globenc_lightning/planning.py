@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from globenc_lightning.analysis import Reader, evaluate, find_decision
-from globenc_lightning.errors import GlobEncError, ModelCallError
+from globenc_lightning.errors import (
+    CollectiveError,
+    GlobEncError,
+    ModelCallError,
+    OutOfMemoryError,
+    is_out_of_memory,
+)
 from globenc_lightning.probe import ProbeSet
 from globenc_lightning.task.batches import columns_of, rows_of, size_of
 from globenc_lightning.task.kinds import BY_TOKEN, Decision
@@ -42,8 +48,19 @@ def find(
         reader.replay, reader.structures = Replay(step, decision, encoder_call), ()
         try:
             return examined(reader, probe)
+        except CollectiveError as error:
+            reader.replay, reader.structures = None, ()
+            raise CollectiveError(str(error).replace("the step", step.name, 1)) from error
         except GlobEncError as error:
             failure = failure or error
+        except Exception as error:
+            reader.replay, reader.structures = None, ()
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                "the memory does not suffice to analyse even one example at a time: take shorter examples, or fewer "
+                "methods."
+            ) from error
     reader.replay, reader.structures = None, ()
     raise failure or ModelCallError(f"{type(reader.model).__name__} has no validation_step of its own.")
 
@@ -165,7 +182,7 @@ def _still_holds(reader: Reader, probe: ProbeSet, chunks: Sequence[Chunk]) -> bo
             size = size_of(chunk.part.batch)
             if size_of(chunk.batch) != size:
                 first = sum(part.wanted for part in probe.parts[:place])
-                rows = [example - first for example in chunk.examples]
+                rows = [chunk.part.chosen[example - first] for example in chunk.examples]
                 expected = None if size is None else units_of(known[place], rows, size)
             if expected is None or not same(evaluate(reader, chunk)[0], expected):
                 return False

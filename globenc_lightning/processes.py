@@ -4,11 +4,18 @@ Every function that exchanges something has to be called by all processes, the s
 order: so what is exchanged also says what went wrong, and nobody waits for a process that has failed.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from globenc_lightning.errors import CollectiveError
+
+EXCHANGING = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "_dtensor")
+"""Namespaces of the operators in which a process waits for others."""
 SHARDED_MODULES = ("FullyShardedDataParallel",)
 """Classes of modules whose parameters are spread over the processes, by name: importing them takes seconds."""
 
@@ -44,6 +51,42 @@ def from_first(value: Any) -> Any:
     values = [value]
     distributed.broadcast_object_list(values, src=0)
     return values[0]
+
+
+@contextmanager
+def without_exchange() -> Iterator[None]:
+    """Refuse whatever waits for another process, before it does: the processes run a step on different examples.
+
+    Raises:
+        CollectiveError: inside, at every such operator.
+    """
+    if not are_connected():
+        yield
+        return
+    with _RefusesExchange() as refuses:
+        yield
+    if refuses.reason is not None:
+        # The code that was run has caught it.
+        raise CollectiveError(refuses.reason)
+
+
+class _RefusesExchange(TorchDispatchMode):
+    """Raises where an operator exchanges something."""
+
+    reason: str | None = None
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operator if it is one of this process alone."""
+        if getattr(func, "namespace", "") in EXCHANGING:
+            self.reason = (
+                f"the step exchanges tensors with the other processes ({getattr(func, '__name__', func)}), and a step "
+                "that does that is not analysed in a training of several processes. Its figures can be seen in a "
+                "training of one process (devices=1)."
+            )
+            raise CollectiveError(self.reason)
+        return func(*args, **(kwargs or {}))
 
 
 def sharded_over_processes(model: nn.Module) -> bool:

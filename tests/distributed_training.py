@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 from globenc_lightning import GlobEncCallback
-from tests.training import Album, Sentences, Steps, fit, loader, said
+from tests.training import Album, Sentences, Steps, TakesTuples, as_tuples, fit, loader, said
 
 
 class FailsInOne(Steps):
@@ -48,8 +49,8 @@ def still(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.0)
 
 
-def ddp() -> Any:
-    return DDPStrategy(process_group_backend="gloo")
+def ddp(**options: Any) -> Any:
+    return DDPStrategy(process_group_backend="gloo", **options)
 
 
 def given(options: argparse.Namespace) -> dict[str, Any]:
@@ -73,6 +74,102 @@ def fails_and_raises(options: argparse.Namespace) -> dict[str, Any]:
     return {**fails(options), "on_error": "raise"}
 
 
+class Gathers(Steps):
+    """Its loss has the texts of all processes as negatives."""
+
+    def loss_of(self, batch: Any) -> Tensor:
+        output = self.model.bert(batch["input_ids"], batch["attention_mask"]).last_hidden_state[:, 0]
+        others = self.everybody(output)
+        return torch.nn.functional.cross_entropy(output @ others.flatten(0, -2).T, torch.arange(len(output)))
+
+    def everybody(self, output: Tensor) -> Tensor:
+        return self.all_gather(output, sync_grads=True)
+
+
+class GathersByTorch(Gathers):
+    """The same by torch, in a step that goes on where that fails."""
+
+    def everybody(self, output: Tensor) -> Tensor:
+        try:
+            return torch.stack(torch.distributed.nn.functional.all_gather(output))
+        except Exception:
+            return output
+
+
+class FailsToBeFound(TakesTuples):
+    """The steps of one process fail whenever they are run again, which is with gradients or in evaluation."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if self.global_rank == 1 and torch.is_grad_enabled():
+            raise ArithmeticError("not here")
+        super().validation_step(batch, batch_idx)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if self.global_rank == 1 and not self.training:
+            raise ArithmeticError("not here")
+        return super().training_step(batch, batch_idx)
+
+
+@dataclass
+class Batch:
+    """A batch of a class of its own."""
+
+    parts: tuple[Tensor, ...]
+    source: str = "films"
+
+
+class TakesBatches(TakesTuples):
+    """Its batches are of a class of their own."""
+
+    def loss_of(self, batch: Any) -> Tensor:
+        return super().loss_of(batch.parts)
+
+
+class NoTraveller:
+    """What a batch holds beside its tensors, and no checkpoint takes."""
+
+
+class TakesNoTravellers(TakesTuples):
+    """Its batches hold something that does not travel from one process to another."""
+
+    def loss_of(self, batch: Any) -> Tensor:
+        return super().loss_of(batch[:3])
+
+
+def tuples(options: argparse.Namespace) -> dict[str, Any]:
+    """Batches that the step alone knows, all of the first process's rows in one, of which each analyses some."""
+    return {"module": TakesTuples(), "strategy": ddp(), "num_examples": 5, "collate": as_tuples, "batch": 5}
+
+
+def dataclasses(options: argparse.Namespace) -> dict[str, Any]:
+    """Batches of a class of their own."""
+    return {**tuples(options), "module": TakesBatches(), "collate": lambda rows: Batch(as_tuples(rows))}
+
+
+def travels_not(options: argparse.Namespace) -> dict[str, Any]:
+    """Batches that cannot be told to the other processes."""
+    return {
+        **tuples(options),
+        "module": TakesNoTravellers(),
+        "collate": lambda rows: (*as_tuples(rows), NoTraveller()),
+    }
+
+
+def gathers(options: argparse.Namespace) -> dict[str, Any]:
+    """A step that waits for the other processes."""
+    return {"module": Gathers(), "strategy": ddp(find_unused_parameters=True), "num_examples": 3}
+
+
+def gathers_by_torch(options: argparse.Namespace) -> dict[str, Any]:
+    """A step that waits for the other processes and catches what goes wrong."""
+    return {"module": GathersByTorch(), "strategy": ddp(find_unused_parameters=True), "num_examples": 3}
+
+
+def is_not_found(options: argparse.Namespace) -> dict[str, Any]:
+    """The decision is found in one process and not in the other."""
+    return {**tuples(options), "module": FailsToBeFound()}
+
+
 def sharded(options: argparse.Namespace) -> dict[str, Any]:
     """A model that no process holds whole."""
     strategy = ModelParallelStrategy(
@@ -87,7 +184,11 @@ def recorded(options: argparse.Namespace) -> dict[str, Any]:
 
 
 CASES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    one.__name__: one for one in (given, collected, fails, fails_and_raises, recorded, sharded)
+    one.__name__: one
+    for one in (
+        *(given, collected, fails, fails_and_raises, recorded, sharded),
+        *(tuples, dataclasses, travels_not, gathers, gathers_by_torch, is_not_found),
+    )
 }
 
 
@@ -104,7 +205,9 @@ def main() -> None:
     parts = CASES[options.case](options)
     module: pl.LightningModule = parts.pop("module")
     strategy = parts.pop("strategy")
-    if options.case in ("given", "collected"):
+    form = {"collate_fn": parts.pop("collate", None)}
+    size = parts.pop("batch", 4)
+    if options.case in ("given", "collected", "tuples"):
         module.configure_optimizers = lambda: still(module.parameters())  # type: ignore[method-assign]
     callback, logger = GlobEncCallback(heatmap_examples=1, **parts), Album()
     board = TensorBoardLogger(str(options.folder), name=None, version="board")
@@ -114,8 +217,8 @@ def main() -> None:
             trainer = fit(
                 module,
                 callback,
-                train=loader(Sentences(8 * options.processes, seed=1), 2),
-                val=loader(Sentences(), 4),
+                train=loader(Sentences(8 * options.processes, seed=1), 2, **form),
+                val=loader(Sentences(20 if size == 4 else 10 * options.processes), size, **form),
                 logger=board if options.case == "recorded" else logger,
                 max_epochs=2,
                 limit_train_batches=2,
@@ -136,7 +239,8 @@ def main() -> None:
         for entry in callback.history
     ]
     result["missing"] = callback._missing_steps
-    result["probe"] = [row["input_ids"].tolist() for row in callback.probe.rows] if callback.probe else None
+    seen = callback.probe is not None and callback.probe.is_seen
+    result["probe"] = [row["input_ids"].tolist() for row in callback.probe.rows] if callback.probe and seen else None
     result["logged"] = [point for point in logger.points if point[1].startswith("globenc")]
     result["images"] = sorted({(tag, step) for tag, step, _ in logger.images})
     result["messages"] = messages

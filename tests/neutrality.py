@@ -6,23 +6,41 @@ Prints one row per setting, and exits with 1 if anything differs.
 import copy
 import random
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, is_dataclass
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from pytorch_lightning.callbacks import EMAWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
 from transformers import PretrainedConfig
 
 from globenc_lightning import GlobEncCallback
 from tests import models
-from tests.training import Memory, OwnHead, Row, Sentences, Steps, Stream, classifier, fit, loader
+from tests.training import (
+    Memory,
+    OwnHead,
+    Row,
+    Sentences,
+    Steps,
+    Stream,
+    as_tuples,
+    classifier,
+    fit,
+    loader,
+    tokenizer,
+    word,
+)
 
 COLUMNS = ("parameters", "optimizer", "metrics", "RNG", "batches", "modules")
 
@@ -140,6 +158,166 @@ class Remembers(OwnHead):
         )
         logits: Tensor = self.head(hidden) * (1 + 1e-3 * self.counts["calls"][0])
         return logits
+
+
+class OwnForm(Noisy):
+    """Takes its batches to pieces: see ``FORMS``."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+
+    def loss_of(self, batch: Any) -> Tensor:
+        ids, mask, labels = FORMS[self.form][1](batch)
+        return super().loss_of({"input_ids": ids, "attention_mask": mask, "labels": labels})
+
+
+class Tokenises(Noisy):
+    """Its batches are texts, which it makes tokens of in its steps, and numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = tokenizer()
+
+    def loss_of(self, batch: Any) -> Tensor:
+        texts, labels = batch
+        encoded = self.words(texts, padding=True, return_tensors="pt")
+        ids, mask = encoded["input_ids"], encoded["attention_mask"]
+        return super().loss_of({"input_ids": ids, "attention_mask": mask, "labels": torch.tensor(labels)})
+
+
+class Measures(OwnHead):
+    """Updates metrics before its loss and after it, and writes lists and a file behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = MeanMetric(), MulticlassAccuracy(3)
+        self.losses: list[float] = []
+        self.file = Path(tempfile.mkdtemp()) / "losses.txt"
+        self.lines = 0
+
+    def loss_of(self, batch: Any) -> Tensor:
+        logits = self(batch["input_ids"], batch["attention_mask"])
+        self.before.update(logits.detach().mean())
+        loss = nn.functional.cross_entropy(logits, batch["labels"])
+        self.after.update(logits, batch["labels"])
+        self.losses.append(float(loss))
+        with self.file.open("a") as file:
+            file.write(f"{float(loss)!r}\n")
+        return loss
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({"before": self.before.compute(), "after": self.after.compute()})
+        self.lines = len(self.file.read_text().splitlines())
+        assert self.file.read_text() == "".join(f"{one!r}\n" for one in self.losses)
+
+
+class Manual(Noisy):
+    """Does its optimisation itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        optimizer, loss = self.optimizers(), self.loss_of(batch)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        return loss
+
+
+class BelowNoGrad(Noisy):
+    """Its steps switch gradients off for the encoder."""
+
+    def loss_of(self, batch: Any) -> Tensor:
+        with torch.no_grad():
+            pooled = self.model.bert(batch["input_ids"], batch["attention_mask"]).pooler_output
+        return nn.functional.cross_entropy(self.model.classifier(pooled), batch["labels"])
+
+
+class ByGraph(Noisy):
+    """Its encoder is compiled with gradients traced ahead of time."""
+
+    def __init__(self) -> None:
+        super().__init__(classifier(num_hidden_layers=1))
+        self.model = torch.compile(self.model, backend="aot_eager")
+
+
+class OfKind(OwnHead):
+    """Decides one kind of thing with a head of its own."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, (width, self.losses) = kind, KINDS[kind]
+        self.head = nn.Linear(16, width)
+
+    def loss_of(self, batch: Any) -> Tensor:
+        hidden = self.model(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+        return self.losses(self.head, hidden, batch["input_ids"], batch["labels"])
+
+
+KINDS: dict[str, tuple[int, Callable[..., Tensor]]] = {
+    "binary": (
+        1,
+        lambda head, hidden, ids, labels: F.binary_cross_entropy_with_logits(
+            head(hidden[:, 0])[:, 0], (labels > 0) * 1.0
+        ),
+    ),
+    "multi-label": (
+        3,
+        lambda head, hidden, ids, labels: F.binary_cross_entropy_with_logits(
+            head(hidden[:, 0]), F.one_hot(labels, 3) * 1.0
+        ),
+    ),
+    "regression": (1, lambda head, hidden, ids, labels: F.mse_loss(head(hidden[:, 0]).squeeze(-1), labels * 1.0)),
+    "token classification": (
+        4,
+        lambda head, hidden, ids, labels: F.cross_entropy(head(hidden).flatten(0, 1), (ids % 4).flatten()),
+    ),
+    "span": (
+        2,
+        lambda head, hidden, ids, labels: (
+            F.cross_entropy(head(hidden)[..., 0], labels) + F.cross_entropy(head(hidden)[..., 1], labels + 1)
+        ),
+    ),
+    "similarity": (
+        16,
+        lambda head, hidden, ids, labels: F.cross_entropy(
+            head(hidden[:, 0]) @ hidden.mean(1).T, torch.arange(len(hidden))
+        ),
+    ),
+    "loss": (3, lambda head, hidden, ids, labels: head(hidden[:, 0]).square().mean()),
+}
+"""A head's width, and the loss of each kind of decision."""
+REFUSED_KINDS = ("loss", "similarity")
+"""One loss of all examples, and similarities of texts with those of the same call, need not have figures."""
+
+
+@dataclass
+class Batch:
+    """A batch of a class of its own."""
+
+    parts: tuple[Tensor, ...]
+
+
+FORMS: dict[str, tuple[Callable[..., Any], Callable[[Any], Sequence[Tensor]]]] = {
+    "a tuple": (lambda *parts: parts, lambda batch: batch),
+    "a dataclass": (lambda *parts: Batch(parts), lambda batch: batch.parts),
+    "nested mappings": (
+        lambda ids, mask, labels: {"text": {"ids": ids, "real": mask}, "gold": [labels]},
+        lambda batch: (batch["text"]["ids"], batch["text"]["real"], batch["gold"][0]),
+    ),
+}
+"""How a batch is made of ids, mask and labels, and taken to pieces."""
+
+
+def in_form(form: str) -> dict[str, Any]:
+    return shuffled(collate_fn=lambda rows: FORMS[form][0](*as_tuples(rows)))
+
+
+def texts_and_numbers(rows: Sequence[Row]) -> tuple[list[str], list[int]]:
+    return [" ".join(map(word, row["input_ids"][1:4].tolist())) for row in rows], [int(row["labels"]) for row in rows]
 
 
 def add_a_little(module: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -318,6 +496,18 @@ SETTINGS: dict[str, Setting] = {
         make=Remembers, ours=given_probe, options={"num_sanity_val_steps": 0, "val_check_interval": 0.5}, analysed=5
     ),
 }
+SETTINGS |= {f"batches as {form}": Setting(make=partial(OwnForm, form), data=partial(in_form, form)) for form in FORMS}
+SETTINGS |= {
+    f"decision: {kind}": Setting(make=partial(OfKind, kind), analysed=0 if kind in REFUSED_KINDS else 2)
+    for kind in KINDS
+}
+SETTINGS |= {
+    "texts that the step makes tokens of": Setting(make=Tokenises, data=lambda: shuffled(collate_fn=texts_and_numbers)),
+    "metrics, lists and a file behind the loss": Setting(make=Measures),
+    "manual optimisation": Setting(make=Manual),
+    "an encoder below the step's own no_grad": Setting(make=BelowNoGrad),
+    "torch.compile, gradients traced ahead": Setting(make=ByGraph),
+}
 
 
 def train(setting: Setting, ours: Sequence[pl.Callback]) -> dict[str, Any]:
@@ -390,6 +580,8 @@ def equal(left: Any, right: Any) -> bool:
         return left.dtype == right.dtype and left.tobytes() == right.tobytes()
     if isinstance(left, Mapping):
         return list(left) == list(right) and all(equal(left[key], right[key]) for key in left)
+    if is_dataclass(left):
+        return equal(vars(left), vars(right))
     if isinstance(left, list | tuple):
         return len(left) == len(right) and all(equal(*pair) for pair in zip(left, right, strict=True))
     return bool(left == right) or (left != left and right != right)

@@ -782,6 +782,13 @@ def test_no_heatmaps_but_curves_without_heatmap_examples() -> None:
         ({"methods": 3}, "methods"),
         ({"target": "labels"}, "'predicted' or 'label', or give a callable"),
         ({"target": 1}, "'predicted' or 'label', or give a callable"),
+        ({"decision": -1}, "the number of a loss, from 0, or the path of a head"),
+        ({"decision": True}, "the number of a loss, from 0, or the path of a head"),
+        ({"decision": 1.0}, "the number of a loss, from 0, or the path of a head"),
+        ({"decision": 1, "forward": len}, "which forward= takes the place of"),
+        ({"decision": 1, "probe": {"input_ids": torch.ones(1, 3).long()}}, "leave probe= out"),
+        ({"encoder_call": -1}, "a whole number of at least 0"),
+        ({"encoder_call": "1"}, "a whole number of at least 0"),
         ({"readout": "first"}, "choose from auto, cls, last, mean"),
         ({"readout": None}, "choose from auto, cls, last, mean"),
         ({"normalize": "no"}, "normalize"),
@@ -795,7 +802,7 @@ def test_no_heatmaps_but_curves_without_heatmap_examples() -> None:
         ({"probe": {}}, "input_ids"),
         ({"probe": 3}, "ProbeSet.from_texts"),
         ({"probe": ["text", 3]}, "ProbeSet.from_texts"),
-        ({"probe": {"ids": torch.ones(2, 3)}}, "'input_ids': ids, 'attention_mask': mask"),
+        ({"probe": {"ids": torch.ones(2, 3)}}, "under the names that models know"),
         ({"probe": {"input_ids": torch.ones(3, dtype=torch.long)}}, r"shape \(examples, tokens\)"),
         ({"probe": {"input_ids": torch.ones(0, 3, dtype=torch.long)}}, "empty"),
         (
@@ -1419,6 +1426,83 @@ def test_of_two_encoders_the_first_is_looked_at_and_that_is_said_once() -> None:
     assert [entry.step for entry in callback.history] == [0, 1, 3]
     assert_figures(callback.history[0], expected)
     assert len(logger.tags()) == 5
+
+
+class TwoHeads(OwnHead):
+    """Two heads on one encoder, and one loss of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = redrawn(nn.Linear(16, 5), 4)
+
+    def loss_of(self, batch: Any) -> Tensor:
+        hidden = self.model(batch["input_ids"], batch["attention_mask"]).last_hidden_state[:, 0]
+        first = nn.functional.cross_entropy(self.head(hidden), batch["labels"])
+        return first + nn.functional.cross_entropy(self.other(hidden), batch["labels"])
+
+
+def scores_of(module: TwoHeads, head: nn.Module, size: int = 16) -> Tensor:
+    """(b,) the largest logit of a head, with no help of ours."""
+    batch = Sentences().first(size)
+    module.eval()
+    with torch.no_grad():
+        hidden = module.model(batch["input_ids"], batch["attention_mask"]).last_hidden_state[:, 0]
+        return head(hidden).amax(1)
+
+
+@pytest.mark.parametrize("second", [1, "other"])
+def test_two_callbacks_show_two_decisions_of_one_module(second: int | str) -> None:
+    module, callbacks = TwoHeads(), [GlobEncCallback(**QUIET), GlobEncCallback(**QUIET, decision=second)]
+    expected = [scores_of(module, head) for head in (module.head, module.other)]
+    with said() as messages:
+        fit(module, *callbacks)
+    assert messages == []
+    assert not torch.allclose(*expected)
+    for callback, scores in zip(callbacks, expected, strict=True):
+        assert [entry.step for entry in callback.history] == [0, 1]
+        torch.testing.assert_close(callback.history[0].score, scores, rtol=0, atol=1e-5)
+    assert callbacks[0].state_key != callbacks[1].state_key
+
+
+class TwoCalls(TwoEncoders):
+    """Adds up what two encoders make of a text, and has a loss function."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden = [one(input_ids, attention_mask).last_hidden_state for one in (self.model, self.other)]
+        return (hidden[0] + hidden[1])[:, 0, :CLS]
+
+    def loss_of(self, batch: Any) -> Tensor:
+        return nn.functional.cross_entropy(self(batch["input_ids"], batch["attention_mask"]), batch["labels"] % CLS)
+
+
+def test_a_further_call_of_an_encoder_can_be_shown() -> None:
+    first, second = GlobEncCallback(**QUIET), GlobEncCallback(**QUIET, encoder_call=1)
+    with said() as messages:
+        fit(TwoCalls(), first, second)
+    assert [one.history.about.encoder for one in (first, second)] == ["model", "other"]
+    assert first.state_key != second.state_key
+    assert not torch.allclose(first.history[0].saliency[0], second.history[0].saliency[0])
+    assert any("GlobEncCallback(encoder_call=1)" in message for message in messages)
+
+
+def test_a_further_call_can_be_shown_where_the_module_is_called_itself() -> None:
+    callback = GlobEncCallback(given_batch(), **QUIET, encoder_call=1)
+    with said():
+        fit(TwoCalls(), callback)
+    assert callback.history.about.encoder == "other"
+
+
+def test_a_decision_that_is_not_there_is_told() -> None:
+    for arguments, words in (
+        ({"decision": "absent"}, "decision='absent'"),
+        ({"encoder_call": 3}, "choose from 0 to 0"),
+    ):
+        callback = GlobEncCallback(**QUIET, **arguments)
+        with said() as messages:
+            fit(TwoHeads(), callback)
+        (message,) = messages
+        assert words in message
+        assert callback.history == []
 
 
 class TakesIterators(Steps):

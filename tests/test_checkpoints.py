@@ -25,10 +25,10 @@ from pytorch_lightning.tuner import Tuner
 from torch import Tensor
 from torch.utils.data import Subset
 
-from globenc_lightning import GlobEncCallback, ProbeSet
+from globenc_lightning import METHODS, GlobEncCallback, ProbeSet
 from globenc_lightning.tokenizers import spelling_of
 from tests.neutrality import EveryStep, equal
-from tests.test_callback import MONITORED, assert_same, given_batch, probed_ids
+from tests.test_callback import MONITORED, OWN_FORMS, TakesOwnForm, assert_same, given_batch, in_form, probed_ids
 from tests.training import (
     Album,
     Memory,
@@ -38,6 +38,7 @@ from tests.training import (
     Steps,
     Stream,
     build_trainer,
+    by_hand,
     classifier,
     events,
     fit,
@@ -489,9 +490,47 @@ def test_other_settings_begin_a_new_history_and_say_what_differs(one_epoch: Path
     with said() as messages:
         train([callback], False, one_epoch)
     (message,) = messages
-    assert "readout was 'cls' and is 'mean'" in message
+    assert "readout was 'auto' and is 'mean'" in message
     assert "methods" not in message
     assert [entry.step for entry in callback.history] == [7, 11]
+
+
+def test_a_state_of_the_earlier_default_readout_goes_on_without_a_word(one_epoch: Path, tmp_path: Path) -> None:
+    before, callback = GlobEncCallback(heatmap_examples=0, readout="cls"), GlobEncCallback(heatmap_examples=0)
+    checkpoint = torch.load(one_epoch, weights_only=True)
+    (key,) = [key for key in checkpoint["callbacks"] if key.startswith("GlobEncCallback")]
+    state = checkpoint["callbacks"].pop(key)
+    state["made_of"]["readout"] = "cls"
+    checkpoint["callbacks"][before.state_key] = state
+    torch.save(checkpoint, tmp_path / "earlier.ckpt")
+    with said() as messages:
+        train([callback], False, tmp_path / "earlier.ckpt")
+    assert messages == []
+    assert [entry.step for entry in callback.history] == [0, 3, 7, 11]
+
+
+@pytest.mark.parametrize("form", OWN_FORMS)
+def test_a_training_on_batches_of_any_form_goes_on(form: str, tmp_path: Path) -> None:
+    def training(callbacks: list[pl.Callback], path: Path | None = None, epochs: int = 2) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        module = TakesOwnForm(form=form)
+        trainer = build_trainer(callbacks, max_epochs=epochs, enable_checkpointing=True)
+        trainer.fit(module, **{f"{name}_dataloaders": one for name, one in in_form(form).items()}, ckpt_path=path)
+        return module.state_dict()
+
+    whole, resumed = GlobEncCallback(heatmap_examples=0), GlobEncCallback(heatmap_examples=0)
+    training([whole, ModelCheckpoint(tmp_path / "whole")])
+    training([GlobEncCallback(heatmap_examples=0), ModelCheckpoint(tmp_path / "half", filename="half")], epochs=1)
+    with said() as messages:
+        weights = training([resumed, ModelCheckpoint(tmp_path / "rest")], tmp_path / "half" / "half.ckpt")
+    assert messages == []
+    assert [entry.step for entry in resumed.history] == [entry.step for entry in whole.history] == [0, 1, 3]
+    assert whole.probe is not None
+    assert resumed.probe is not None
+    assert resumed.probe.fingerprint() == whole.probe.fingerprint()
+    for method, rho in by_hand(Steps(), weights, Sentences().first(16), methods=METHODS).items():
+        assert torch.equal(whole.history[1].by_example[method], resumed.history[1].by_example[method])
+        torch.testing.assert_close(resumed.history[-1].by_example[method], rho, rtol=0, atol=1e-6)
 
 
 class HasRate(Steps):

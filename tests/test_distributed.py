@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from globenc_lightning import METHODS, GlobEncCallback
+from globenc_lightning import METHODS, GlobEncCallback, attribute
 from globenc_lightning.processes import sharded_over_processes
 from globenc_lightning.report.dashboard import store
 from tests.training import Sentences, Steps, events, fit, said
@@ -130,6 +130,56 @@ def test_a_model_spread_over_the_processes_by_fsdp2_is_refused_with_one_warning(
         assert one["steps"] == 4
         assert one["history"] == []
         assert one["missing"] == []
+
+
+@pytest.mark.parametrize("case", ["tuples", "dataclasses"])
+def test_batches_of_any_form_have_figures_in_all_processes(case: str, tmp_path: Path) -> None:
+    first, second = run(case, tmp_path)
+    assert [entry["step"] for entry in first["history"]] == [0, 1, 3]
+    assert first["history"] == second["history"]
+    assert first["messages"] == second["messages"] == []
+    # The sampler of two processes shows the first one every second row.
+    assert first["probe"] == second["probe"] == [Sentences(20).ids(index) for index in range(0, 10, 2)]
+    if case == "tuples":
+        module = Steps()
+        torch.manual_seed(0)
+        data = Sentences(20)
+        batch = {key: torch.stack([data.rows[index][key] for index in range(0, 10, 2)]) for key in data.rows[0]}
+        alone = attribute(module, batch, methods=METHODS).correlation
+        for method in METHODS:
+            assert_close(first["history"][0]["by_example"][method], alone[method].tolist(), 1e-5)
+
+
+@pytest.mark.parametrize("case", ["gathers", "gathers_by_torch"])
+def test_a_step_that_waits_for_other_processes_is_refused_in_words(case: str, tmp_path: Path) -> None:
+    first, second = run(case, tmp_path)
+    (message,) = first["messages"]
+    assert "step exchanges tensors with the other processes" in message
+    assert "devices=1" in message
+    for one in (first, second):
+        assert one["steps"] == 4
+        assert one["history"] == []
+        assert one["missing"] == [0, 1, 3]
+
+
+def test_a_decision_that_is_found_in_one_process_alone_is_missing_in_all(tmp_path: Path) -> None:
+    first, second = run("is_not_found", tmp_path)
+    (message,) = first["messages"]
+    assert "in the process of rank 1: " in message
+    assert "ArithmeticError: not here" in message
+    for one in (first, second):
+        assert one["steps"] == 4
+        assert one["history"] == []
+        assert len(one["missing"]) >= 2
+
+
+def test_a_probe_that_does_not_travel_between_processes_is_refused_in_words(tmp_path: Path) -> None:
+    first, second = run("travels_not", tmp_path)
+    (message,) = first["messages"]
+    assert "NoTraveller" in message
+    for one in (first, second):
+        assert one["steps"] == 4
+        assert one["history"] == []
 
 
 def test_a_whole_model_is_not_taken_for_a_spread_one() -> None:

@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from globenc_lightning import GlobEncCallback, analysis
+from globenc_lightning import GlobEncCallback, analysis, planning
 from globenc_lightning.encoder import reading
 from globenc_lightning.errors import OutOfMemoryError, is_out_of_memory
 from globenc_lightning.report import images, publish
@@ -64,7 +64,7 @@ def breaks_backward(logits: Tensor, batch: Any) -> Tensor:
 
 
 ANALYSIS: dict[str, tuple[Any, str] | None] = {
-    "finding the way to call": (analysis, "ways_to_call"),
+    "finding the decision": (planning, "find_decision"),
     "structure pass": (reading, "resolve"),
     "forward": (reading, "layer_weights"),
     "reconstruction": (reading, "reconstruction_error"),
@@ -153,7 +153,7 @@ MESSAGES = {
 
 
 class Cramped:
-    """A forward that has memory for so many tokens at once."""
+    """A forward that has memory for so many tokens at once, where an autograd graph is kept."""
 
     def __init__(self, tokens: int, error: BaseException) -> None:
         self.tokens = tokens
@@ -161,8 +161,9 @@ class Cramped:
         self.sizes: list[int] = []
 
     def __call__(self, module: Any, batch: Any) -> Any:
-        self.sizes.append(batch["input_ids"].numel())
-        if self.sizes[-1] > self.tokens:
+        self.sizes.append(batch["input_ids"].numel() if torch.is_grad_enabled() else 0)
+        # The batch is one that the loader gave: in an evaluation there is memory for it.
+        if torch.is_grad_enabled() and self.sizes[-1] > self.tokens:
             raise self.error
         return module.model(batch["input_ids"], batch["attention_mask"])
 

@@ -1,0 +1,109 @@
+"""What is known of a Trainer and its module: where a loop stands, and what else acts at its hooks."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from globenc_lightning import processes
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+# Lightning gives every callback the module's own methods of these names.
+LENT_BY_TRAINER = ("log", "log_dict")
+# Hooks in which the weights may be exchanged for those that a validation is to see, and whose own of them are known.
+BEFORE_VALIDATION = ("on_validation_model_eval", "on_validation_start", "on_validation_epoch_start")
+KNOWN_SOURCES = ("pytorch_lightning.", "lightning.pytorch.", "globenc_lightning.")
+
+
+@contextmanager
+def without_logging(pl_module: "pl.LightningModule") -> Iterator[None]:
+    """What a module's own forward logs is about the user's batches, not about the probe."""
+    own = {name: vars(pl_module)[name] for name in LENT_BY_TRAINER if name in vars(pl_module)}
+    try:
+        for name in LENT_BY_TRAINER:
+            vars(pl_module)[name] = lambda *args, **kwargs: None
+        yield
+    finally:
+        for name in LENT_BY_TRAINER:
+            vars(pl_module).pop(name, None)
+        vars(pl_module).update(own)
+
+
+def act_as_a_validation_starts(trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> list[str]:
+    """The callbacks, but for Lightning's and ours, and the module, if they do something before its first batch."""
+    return [
+        type(one).__name__
+        for one in [*getattr(trainer, "callbacks", []), pl_module]
+        if not all(_source(one, hook).startswith(KNOWN_SOURCES) for hook in BEFORE_VALIDATION if hasattr(one, hook))
+    ]
+
+
+@contextmanager
+def weights_of_a_validation(trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> Iterator[None]:
+    """Averaged weights where Lightning's averaging would put them for a validation, and the trained ones back."""
+    with ExitStack() as stack:
+        for one in getattr(trainer, "callbacks", []):
+            if _source(one, "on_validation_epoch_start").endswith(".weight_averaging"):
+                one.on_validation_epoch_start(trainer, pl_module)
+                stack.callback(one.on_validation_epoch_end, trainer, pl_module)
+        yield
+
+
+def _source(one: Any, hook: str) -> str:
+    """The module that a hook is written in."""
+    return f"{getattr(getattr(one, hook), '__module__', '')}"
+
+
+def is_alone(trainer: "pl.Trainer") -> bool:
+    """Whether this process is the only one of its training."""
+    return trainer.world_size == 1 or not processes.are_connected()
+
+
+def is_last_batch(trainer: "pl.Trainer") -> bool:
+    """Whether a validation is at its last batch, as far as its loader tells."""
+    loop = trainer.fit_loop.epoch_loop.val_loop if trainer.state.fn == "fit" else trainer.validate_loop
+    return bool(loop.batch_progress.is_last_batch)
+
+
+def logged_step(trainer: "pl.Trainer") -> int:
+    """The step at which Lightning writes a validation's metrics; one less than ``global_step`` under some flags."""
+    return int(getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step))
+
+
+def validation_is_due(trainer: "pl.Trainer") -> bool:
+    """Whether a checkpoint is being written after a training batch and before the validation that follows it."""
+    loop = trainer.fit_loop.epoch_loop
+    batches: Any = loop.batch_progress.total
+    fetcher = getattr(trainer.fit_loop, "_data_fetcher", None)
+    after_a_batch = trainer.training and batches.completed == batches.processed - 1
+    should_validate = getattr(loop, "_should_check_val_fx", None)
+    if not after_a_batch or fetcher is None or should_validate is None or not trainer.enable_validation:
+        return False
+    return bool(should_validate(fetcher))
+
+
+def sanity_check_saw_all(trainer: "pl.Trainer") -> bool:
+    """Whether the sanity check showed every batch of every validation loader."""
+    return all(
+        shown >= there for shown, there in zip(trainer.num_sanity_val_batches, trainer.num_val_batches, strict=True)
+    )
+
+
+def holders(trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> list[Any]:
+    """Where a tokenizer may be kept."""
+    holders: list[Any] = [pl_module, getattr(trainer, "datamodule", None)]
+    for loader in _loaders_within(trainer.val_dataloaders):
+        dataset = getattr(loader, "dataset", None)
+        holders += [getattr(loader, "collate_fn", None), dataset, getattr(dataset, "dataset", None)]
+    return holders
+
+
+def _loaders_within(loaders: Any) -> list[Any]:
+    """The data loaders in lists, mappings and combinations of them."""
+    loaders = getattr(loaders, "iterables", loaders)
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    return (
+        [one for part in loaders for one in _loaders_within(part)] if isinstance(loaders, list | tuple) else [loaders]
+    )

@@ -1,0 +1,60 @@
+"""What somebody who reads the figures of a measurement has to know, in words."""
+
+from collections.abc import Iterator
+
+from globenc_lightning.analysis import Settings
+from globenc_lightning.measurement import Measurement
+
+
+def remarks(measurement: Measurement, settings: Settings, encoder_call: int = 0) -> Iterator[tuple[str, str | None]]:
+    """Everything that is special about a measurement.
+
+    Args:
+        measurement: the figures.
+        settings: what was computed.
+        encoder_call: which call of an encoder is shown.
+
+    Yields:
+        A text, and a name for its kind where texts of one kind differ by their numbers.
+    """
+    for method, summary in measurement.summary().items():
+        undefined = int(summary.undefined[-1])
+        if undefined:
+            yield (
+                f"GlobEncCallback: {undefined} of {len(measurement.predicted)} probe examples have no rank "
+                f"correlation with {method} (a single token, or the same value everywhere); they are left out of "
+                "its mean.",
+                "undefined",
+            )
+            break
+    if measurement.rule == "pre-LN":
+        yield (
+            f"GlobEncCallback: {measurement.encoder} normalises before its sub-layers (pre-LN). The paper treats "
+            "post-LN encoders alone; the figures follow an extension of it.",
+            None,
+        )
+    if settings.readout == "cls" and measurement.readout == "last":
+        yield (
+            f"GlobEncCallback: in {measurement.encoder} no token sees what comes after it, so the first token's "
+            "row tells nothing: the last token's is read (readout='last').",
+            None,
+        )
+    if measurement.head_reads == "other tokens" and measurement.readout == "cls":
+        yield (
+            "GlobEncCallback: the head reads other tokens than the one whose row is compared (mean pooling, say); "
+            "readout='mean' compares the mean of all rows.",
+            None,
+        )
+    if measurement.head_reads == "elsewhere":
+        yield (
+            f"GlobEncCallback: the head does not read the last hidden states of {measurement.encoder}; the figures "
+            "of its last layer are not those that the decision is made of.",
+            None,
+        )
+    if measurement.calls > 1:
+        yield (
+            f"GlobEncCallback: the decision depends on {measurement.calls} calls of an encoder; the figures are "
+            f"those of call {encoder_call} ({measurement.encoder}). To look at another, write "
+            f"GlobEncCallback(encoder_call={(encoder_call + 1) % measurement.calls}).",
+            None,
+        )
