@@ -91,6 +91,9 @@ from globenc_lightning.task.replaying import (
     compare,
     count_labels,
     find_layout,
+    prove_head,
+    prove_rows,
+    prove_units,
     rows_by_digits,
     seen_of,
 )
@@ -136,11 +139,12 @@ class Attributions:
             calls, in call order.
         score: (b,) the score whose gradient the saliency is.
         probability: (b,) of what is predicted; NaN where the decision has none.
-        position: (b,) the token that the decision is read at, where that is one token; else -1.
+        position: (b,) the token that the decision is read at, where that is one token, or that it is about; else -1.
         task: the kind of decision, see :data:`globenc_lightning.task.kinds.SCORES`.
         calls: how many calls of encoders the decision depends on.
         answers: one per example: what is decided, see ``Decision.answers``.
         truths: one per example: what its label says, in the same form; empty where there is none.
+        distance: whether the score of a similarity is a distance, so that less is more alike.
     """
 
     local: dict[str, Tensor]
@@ -169,6 +173,7 @@ class Attributions:
     calls: int = 1
     answers: tuple[tuple[int, ...], ...] = ()
     truths: tuple[tuple[float, ...], ...] = ()
+    distance: bool = False
 
     @property
     def head_reads(self) -> str:
@@ -264,6 +269,9 @@ class Reader:
         replay: the user's own step, run again; None where the model is called itself.
         decisions: for each batch of the probe, what the step decides on it, and which tokens are real.
         chunks: the batches that a probe is analysed in, by the largest number of tokens and the examples.
+        proven: which of these were proven with a second set of weights: a head that begins at zero gives the same on
+            any batch.
+        encoder_call: where the model is called itself: which call of an encoder is shown, the others after it.
     """
 
     model: nn.Module
@@ -281,6 +289,8 @@ class Reader:
     replay: Replay | None = None
     decisions: list[tuple[Decision, Tensor | None]] = field(default_factory=list)
     chunks: dict[tuple[int, tuple[int, ...]], list[Chunk]] = field(default_factory=dict)
+    proven: set[tuple[int, tuple[int, ...]]] = field(default_factory=set)
+    encoder_call: int = 0
 
     @property
     def structure(self) -> Structure | None:
@@ -617,7 +627,8 @@ def find_decision(reader: Reader, chunk: Chunk) -> None:
     replay = _replay_of(reader)
     reader.kernels.clear()
     outputs: Outputs = []
-    search = replay.search(reader.model, outputs)
+    trained = [one for one in reader.model.parameters() if one.requires_grad]
+    search = replay.search(reader.model, outputs, trained)
     batch = _moved(reader, chunk)
 
     def chosen(_: Any) -> int:
@@ -630,10 +641,30 @@ def find_decision(reader: Reader, chunk: Chunk) -> None:
             return search(batch)
 
     with undisturbed(reader.model, parameters_require_grad=True, written=reader.written) as handles:
-        structures, _ = find_structures(reader.model, call, batch.batch, handles, outputs, chosen)
+        structures, ran = find_structures(reader.model, call, batch.batch, handles, outputs, chosen)
+        found = next((one for one in structures if isinstance(one, Structure)), None)
+        task = replay.task
+        if found is not None and task is not None:
+            task = replay.completed(reader.model, found.encoder, found.causal)
+            decision = replay.decided(ran, task.seen.rows, task.seen.tokens, batch.batch)
+            prove_head(ran, task, decision, replay.step.name, trained)
     reader.structures, reader.attention, reader.reads = structures, attention_of(reader.model), None
-    if reader.structure is not None:
-        replay.completed(reader.model, reader.structure.encoder, reader.structure.causal)
+    _refuse_a_teacher(reader, replay)
+
+
+def _refuse_a_teacher(reader: Reader, replay: Replay) -> None:
+    """Prove that the encoder that is shown is trained, if one of those is that the decision depends on."""
+    if replay.task is None or replay.encoder_call:
+        return
+    known = [place for place in replay.task.depends if place < len(reader.structures)]
+    trained = [
+        place for place in known if any(one.requires_grad for one in reader.structures[place].encoder.parameters())
+    ]
+    if trained and replay.task.call not in trained:
+        raise ModelCallError(
+            f"{replay.step.name}: the encoder that would be shown is frozen, and another one that the decision depends "
+            "on is trained."
+        )
 
 
 def evaluate(reader: Reader, chunk: Chunk) -> tuple[Decision, Tensor | None, Tensor | None]:
@@ -688,17 +719,23 @@ def _replayed(reader: Reader, chunk: Chunk, settings: Settings, keep_maps: bool)
         call = calls[0]
         decision = replay.decided(ran, len(call.mask), call.mask.shape[1], batch.batch)
         decision = replace(decision, logits=contexts.in_graph(decision.logits), ends=contexts.in_graph(decision.ends))
+        if not decision.logits.requires_grad:
+            raise CutGraphError(f"the decision of {replay.step.name} is made where gradients are off.")
         if chunk.expected is not None:
             compare(decision, chunk.expected, None, replay.step.name)
-            chunk.expected = None
         if chunk.layout is None:
             chunk.layout = find_layout(replay, decision, chunk, call.last)
-        return _judged(decision, chunk.layout, settings, batch.batch)
+        prove_units(decision, chunk.layout, replay.counts, replay.step.name)
+        judged = _judged(decision, chunk.layout, settings, batch.batch)
+        if decision.kind in BY_TOKEN[:3] and decision.width == call.mask.shape[1]:
+            # A head that reads several tokens still decides about one of them.
+            judged = judged._replace(places=(chunk.layout.units % decision.width).cpu())
+        return judged
 
     batch = _moved(reader, chunk)
     run = _Run(replay.step.name, lambda given: replay.run(reader.model, given), judge)
     found = _connected(reader, run, batch, settings, keep_maps)
-    chunk.weights = batch.weights
+    chunk.weights, chunk.expected = batch.weights, None
     return found
 
 
@@ -736,6 +773,9 @@ def _judged(decision: Decision, layout: Layout, settings: Settings, batch: Any) 
     if rows.dim() == 2:
         place = predicted if settings.target != "label" or labels is None else labels.long().cpu()
         rows = rows.gather(1, place.unsqueeze(1)).squeeze(1)
+    if layout.labelled is not None:
+        # Without a label, nothing is decided.
+        scores = torch.where(layout.labelled.to(device), scores, 0.0 * scores)
     total = decision.logits.sum() if decision.kind == "loss" else scores.sum()
     return _Judged(
         logits=decision.logits[units.to(device)].detach(),
@@ -748,6 +788,8 @@ def _judged(decision: Decision, layout: Layout, settings: Settings, batch: Any) 
         truths=tuple(decision.truths(units.to(device))),
         task=decision.kind,
         one_call=True,
+        apart=decision.kind != "loss" and not callable(settings.target),
+        distance=decision.distance,
     )
 
 
@@ -761,7 +803,13 @@ def _recorded(
             replace(one, span=spans[id(one)]) if isinstance(one, Structure) else one for one in reader.structures
         )
     records = [_record(structure, place, found, special, settings) for place, structure in enumerate(reader.read)]
-    return replace(records[0], others=tuple(records[1:]))
+    number = reader.encoder_call if reader.replay is None else 0
+    if number >= len(records):
+        raise ModelCallError(
+            f"encoder_call={number}: one forward pass calls encoders {len(records)} times; choose from 0 to "
+            f"{len(records) - 1}."
+        )
+    return replace(records.pop(number), others=tuple(records))
 
 
 def _record(
@@ -826,22 +874,24 @@ def _record(
         rule=structure.rule,
         score=judged.scores.detach(),
         probability=judged.probability,
-        position=_positions(head, mask),
+        position=_positions(head, mask, judged.places),
         task=judged.task,
         calls=found.encoder_calls,
         answers=judged.answers,
         truths=judged.truths,
+        distance=judged.distance,
     )
 
 
-def _positions(head: Tensor | None, mask: Tensor) -> Tensor:
-    """The one token that each example's score reads, (b,); -1 where it reads several, or none."""
+def _positions(head: Tensor | None, mask: Tensor, decided: Tensor | None = None) -> Tensor:
+    """The one token that each example's score reads, (b,), or else that it is about; -1 where neither is one."""
+    otherwise = torch.full((len(mask),), -1) if decided is None else decided
     if head is None:
-        return torch.full((len(mask),), -1)
+        return otherwise
     weights = head.masked_fill(~mask, 0.0)
     peak, place = weights.max(1)
     alone = (peak > 0) & (weights.sum(1) <= peak * (1 + 1e-6))
-    return torch.where(alone, place, -1).cpu()
+    return torch.where(alone.cpu(), place.cpu(), otherwise)
 
 
 def effective_readout(structure: Structure, readout: str) -> str:
@@ -864,6 +914,9 @@ class _Judged(NamedTuple):
         truths: one per example: what its label says.
         task: the kind of decision.
         one_call: whether one call of an encoder is looked at, whatever others there are.
+        apart: whether it is to be proven that each score is read from its own row alone.
+        distance: whether the score of a similarity is a distance.
+        places: (n,) the token that each example's decision is about; None where the logits do not tell it.
     """
 
     logits: Tensor
@@ -876,6 +929,9 @@ class _Judged(NamedTuple):
     truths: tuple[tuple[float, ...], ...]
     task: str
     one_call: bool
+    apart: bool = False
+    distance: bool = False
+    places: Tensor | None = None
 
 
 class _Run(NamedTuple):
@@ -1305,7 +1361,10 @@ def _attempt(
             judged = run.judge(result.output, result.calls, contexts)
         sources = [*(call.hidden for call in result.calls), *(call.last for call in result.calls)]
         gradients: tuple[Tensor | None, ...] = tuple(None for _ in sources)
+        prove = None
         if judged.total.requires_grad:
+            if judged.apart and judged.rows is not None and not look:
+                prove = prove_rows(judged.scores, judged.rows, result.calls[0].last)
             with _told("the backward pass from the score to the hidden states"):
                 gradients = torch.autograd.grad(judged.total, sources, allow_unused=True)
         saliency = []
@@ -1323,6 +1382,8 @@ def _attempt(
                 )
             saliency.append(gradient_x_input(working(gradient), working(call_.hidden), call_.mask))
         _refuse_other_rows(judged, result.calls[0], gradients[0])
+        if prove is not None:
+            prove(gradients[len(result.calls)])
     count = reader.replay.task.calls if judged.one_call and reader.replay and reader.replay.task else len(places)
     return _Found(list(collected.values()), saliency, heads, result.calls, judged, count)
 
@@ -1335,7 +1396,7 @@ def _refuse_other_rows(judged: _Judged, call: EncoderCall, gradient: Tensor | No
     known = torch.zeros_like(read)
     known[judged.rows.to(read.device)] = True
     # Another example's text may stand beside an example's own, as the second of a pair.
-    if judged.task != "similarity" and bool((~read & known).any()):
+    if judged.task not in ("similarity", "loss") and bool((~read & known).any()):
         raise ModelCallError("the examples are decided from other texts than when these were found.")
 
 

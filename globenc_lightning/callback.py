@@ -19,7 +19,7 @@ from globenc_lightning import processes, state_keys
 from globenc_lightning.analysis import AUTO, Reader, Settings, Target
 from globenc_lightning.encoder.reading import find_encoders
 from globenc_lightning.encoder.undisturbed import random_states_kept
-from globenc_lightning.errors import GlobEncError, ProbeError, UnsupportedEncoderError, warn
+from globenc_lightning.errors import EmptyProbeError, GlobEncError, ProbeError, UnsupportedEncoderError, warn
 from globenc_lightning.functional import METHODS
 from globenc_lightning.measurement import History, Measurement, about, history_entry, measure, put_together
 from globenc_lightning.planning import find
@@ -28,8 +28,10 @@ from globenc_lightning.report import images, page, publish
 from globenc_lightning.report.dashboard import store
 from globenc_lightning.report.dashboard.records import kept_maps, records
 from globenc_lightning.report.names import class_names
+from globenc_lightning.report.texts import texts_of
+from globenc_lightning.report.verdicts import verdicts
 from globenc_lightning.task.batches import copied, leaves, needs_template, size_of
-from globenc_lightning.task.replaying import Part
+from globenc_lightning.task.replaying import Part, part_of
 from globenc_lightning.task.steps import steps_of
 from globenc_lightning.tokenizers import (
     Shown,
@@ -224,6 +226,7 @@ class GlobEncCallback(Callback):
         self._due_epoch: int | None = None
         self._refused = False
         self._collecting: list[Part] = []
+        self._seen_batches = False
         self._template: Any = None
         self._stored: Mapping[str, Any] | None = None
         self._looked_for_tokenizer = False
@@ -299,7 +302,7 @@ class GlobEncCallback(Callback):
     def on_validation_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Start to collect the probe anew: a sanity check shows the first rows, and the validation shows them again."""
         self._refuse_shards(trainer, pl_module)
-        self._pending, self._analyzed, self._collecting = None, False, []
+        self._pending, self._analyzed, self._collecting, self._seen_batches = None, False, [], False
 
     @override
     def on_validation_batch_start(
@@ -600,8 +603,10 @@ class GlobEncCallback(Callback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, place: int, loader: int
     ) -> None:
         wanted = self._num_examples - sum(part.wanted for part in self._collecting)
-        size = size_of(batch)
-        self._collecting.append(Part(copied(batch), place, loader, wanted if size is None else min(size, wanted)))
+        self._seen_batches = True
+        part = part_of(copied(batch), place, loader, wanted)
+        if part.wanted:
+            self._collecting.append(part)
         if sum(part.wanted for part in self._collecting) >= self._num_examples:
             self._fix_probe(trainer, pl_module)
 
@@ -615,7 +620,7 @@ class GlobEncCallback(Callback):
         """A whole validation has fewer rows than were asked for: take what there is."""
         self._name_given_probe(trainer, pl_module)
         over = not trainer.sanity_checking or _sanity_check_saw_all(trainer)
-        if self.probe is None and over and self._collecting:
+        if self.probe is None and over and self._seen_batches:
             self._note(trainer, self._attempt(lambda: self._fix_probe(trainer, pl_module)))
 
     def _name_given_probe(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -638,6 +643,8 @@ class GlobEncCallback(Callback):
             self.probe = self.probe.with_tokens(tokenizer)
         elif self._collecting:
             self.probe, self._collecting = ProbeSet.from_parts(self._collecting).with_tokens(tokenizer), []
+        else:
+            raise EmptyProbeError("the probe is empty: the validation shows no example with a real token.")
         self._template = None
         if tokenizer is None:
             rank_zero_info("GlobEncCallback: no tokenizer is within reach, so token ids are shown; give tokenizer=.")
@@ -736,7 +743,7 @@ class GlobEncCallback(Callback):
         shares: list[Sequence[int]] = []
         try:
             if self._reader is None:
-                self._reader = Reader(pl_module, self._forward)
+                self._reader = Reader(pl_module, self._forward, encoder_call=self._encoder_call)
             with _without_logging(pl_module):
                 if probe.parts and self._reader.replay is None:
                     probe = self.probe = self._find_decision(pl_module, self._reader, probe)
@@ -776,7 +783,7 @@ class GlobEncCallback(Callback):
         except UnsupportedEncoderError:
             raise
         except GlobEncError as error:
-            assumed = None if self._forward or self._decision or self._encoder_call else _assumed_probe(probe)
+            assumed = None if self._forward or self._decision else _assumed_probe(probe)
             if assumed is None:
                 raise
             self._assumed = str(error)
@@ -859,7 +866,10 @@ class GlobEncCallback(Callback):
         self.history.append(history_entry(measurement, step, trainer.current_epoch if epoch is None else epoch))
         if self.probe is not None:
             origin, call = self._origin(self.probe), self._call_in_words()
-            self.history.about = about(measurement, self.probe, self._settings, origin, call)
+            names = class_names(trainer.lightning_module, measurement.encoder, measurement.task)
+            said = verdicts(measurement, self.probe, names)
+            truths, text = [one.truth for one in said], texts_of(measurement, self.probe).shown
+            self.history.about = about(measurement, self.probe, self._settings, origin, call, truths, text)
         self._say_what_is_special(measurement)
         failure: Exception | None = None
         if trainer.is_global_zero:
@@ -888,7 +898,8 @@ class GlobEncCallback(Callback):
             history = self.history.latest
             drawn = {example: maps for example, maps in measurement.last.items() if example < self._heatmap_examples}
             measurement = replace(measurement, last=drawn)
-            pictures = images.pictures(measurement, self.probe, history, self._missing_steps, self._settings)
+            names = class_names(trainer.lightning_module, measurement.encoder, measurement.task)
+            pictures = images.pictures(measurement, self.probe, history, self._missing_steps, self._settings, names)
             tagged = {self._tag + tag.removeprefix(TAG): picture for tag, picture in pictures.items()}
             publish.log_images(able, tagged, step)
 

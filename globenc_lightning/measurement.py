@@ -4,6 +4,7 @@ Axes: ``b`` example, ``l`` layer, ``q`` token that receives, ``k`` token that is
 """
 
 import os
+import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from globenc_lightning.analysis import Reader, Settings, analyze
+from globenc_lightning.analysis import Attributions, Reader, Settings, analyze
 from globenc_lightning.encoder.calling import LABELS
 from globenc_lightning.errors import OutOfMemoryError, is_out_of_memory
 from globenc_lightning.functional import CorrelationSummary, summarize
 from globenc_lightning.planning import plan
 from globenc_lightning.probe import ProbeSet
-from globenc_lightning.task.kinds import SCORES
+from globenc_lightning.task.batches import leaves
+from globenc_lightning.task.kinds import SCORES, VALUES
+from globenc_lightning.task.replaying import Chunk
 
 HEAD_READS = ("elsewhere", "other tokens", "readout")
 """What a head can be found to read, the strangest first."""
@@ -48,6 +51,10 @@ class Measurement:
         answers: one per example: what is decided: a class, several labels, a span's start and end.
         truths: one per example: what its label says, in the same form; a value's target; empty where there is none.
         ids: one (k,) per example: the token ids that the encoder was called with, or None.
+        values: (b,) the value of a decision that gives one: a regression, a similarity, a loss.
+        chances: one per example: the probability of each of several labels that hold; else empty.
+        distance: whether a similarity is a distance.
+        call: which of several calls of an encoder the figures are of, from 0.
     """
 
     correlation: dict[str, Tensor]
@@ -69,6 +76,31 @@ class Measurement:
     answers: list[tuple[int, ...]] = field(default_factory=list)
     truths: list[tuple[float, ...]] = field(default_factory=list)
     ids: list[Tensor | None] = field(default_factory=list)
+    values: Tensor = field(default_factory=lambda: torch.empty(0))
+    chances: list[tuple[float, ...]] = field(default_factory=list)
+    distance: bool = False
+    call: int = 0
+
+    def answer(self, index: int) -> tuple[int, ...]:
+        """What an example is decided to be."""
+        return self.answers[index] if self.answers else (int(self.predicted[index]),)
+
+    def truth(self, index: int, row: Mapping[str, Any]) -> tuple[float, ...]:
+        """What the data say of an example; its class where the decision itself does not tell a label."""
+        if self.truths and self.truths[index]:
+            return self.truths[index]
+        label = class_of(row) if self.task in ("classification", "binary") else None
+        return () if label is None else (label,)
+
+    def chance(self, index: int) -> tuple[float, ...]:
+        """The probability of what an example is decided to be: one, or that of each of several labels."""
+        if self.task == "multi-label":
+            return self.chances[index] if self.chances else ()
+        return (float(self.probability[index]),)
+
+    def value(self, index: int) -> float:
+        """The value of an example's decision; NaN where it gives none."""
+        return float(self.values[index]) if len(self.values) else float("nan")
 
     def summary(self) -> dict[str, CorrelationSummary]:
         """Mean, spread and counts over the probe set: method -> one number per layer."""
@@ -92,6 +124,10 @@ class HistoryEntry:
         predicted: (b,) index of the predicted class.
         score: (b,) the score whose gradient the saliency is; empty in checkpoints of earlier versions.
         position: one per example: the token that the decision is read at, or None where it is read at several.
+        answers: one per example: what is decided, see :class:`Measurement`; empty in checkpoints of earlier versions.
+        probability: (b,) of what is predicted, NaN where it has none; empty in checkpoints of earlier versions.
+        texts: one number per example that tells its tokens from others: another choice has another text. Empty in
+            checkpoints of earlier versions.
     """
 
     step: int
@@ -106,6 +142,9 @@ class HistoryEntry:
     predicted: Tensor
     score: Tensor = field(default_factory=lambda: torch.empty(0))
     position: list[int | None] = field(default_factory=list)
+    answers: list[tuple[int, ...]] = field(default_factory=list)
+    probability: Tensor = field(default_factory=lambda: torch.empty(0))
+    texts: list[int] = field(default_factory=list)
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "HistoryEntry":
@@ -125,6 +164,9 @@ class HistoryEntry:
             predicted=state["predicted"],
             score=state.get("score", torch.empty(0)),
             position=list(state.get("position", ())),
+            answers=[tuple(one) for one in state.get("answers", ())],
+            probability=state.get("probability", torch.empty(0)),
+            texts=list(state.get("texts", ())),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -140,6 +182,9 @@ class HistoryEntry:
             "predicted": self.predicted,
             "score": self.score,
             "position": list(self.position),
+            "answers": [list(one) for one in self.answers],
+            "probability": self.probability,
+            "texts": list(self.texts),
         }
 
     def __getitem__(self, name: str) -> Any:
@@ -163,6 +208,8 @@ class About:
         origin: where the probe came from, in words.
         tokens: one (k,) per example: what stands at its positions.
         labels: one per example: its class, or None.
+        truths: one per example: what the data say of it, in words; empty in checkpoints of earlier versions.
+        text: which of several texts of an example the figures are of, in words; empty where there is one.
         task: the kind of decision, see :data:`globenc_lightning.task.kinds.SCORES`.
         score: the score that is explained, in words.
         call: what gives the decision, in words.
@@ -182,12 +229,15 @@ class About:
     task: str = "classification"
     score: str = ""
     call: str = ""
+    truths: tuple[str, ...] = ()
+    text: str = ""
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "About":
         """What :meth:`state_dict` was called on."""
         tokens = tuple(tuple(one) for one in state["tokens"])
-        return cls(**{**state, "methods": tuple(state["methods"]), "tokens": tokens, "labels": tuple(state["labels"])})
+        parts = {"methods": tuple(state["methods"]), "tokens": tokens, "labels": tuple(state["labels"])}
+        return cls(**{**state, **parts, "truths": tuple(state.get("truths", ()))})
 
     def state_dict(self) -> dict[str, Any]:
         """Everything in primitives."""
@@ -394,11 +444,12 @@ def _measure(
     answers: list[tuple[int, ...]] = [()] * size
     truths: list[tuple[float, ...]] = [()] * size
     seen: list[Tensor | None] = [None] * size
+    values = torch.full((size,), float("nan"))
+    chances: list[tuple[float, ...]] = [()] * size
     batches = _batches(reader, probe, chosen)
     reader.kernels.keep = len(batches) > 1
     for indices, batch in batches:
-        special = probe.marks_special if probe.parts else probe.special_tokens(indices)
-        found = analyze(reader, batch, settings, keep_maps=False, special_tokens=special)
+        found = analyze(reader, batch, settings, keep_maps=False, special_tokens=_special_tokens(probe, indices, batch))
         for method, rho in found.correlation.items():
             correlation.setdefault(method, rho.new_full((size, rho.shape[1]), float("nan"), device="cpu"))
             correlation[method][indices] = rho.cpu()
@@ -421,6 +472,10 @@ def _measure(
             seen[index] = ids
             answers[index] = found.answers[place] if found.answers else (int(found.predicted[place]),)
             truths[index] = found.truths[place] if found.truths else ()
+            if task == "span":
+                answers[index], truths[index] = (among_real(one, real) for one in (answers[index], truths[index]))
+            chances[index] = chances_of(found, place)
+            values[index] = value_of(found, place)
             at = -1 if found.position is None else int(found.position[place])
             position[index] = int(real[:at].sum()) if at >= 0 else None
             if index in shown:
@@ -447,7 +502,45 @@ def _measure(
         answers,
         truths,
         seen,
+        values,
+        chances,
+        found.distance,
+        reader.replay.encoder_call if reader.replay is not None else 0,
     )
+
+
+def _special_tokens(probe: ProbeSet, indices: Sequence[int], batch: Any) -> Any:
+    """What tells the special tokens of a batch: a function of ids, or (b, s) true for them; None where nothing does."""
+    if not isinstance(batch, Chunk):
+        return probe.special_tokens(indices)
+    if probe.tokenizer is not None:
+        return probe.marks_special
+    named = (leaf for path, leaf in leaves(batch.batch) if path and path[-1] == "special_tokens_mask")
+    marks = next(named, None)
+    return marks[list(batch.kept)] if isinstance(marks, Tensor) and marks.dim() == 2 else None
+
+
+def chances_of(found: Attributions, place: int) -> tuple[float, ...]:
+    """The probability of each of several labels that an example is decided to have; empty for another decision."""
+    if found.task != "multi-label" or found.logits.dim() != 2 or not found.answers:
+        return ()
+    sure = torch.sigmoid(found.logits[place].float())
+    return tuple(float(sure[label]) for label in found.answers[place])
+
+
+def value_of(found: Attributions, place: int) -> float:
+    """The value of an example's decision, where it gives one: a single output, or else the score; else NaN."""
+    if found.task not in VALUES:
+        return float("nan")
+    if found.logits.dim() == 2 and found.logits.shape[1] == 1:
+        return float(found.logits[place, 0])
+    return float("nan") if found.score is None else float(found.score[place])
+
+
+def among_real(span: Sequence[float], real: Tensor) -> tuple[Any, ...]:
+    """A span's first and last token, counted among the real tokens (k,) alone; -1 where it lies on another."""
+    places = real.cumsum(0) - 1
+    return tuple(int(places[int(one)]) if 0 <= one < len(real) and real[int(one)] else -1 for one in span)
 
 
 def _batches(reader: Reader, probe: ProbeSet, chosen: Sequence[int]) -> list[tuple[list[int], Any]]:
@@ -472,6 +565,7 @@ def put_together(shares: Sequence[tuple[Sequence[int], Measurement]]) -> Measure
     rows, saliency, names = list(first.rows), list(first.saliency), list(first.names)
     score, position, ids = first.score.clone(), list(first.position), list(first.ids)
     answers, truths = list(first.answers), list(first.truths)
+    values, chances = first.values.clone(), list(first.chances)
     last: dict[int, dict[str, Tensor]] = {}
     error = first.reconstruction_error
     for chosen, share in shares:
@@ -484,6 +578,8 @@ def put_together(shares: Sequence[tuple[Sequence[int], Measurement]]) -> Measure
             names[index] = share.names[index]
             position[index], ids[index] = share.position[index], share.ids[index]
             answers[index], truths[index] = share.answers[index], share.truths[index]
+            chances[index] = share.chances[index]
+        values[indices] = share.values[indices]
         score[indices] = share.score[indices]
         last |= share.last
         error = torch.maximum(error, share.reconstruction_error)
@@ -504,6 +600,8 @@ def put_together(shares: Sequence[tuple[Sequence[int], Measurement]]) -> Measure
         ids=ids,
         answers=answers,
         truths=truths,
+        values=values,
+        chances=chances,
     )
 
 
@@ -524,10 +622,28 @@ def history_entry(measurement: Measurement, step: int, epoch: int) -> HistoryEnt
         predicted=measurement.predicted,
         score=measurement.score,
         position=list(measurement.position),
+        answers=list(measurement.answers),
+        probability=measurement.probability,
+        texts=[_text_number(measurement, index) for index in range(len(measurement.names))],
     )
 
 
-def about(measurement: Measurement, probe: ProbeSet, settings: Settings, origin: str, call: str = "") -> About:
+def _text_number(measurement: Measurement, index: int) -> int:
+    """A number that tells one text from another: of its token ids, whose names may change with the tokenizer."""
+    ids = measurement.ids[index] if measurement.ids else None
+    parts = measurement.names[index] if ids is None else [str(one) for one in ids.tolist()]
+    return zlib.crc32("\0".join(parts).encode("utf-8", "surrogatepass"))
+
+
+def about(
+    measurement: Measurement,
+    probe: ProbeSet,
+    settings: Settings,
+    origin: str,
+    call: str = "",
+    truths: Sequence[str] = (),
+    text: str = "",
+) -> About:
     """What a measurement is of.
 
     Args:
@@ -536,11 +652,13 @@ def about(measurement: Measurement, probe: ProbeSet, settings: Settings, origin:
         settings: what was computed.
         origin: where the probe came from, in words.
         call: what gives the decision, in words.
+        truths: one per example: what the data say of it, in words.
+        text: which of several texts of an example the figures are of, in words.
 
     Returns:
         All of it, in primitives.
     """
-    score = SCORES[measurement.task] if settings.target == "predicted" else f"target={settings.target_name}"
+    score = score_in_words(measurement.task, settings.target_name, measurement.distance)
     return About(
         encoder=measurement.encoder,
         rule=measurement.rule,
@@ -556,7 +674,16 @@ def about(measurement: Measurement, probe: ProbeSet, settings: Settings, origin:
         task=measurement.task,
         score=score,
         call=call,
+        truths=tuple(truths),
+        text=text,
     )
+
+
+def score_in_words(task: str, target: str, distance: bool = False) -> str:
+    """The score that is explained: that of the kind of decision, or of a target that the user has chosen."""
+    if target == "predicted":
+        return SCORES[task].replace("similarity", "distance") if distance else SCORES[task]
+    return "logit of the label" if target == "label" else f"target={target}"
 
 
 def class_of(row: Mapping[str, Any]) -> int | None:

@@ -48,12 +48,13 @@ def find(
     raise failure or ModelCallError(f"{type(reader.model).__name__} has no validation_step of its own.")
 
 
-def examined(reader: Reader, probe: ProbeSet) -> ProbeSet:
+def examined(reader: Reader, probe: ProbeSet, *, fewer: bool = True) -> ProbeSet:
     """Find what the user's step decides on a probe.
 
     Args:
         reader: the model, with the user's step; takes the decision that is found.
         probe: the examples, in the batches that they came in.
+        fewer: whether examples that are not wanted are left out of the batches, where that changes nothing.
 
     Returns:
         The probe, with as many examples as the step decides on.
@@ -64,16 +65,24 @@ def examined(reader: Reader, probe: ProbeSet) -> ProbeSet:
     if reader.replay is None:
         raise AssertionError("a probe is examined with the step that its batches are of")
     reader.chunks.clear()
+    reader.proven.clear()
     reader.decisions.clear()
     parts = []
     for part in probe.parts:
         if reader.structure is None:
             _find(reader, part)
         decision, _, mask = evaluate(reader, Chunk(part.batch, part, (), ()))
-        part = part._replace(wanted=min(part.wanted, _examples(decision, mask)))
-        part, decision, mask = _smaller(reader, part, decision, mask)
+        part = part._replace(wanted=sum(one < _examples(decision, mask, part) for one in part.chosen))
+        if fewer:
+            part, decision, mask = _smaller(reader, part, decision, mask)
         reader.decisions.append((decision, mask))
         parts.append(part)
+    kinds = {decision.kind for decision, _ in reader.decisions}
+    task = reader.replay.task
+    if len(kinds) > 1 and kinds & set(BY_TOKEN) and task is not None and not task.seen.by_token:
+        # By chance one batch has as many tokens that count as it has texts.
+        reader.replay.task = replace(task, seen=replace(task.seen, by_token=True))
+        return examined(reader, probe, fewer=fewer)
     reader.replay.counts = count_labels([decision for decision, _ in reader.decisions])
     if all(
         one.batch is other.batch and one.wanted == other.wanted for one, other in zip(parts, probe.parts, strict=True)
@@ -92,16 +101,17 @@ def _smaller(
     What is left out needs no place in memory, nor in checkpoints.
     """
     size = size_of(part.batch)
-    wanted = range(part.wanted)
+    wanted = part.chosen
     expected = None if size is None or part.wanted >= size else units_of(decision, wanted, size)
-    if expected is None:
+    if expected is None or not _tells(decision):
         return part, decision, mask
-    fewer = part._replace(batch=rows_of(part.batch, wanted))
+    fewer = part._replace(batch=rows_of(part.batch, wanted), skipped=())
     try:
         found, _, mask_of_fewer = evaluate(reader, Chunk(fewer.batch, fewer, (), ()))
     except GlobEncError:
         return part, decision, mask
-    return (fewer, found, mask_of_fewer) if same(found, expected) else (part, decision, mask)
+    # What the whole batch gave is what the analysis has to give, too.
+    return (fewer, expected, mask_of_fewer) if same(found, expected) else (part, decision, mask)
 
 
 def plan(reader: Reader, probe: ProbeSet, chosen: Sequence[int]) -> list[Chunk]:
@@ -119,13 +129,18 @@ def plan(reader: Reader, probe: ProbeSet, chosen: Sequence[int]) -> list[Chunk]:
         GlobEncError: the step cannot be run, or its encoder cannot be read.
     """
     key = (reader.max_tokens, tuple(chosen))
+    if key in reader.chunks and key not in reader.proven:
+        if not _still_holds(reader, probe, reader.chunks[key]):
+            examined(reader, probe, fewer=False)
+        reader.proven.add(key)
     if key not in reader.chunks:
         if len(reader.decisions) != len(probe.parts):
-            examined(reader, probe)
+            examined(reader, probe, fewer=False)
         first, chunks = 0, []
         for part, (decision, mask) in zip(probe.parts, reader.decisions, strict=True):
-            whole = Chunk(part.batch, part, tuple(range(first, first + part.wanted)), tuple(range(part.wanted)))
-            wanted = [place for place in range(part.wanted) if first + place in chosen]
+            numbers = {place: first + number for number, place in enumerate(part.chosen)}
+            whole = Chunk(part.batch, part, tuple(numbers.values()), tuple(numbers))
+            wanted = [place for place, number in numbers.items() if number in chosen]
             first += part.wanted
             if wanted:
                 chunks += _divided(reader, whole, decision, mask, wanted)
@@ -133,8 +148,36 @@ def plan(reader: Reader, probe: ProbeSet, chosen: Sequence[int]) -> list[Chunk]:
     return reader.chunks[key]
 
 
-def _examples(decision: Decision, mask: Tensor | None) -> int:
+def _still_holds(reader: Reader, probe: ProbeSet, chunks: Sequence[Chunk]) -> bool:
+    """Whether the step still decides the same on the batches of a plan as on the whole, once the weights have moved.
+
+    A head that begins at zero, or one that begins to see the padding, gives the same on any batch at first.
+    """
+    known: dict[int, Decision] = {}
+    for chunk in chunks:
+        place = next((number for number, part in enumerate(probe.parts) if part is chunk.part), None)
+        if place is None:
+            return False
+        if place not in known:
+            known[place] = evaluate(reader, Chunk(chunk.part.batch, chunk.part, (), ()))[0]
+        expected: Decision | None = known[place]
+        if chunk.batch is not chunk.part.batch:
+            size = size_of(chunk.part.batch)
+            if size_of(chunk.batch) != size:
+                first = sum(part.wanted for part in probe.parts[:place])
+                rows = [example - first for example in chunk.examples]
+                expected = None if size is None else units_of(known[place], rows, size)
+            if expected is None or not same(evaluate(reader, chunk)[0], expected):
+                return False
+        chunk.expected = expected
+    return True
+
+
+def _examples(decision: Decision, mask: Tensor | None, part: Part) -> int:
     """How many examples a decision is on."""
+    if decision.kind == "loss" and len(decision.logits) == 1:
+        # One loss of all of them.
+        return part.wanted if mask is None else len(mask)
     if decision.width:
         return len(decision.logits) // decision.width
     return len(decision.logits) if mask is None else len(mask)
@@ -146,7 +189,7 @@ def _find(reader: Reader, part: Part) -> None:
     few = Chunk(part.batch, part, (), ())
     if size is not None and size > 2:
         try:
-            return find_decision(reader, replace(few, batch=rows_of(part.batch, range(2))))
+            return find_decision(reader, replace(few, batch=rows_of(part.batch, (part.chosen * 2)[:2])))
         except GlobEncError:
             # Some steps want the whole batch.
             pass
@@ -158,10 +201,11 @@ def _divided(
 ) -> list[Chunk]:
     """The examples of one batch that are wanted, in batches that are small enough."""
     size = size_of(whole.batch)
+    numbers = dict(zip(whole.kept, whole.examples, strict=True))
     everything = replace(
-        whole, examples=tuple(whole.examples[place] for place in wanted), kept=tuple(wanted), expected=decision
+        whole, examples=tuple(numbers[place] for place in wanted), kept=tuple(wanted), expected=decision
     )
-    if size is None or mask is None:
+    if size is None or mask is None or not _tells(decision):
         return [everything]
     limit = max(1, reader.max_tokens // max(1, mask.shape[1] * max(1, len(mask) // size)))
     pieces = [list(wanted[start : start + limit]) for start in range(0, len(wanted), limit)]
@@ -175,7 +219,7 @@ def _divided(
         piece = replace(
             whole,
             batch=rows_of(whole.batch, rows),
-            examples=tuple(whole.examples[row] for row in rows),
+            examples=tuple(numbers[row] for row in rows),
             kept=tuple(range(len(rows))),
             expected=expected,
         )
@@ -203,6 +247,13 @@ def _trimmed(reader: Reader, chunk: Chunk, mask: Tensor) -> Chunk:
     except GlobEncError:
         return chunk
     return shorter if same(found, chunk.expected) else chunk
+
+
+def _tells(decision: Decision) -> bool:
+    """Whether logits tell one example from another: those of a head that begins at zero prove nothing."""
+    logits = decision.logits.float()
+    spread = (logits - logits.mean(0)).abs().max() if len(logits) > 1 else (logits - logits.mean()).abs().max()
+    return bool(spread > 1e-6 * logits.abs().max().clamp(min=1e-6)) or (len(logits) == 1 and logits.numel() == 1)
 
 
 def units_of(decision: Decision, rows: Sequence[int], size: int) -> Decision | None:

@@ -87,11 +87,19 @@ class ProbeSet:
         Returns:
             The probe set.
         """
-        rows = tuple(
-            {**({} if one is None else {"input_ids": one}), **({} if label is None else {"labels": label})}
-            for one, label in zip(ids, labels, strict=True)
-        )
-        return replace(self, rows=rows, by_token=frozenset({"input_ids"})).with_tokens(self.tokenizer)
+        rows: list[Row] = []
+        # Inference tensors could never take part in a gradient: the clones are made outside that mode.
+        with torch.inference_mode(False), torch.no_grad():
+            for one, label in zip(ids, labels, strict=True):
+                row = {} if one is None else {"input_ids": one.clone(), "attention_mask": torch.ones_like(one)}
+                rows.append(row if label is None else {**row, "labels": label.clone()})
+        fill = getattr(self.tokenizer, "pad_token_id", None)
+        return replace(
+            self,
+            rows=tuple(rows),
+            by_token=frozenset({"input_ids", "attention_mask"}),
+            padding={} if fill is None else {"input_ids": fill},
+        ).with_tokens(self.tokenizer)
 
     @property
     def is_seen(self) -> bool:
@@ -226,7 +234,13 @@ class ProbeSet:
             tuple(state["special"]),
             tuple(state["texts"]),
             tuple(
-                Part(restored(one["batch"], template), one["place"], one["loader"], one["wanted"])
+                Part(
+                    restored(one["batch"], template),
+                    one["place"],
+                    one["loader"],
+                    one["wanted"],
+                    tuple(one.get("skipped", ())),
+                )
                 for one in state.get("parts", ())
             ),
             left=frozenset(state.get("left", ())),
@@ -264,8 +278,7 @@ class ProbeSet:
             "special": list(self.special),
             "texts": [str(text) for text in self.texts],
             "parts": [
-                {"batch": stored(part.batch), "place": part.place, "loader": part.loader, "wanted": part.wanted}
-                for part in self.parts
+                {**part._asdict(), "batch": stored(part.batch), "skipped": list(part.skipped)} for part in self.parts
             ],
             "left": sorted(self.left),
             "widths": [dict(one) for one in self.widths],

@@ -149,11 +149,13 @@ def older_state(
 
 def made_before(states: Mapping[str, Any], name: str, taken: Sequence[str]) -> dict[str, Mapping[str, Any]]:
     """What the states of a class in a checkpoint were made of, but for those that belong to other callbacks."""
+    # To the end: the name of another class may begin with this one's.
+    own = re.compile(f"{prefix(name)}[0-9a-f]{{{DIGITS}}}(_[0-9]+)?")
     return {
         key: state["made_of"]
         for key, state in states.items()
         if isinstance(key, str)
-        and key.startswith(prefix(name))
+        and own.fullmatch(key)
         and key not in taken
         and isinstance(state, Mapping)
         and isinstance(state.get("made_of"), Mapping)

@@ -8,10 +8,11 @@ import random
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -65,7 +66,6 @@ from tests.training import (
 
 QUIET: dict[str, Any] = {"heatmap_examples": 0}
 MONITORED = "globenc/spearman/N-Enc"
-TUPLE_LINE = "forward=lambda module, batch: module(batch['input_ids'], batch['attention_mask'])"
 
 
 @pytest.fixture(autouse=True)
@@ -229,6 +229,73 @@ def test_works_on_other_families_with_rows_padded_to_full_length(family: str, ma
 
 def batch_encoding(rows: Sequence[Row]) -> BatchEncoding:
     return BatchEncoding(default_collate(list(rows)))
+
+
+@dataclass
+class Batch:
+    """A batch of a class of its own."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+
+class Triple(NamedTuple):
+    """A batch as a named tuple."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+
+def in_another_form(form: Callable[..., Any]) -> Callable[[Sequence[Row]], Any]:
+    return lambda rows: form(*as_tuples(rows))
+
+
+OWN_FORMS: dict[str, tuple[Callable[[Sequence[Row]], Any], Callable[[Any], Sequence[Tensor]]]] = {
+    "tuple": (as_tuples, lambda batch: batch),
+    "list": (in_another_form(lambda *parts: list(parts)), lambda batch: batch),
+    "nested mappings": (
+        in_another_form(lambda ids, mask, labels: {"text": {"ids": ids, "real": mask}, "gold": [labels]}),
+        lambda batch: (batch["text"]["ids"], batch["text"]["real"], batch["gold"][0]),
+    ),
+    "dataclass": (in_another_form(Batch), lambda batch: (batch.input_ids, batch.attention_mask, batch.labels)),
+    "named tuple": (in_another_form(Triple), lambda batch: batch),
+    "pairs": (
+        in_another_form(lambda ids, mask, labels: ((ids, mask), labels)),
+        lambda batch: (*batch[0], batch[1]),
+    ),
+}
+"""How a collate function makes a batch of rows, and how a step takes it to pieces: ids, mask, labels."""
+
+
+class TakesOwnForm(Steps):
+    """Takes its batches to pieces in its steps."""
+
+    def loss_of(self, batch: Any) -> Tensor:
+        ids, mask, labels = OWN_FORMS[self.form][1](batch)
+        loss: Tensor = self.model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        return loss
+
+
+def in_form(form: str) -> dict[str, Any]:
+    """Training and validation loaders whose batches have a form."""
+    collate = OWN_FORMS[form][0]
+    return {
+        "train": loader(Sentences(16, seed=1), collate_fn=collate),
+        "val": loader(Sentences(), collate_fn=collate),
+    }
+
+
+@pytest.mark.parametrize("form", OWN_FORMS)
+def test_batches_in_a_form_that_the_step_alone_knows_have_figures(form: str) -> None:
+    snapshots, callback = Snapshots(), GlobEncCallback(**QUIET)
+    with said() as messages:
+        fit(TakesOwnForm(form=form), callback, snapshots, **in_form(form))
+    assert messages == []
+    assert [entry.step for entry in callback.history] == [0, 1]
+    assert probed_ids(callback) == first_ids(Sentences(), 16)
+    assert_figures(callback.history[-1], by_hand(Steps(), snapshots.weights[-1], Sentences().first(16)))
 
 
 VALIDATION_LOADERS: dict[str, Callable[[Sentences], Any]] = {
@@ -715,8 +782,8 @@ def test_no_heatmaps_but_curves_without_heatmap_examples() -> None:
         ({"methods": 3}, "methods"),
         ({"target": "labels"}, "'predicted' or 'label', or give a callable"),
         ({"target": 1}, "'predicted' or 'label', or give a callable"),
-        ({"readout": "first"}, "choose from cls, last, mean"),
-        ({"readout": None}, "choose from cls, last, mean"),
+        ({"readout": "first"}, "choose from auto, cls, last, mean"),
+        ({"readout": None}, "choose from auto, cls, last, mean"),
         ({"normalize": "no"}, "normalize"),
         ({"exclude_special_tokens": "no"}, "exclude_special_tokens"),
         ({"tokenizer": 3}, "must be a Hugging Face tokenizer or the name of one"),
@@ -1168,16 +1235,6 @@ class NanHead(Steps):
 unlabelled = partial(Sentences, labels=False)
 
 TROUBLE: dict[str, tuple[Callable[[], Steps], dict[str, Any], dict[str, Any], type[Exception], str]] = {
-    "tuples": (
-        TakesTuples,
-        {},
-        {
-            "train": loader(Sentences(16), collate_fn=as_tuples),
-            "val": loader(Sentences(), collate_fn=as_tuples),
-        },
-        ProbeError,
-        TUPLE_LINE,
-    ),
     "cannot be called": (NoLogits, {}, {}, ModelCallError, "GlobEncCallback(forward=lambda module, batch: "),
     "no encoder": (NoEncoder, {}, {}, GlobEncError, "no Hugging Face encoder in NoEncoder"),
     "NaN in the encoder": (NanWeights, {}, {}, GlobEncError, "NaN or infinity"),
@@ -1234,22 +1291,11 @@ REFUSED: dict[str, tuple[Callable[[], Steps], dict[str, Any], dict[str, Any], st
     "every analysis fails": (NoEncoder, {}, {}, "no Hugging Face encoder", 0),
     "a forward raises": (Steps, {"forward": lambda module, batch: batch["absent"]}, {}, "forward= raised KeyError", 0),
     "no validation": (Steps, {}, {"limit_val_batches": 0}, "give the Trainer a validation loader", 0),
-    "no mapping": (
-        TakesTuples,
+    "every analysis fails, without a sanity check": (
+        NoEncoder,
         {},
-        {"train": loader(Sentences(16), collate_fn=as_tuples), "val": loader(Sentences(), collate_fn=as_tuples)},
-        TUPLE_LINE,
-        0,
-    ),
-    "no mapping, without a sanity check": (
-        TakesTuples,
-        {},
-        {
-            "train": loader(Sentences(16), collate_fn=as_tuples),
-            "val": loader(Sentences(), collate_fn=as_tuples),
-            "num_sanity_val_steps": 0,
-        },
-        TUPLE_LINE,
+        {"num_sanity_val_steps": 0},
+        "no Hugging Face encoder",
         1,
     ),
     "no tokenizer": (Steps, {"probe": ["a text"]}, {}, "no tokenizer is within reach", 0),
@@ -1368,8 +1414,8 @@ def test_of_two_encoders_the_first_is_looked_at_and_that_is_said_once() -> None:
     with said() as messages:
         fit(module, callback, logger=logger, max_epochs=2)
     (message,) = messages
-    assert "calls an encoder 2 times" in message
-    assert "GlobEncCallback(forward=lambda module, batch: " in message
+    assert "depends on 2 calls of an encoder" in message
+    assert "write GlobEncCallback(encoder_call=1)" in message
     assert [entry.step for entry in callback.history] == [0, 1, 3]
     assert_figures(callback.history[0], expected)
     assert len(logger.tags()) == 5
@@ -1572,12 +1618,7 @@ def test_the_module_is_let_go_after_a_training_that_broke() -> None:
 def test_a_training_that_gave_no_probe_does_not_spoil_the_next() -> None:
     callback = GlobEncCallback(**QUIET)
     with said() as messages:
-        fit(
-            TakesTuples(),
-            callback,
-            train=loader(Sentences(16), collate_fn=as_tuples),
-            val=loader(Sentences(), collate_fn=as_tuples),
-        )
+        fit(Steps(), callback, val=loader(NOTHING_REAL))
         assert callback.history == []
         fit(Steps(), callback)
     assert len(messages) == 1

@@ -705,3 +705,16 @@ def test_tokens_in_the_spelling_of_earlier_versions_are_the_same_tokenizers(tmp_
         assert resumed.probe is not None
         # Text takes the place of the spelling, where the tokenizer is known to be the same.
         assert resumed.probe.tokens == (earlier if told and stored == "earlier" else probe.tokens)
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_training_after_a_resumed_one_begins_anew(epochs: int) -> None:
+    first, resumed = GlobEncCallback(heatmap_examples=0), GlobEncCallback(heatmap_examples=0)
+    fit(Steps(), first, max_epochs=1)
+    resumed.load_state_dict(copy.deepcopy(first.state_dict()))
+    fit(Steps(), resumed, max_epochs=epochs)
+    assert resumed.history.start == 0
+    earlier = len(resumed.history)
+    assert (earlier > len(first.history)) == (epochs > 0)
+    fit(Steps(), resumed, max_epochs=1)
+    assert resumed.history.start == earlier

@@ -167,22 +167,27 @@ def test_keys_tell_classes_settings_and_places_apart() -> None:
 
 def test_an_older_state_is_the_old_key_s_then_that_of_the_same_settings() -> None:
     edited, other = {**MADE_OF, "target_code": "4567"}, {**MADE_OF, "methods": ["W"]}
+
+    def key(name: str, number: int) -> str:
+        return f"{state_keys.prefix(name)}{number:012x}"
+
     states = {
-        "B_1": {"made_of": edited},
-        "A_1": {"made_of": other},
-        "A_2": {"made_of": edited},
-        "A_3": {"made_of": edited},
-        "A_4": "broken",
-        "A_5": {"made_of": None},
+        key("A B", 1): {"made_of": edited},
+        key("B", 1): {"made_of": edited},
+        key("A", 1): {"made_of": other},
+        key("A", 2): {"made_of": edited},
+        key("A", 3): {"made_of": edited},
+        key("A", 4): "broken",
+        key("A", 5): {"made_of": None},
         3: {},
     }
 
     def found(taken: list[str], old_key: str = "A{}") -> str | None:
         return state_keys.older_state(states, "A", MADE_OF, taken, old_key)
 
-    assert found([]) == "A_2"
-    assert found(["A_2"]) == "A_3"
-    assert found(["A_2", "A_3"]) is None
-    assert list(state_keys.made_before(states, "A", ["A_2", "A_3"])) == ["A_1"]
+    assert found([]) == key("A", 2)
+    assert found([key("A", 2)]) == key("A", 3)
+    assert found([key("A", 2), key("A", 3)]) is None
+    assert list(state_keys.made_before(states, "A", [key("A", 2), key("A", 3)])) == [key("A", 1)]
     assert state_keys.older_state({**states, "A{}": {}}, "A", MADE_OF, [], "A{}") == "A{}"
-    assert state_keys.older_state({**states, "A{}": {}}, "A", MADE_OF, ["A{}"], "A{}") == "A_2"
+    assert state_keys.older_state({**states, "A{}": {}}, "A", MADE_OF, ["A{}"], "A{}") == key("A", 2)

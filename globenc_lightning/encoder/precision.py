@@ -117,6 +117,9 @@ class FullPrecision(TorchFunctionMode):
             return self._raise(args[0])
         if func not in _LOOKUPS:
             writes = name in _WRITES or (name.endswith("_") and not name.endswith("__"))
+            if writes and not args:
+                # Initialisations name what they write into.
+                return func(**kwargs)
             if writes and isinstance(args[0], Tensor) and args[0].dtype in LOW:
                 # A table in half precision (running means, say) takes what is written into it as it is itself.
                 lowered = _lowered((args[1:], kwargs), args[0].dtype)

@@ -114,10 +114,20 @@ def as_evaluated(model: nn.Module, written: set[str] | None = None) -> Iterator[
         model: the module.
         written: as for :func:`undisturbed`.
     """
-    with _kept(model, written, set() if written is None else written), ExitStack() as stack:
+    # A train() or eval() of one's own may write into any parameter: adapters are merged into the weights, say.
+    own = any(
+        name in vars(module) or getattr(type(module), name) is not getattr(nn.Module, name)
+        for module in model.modules()
+        for name in ("train", "eval")
+    )
+    with _kept(model, None if own else written, set() if written is None else written) as kept, ExitStack() as stack:
         _enter(stack, model)
         stack.enter_context(torch.no_grad())
-        model.eval()
+        if kept.complete or not own:
+            model.eval()
+        else:
+            for module in model.modules():
+                module.training = False
         yield
 
 
@@ -281,7 +291,13 @@ class _KeptTensor(NamedTuple):
 
 
 class _Kept:
-    """What a model was, and how it is put back: see :func:`_kept`."""
+    """What a model was, and how it is put back: see :func:`_kept`.
+
+    Attributes:
+        modules: every module, also those in attributes.
+        parameters: the model's parameters in floating point.
+        complete: whether every parameter was copied.
+    """
 
     def __init__(self, model: nn.Module, copied: set[str] | None) -> None:
         self.modules: list[nn.Module] = []
@@ -312,6 +328,7 @@ class _Kept:
             size = sum(one.nbytes for one in every.values() if _is_plain(one) and not _is_lazy(one))
             copied = set(every) if size <= MOST_COPIED else set()
         copied = copied | _renormalized(model)
+        self.complete = copied >= set(every)
         self._parameters = {
             name: kept for name, one in every.items() if (kept := _keep(one, name in copied)) is not None
         }

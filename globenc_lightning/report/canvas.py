@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -29,6 +29,10 @@ INK = (32, 36, 42)
 MUTED = (96, 103, 112)
 MISSING = 236
 MISSING_HATCH = 176
+OTHER = (226, 236, 244)
+OTHER_HATCH = (150, 180, 205)
+MARK = (0, 122, 204)
+"""The frame around what was decided: it stands out from all of the colour table, from cream to black."""
 
 MARGIN = 24
 MIN_WIDTH = 560
@@ -297,11 +301,13 @@ def thinned(count: int, pitch: float, room: int) -> list[int]:
 
 
 class Label(NamedTuple):
-    """A rendered text and the pixel of the picture where its upper left corner goes."""
+    """A rendered text, the pixel of the picture where its upper left corner goes, and the row or column it names."""
 
     mask: Picture
     x: int
     y: int
+    row: int | None = None
+    column: int | None = None
 
 
 class ColumnStyle(NamedTuple):
@@ -351,15 +357,21 @@ def column_labels(tokens: Sequence[str], cell: int, left: int, top: int) -> list
     masks = [text_mask(texts[column], size) for column in shown]
     centres = [left + column * cell + (cell - 1) // 2 for column in shown]
     if slope == 0:
-        return [Label(mask, x - mask.shape[1] // 2, top) for mask, x in zip(masks, centres, strict=True)]
+        return [
+            Label(mask, x - mask.shape[1] // 2, top, column=column)
+            for mask, x, column in zip(masks, centres, shown, strict=True)
+        ]
     if slope == 45:
         slanted = [_slanted_mask(texts[column], size, _drawable()) for column in shown]
         lowest = min(end_y for _, _, end_y in slanted)
         return [
-            Label(mask, x - end_x + 3, top + lowest - end_y)
-            for (mask, end_x, end_y), x in zip(slanted, centres, strict=True)
+            Label(mask, x - end_x + 3, top + lowest - end_y, column=column)
+            for (mask, end_x, end_y), x, column in zip(slanted, centres, shown, strict=True)
         ]
-    return [Label(np.rot90(mask), x - mask.shape[0] // 2, top) for mask, x in zip(masks, centres, strict=True)]
+    return [
+        Label(np.rot90(mask), x - mask.shape[0] // 2, top, column=column)
+        for mask, x, column in zip(masks, centres, shown, strict=True)
+    ]
 
 
 def row_labels(texts: Sequence[str], cell: int, right: int, top: int) -> list[Label]:
@@ -370,7 +382,7 @@ def row_labels(texts: Sequence[str], cell: int, right: int, top: int) -> list[La
     labels = []
     for row in thinned(len(texts), cell, room if cell >= room else 2 * room):
         mask = text_mask(texts[row], size)
-        labels.append(Label(mask, right - mask.shape[1], top + row * cell + (cell - 1 - mask.shape[0]) // 2))
+        labels.append(Label(mask, right - mask.shape[1], top + row * cell + (cell - 1 - mask.shape[0]) // 2, row=row))
     return labels
 
 
@@ -389,6 +401,47 @@ def shares(values: NDArray[np.floating]) -> NDArray[np.float64]:
     # Two steps, since the reciprocal of a subnormal largest value overflows.
     part = np.divide(filled, largest, out=np.zeros_like(filled), where=largest > 0)
     return np.where(finite, np.clip(part, 0.0, 1.0), np.nan)
+
+
+def other_hatch(height: int, width: int, top: int = 0) -> Picture:
+    """Return the blue hatch (height, width, 3), the other way round, for a row that is of another text."""
+    picture = np.full((height, width, 3), OTHER, dtype=np.uint8)
+    picture[np.subtract.outer(np.arange(top, top + height), np.arange(width)) % 6 < 2] = OTHER_HATCH
+    return picture
+
+
+def frame(picture: Picture, marks: NDArray[np.bool_], cell_height: int, cell_width: int, left: int, top: int) -> None:
+    """Draw a frame around the marked cells, in place: one around all that touch.
+
+    Args:
+        picture: (height, width, 3).
+        marks: (rows, k) true for the marked cells.
+        cell_height: height of a row in pixels.
+        cell_width: width of a column in pixels.
+        left: x of the first column's left edge.
+        top: y of the first row's upper edge.
+    """
+    padded = np.pad(marks, 1)
+    inner = padded[1:-1, 1:-1]
+    thick = 2 if min(cell_height, cell_width) >= 6 else 1
+    for row, column in zip(*np.nonzero(inner), strict=True):
+        y, x = top + int(row) * cell_height, left + int(column) * cell_width
+        # From the line between two cells to the next.
+        y0, y1, x0, x1 = y - 1, y + cell_height, x - 1, x + cell_width
+        if not padded[row, column + 1]:
+            picture[y0 : y0 + thick, x0:x1] = MARK
+        if not padded[row + 2, column + 1]:
+            picture[y1 - thick : y1, x0:x1] = MARK
+        if not padded[row + 1, column]:
+            picture[y0:y1, x0 : x0 + thick] = MARK
+        if not padded[row + 1, column + 2]:
+            picture[y0:y1, x1 - thick : x1] = MARK
+
+
+def runs(marks: Sequence[bool] | NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """The stretches of true values: the first of each, and the one after its last."""
+    edges = np.flatnonzero(np.diff(np.pad(np.asarray(marks, dtype=np.int8), 1)))
+    return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
 
 
 def hatch(height: int, width: int, top: int = 0) -> Picture:
@@ -464,13 +517,30 @@ def grid_layout(
     )
 
 
-def scale_bar(table: str, label: str, width: int, *, missing: bool) -> Picture:
-    """Draw the colour scale from 0 to 1 with ticks and its name, and the key of the hatch: (height, width, 3)."""
+def scale_bar(
+    table: str, label: str, width: int, *, missing: bool, mark_label: str = "", other_label: str = ""
+) -> Picture:
+    """Draw the colour scale from 0 to 1 with ticks and its name, and the keys of hatches and the frame.
+
+    Args:
+        table: Name of matplotlib's colour table.
+        label: Name of the scale.
+        width: Width in pixels.
+        missing: Whether the hatch of missing values is explained.
+        mark_label: What a framed cell is; no key when empty.
+        other_label: What the other hatch is; no key when empty.
+
+    Returns:
+        The picture (height, width, 3).
+    """
     bar_width, bar_height, gap = 180, 12, 14
     name_left = MARGIN + bar_width + gap
     name = wrap(label, SMALL_SIZE, width - name_left - MARGIN)
     pitch = line_height(SMALL_SIZE) + 2
-    lines = len(name) + missing
+    keys = [("missing", "no value")] if missing else []
+    keys += [("other", other_label)] if other_label else []
+    keys += [("mark", mark_label)] if mark_label else []
+    lines = len(name) + len(keys)
     picture = blank(max(bar_height + 4 + line_height(SMALL_SIZE - 1), lines * pitch) + 12, width)
     ramp = colour_table(table)[np.round(np.linspace(0, 255, bar_width)).astype(np.intp)]
     picture[2 : 2 + bar_height, MARGIN : MARGIN + bar_width] = ramp
@@ -483,10 +553,15 @@ def scale_bar(table: str, label: str, width: int, *, missing: bool) -> Picture:
     for number, line in enumerate(name):
         if line:
             stamp(picture, text_mask(line, SMALL_SIZE), name_left, number * pitch, MUTED)
-    if missing:
-        y = len(name) * pitch
-        picture[y + 2 : y + 2 + bar_height, name_left : name_left + 24] = hatch(bar_height, 24)
-        stamp(picture, text_mask("no value", SMALL_SIZE), name_left + 32, y, MUTED)
+    for number, (kind, text) in enumerate(keys, len(name)):
+        y = number * pitch
+        box = picture[y + 2 : y + 2 + bar_height, name_left : name_left + 24]
+        if kind == "mark":
+            box[:] = MARK
+            box[2:-2, 2:-2] = PAPER
+        else:
+            box[:] = hatch(bar_height, 24) if kind == "missing" else other_hatch(bar_height, 24)
+        stamp(picture, text_mask(text, SMALL_SIZE), name_left + 32, y, MUTED)
     return picture
 
 
@@ -503,6 +578,10 @@ def labelled_grid(
     row_axis: str,
     column_axis: str,
     table: str,
+    marks: NDArray[np.bool_] | None = None,
+    mark_label: str = "",
+    others: Collection[int] = (),
+    other_label: str = "another text",
 ) -> Picture:
     """Draw `values` (rows, k), first row on top, each row as a share of its largest value, with labels all around.
 
@@ -518,26 +597,71 @@ def labelled_grid(
         row_axis: Name of the rows' axis.
         column_axis: Name of the columns' axis.
         table: Name of matplotlib's colour table.
+        marks: (rows, k) true for cells that are framed; none when None.
+        mark_label: What a framed cell is.
+        others: Rows that are of another text than the one whose tokens are written: they are hatched, and told so.
+        other_label: What is written on them, where a row has room for it.
 
     Returns:
         The picture (height, width, 3).
     """
+    marks = np.zeros(values.shape, dtype=bool) if marks is None else marks
+    values = np.where(np.isin(np.arange(len(values)), list(others))[:, None], 0.0, values)
     width = grid_layout(row_texts, tokens, cell_height=cell_height, cell_width=cell_width, top=0).width
     part = shares(values)
     above = np.concatenate(
-        [header(title, subtitle, width), scale_bar(table, scale_label, width, missing=bool(np.isnan(part).any()))]
+        [
+            header(title, subtitle, width),
+            scale_bar(
+                table,
+                scale_label,
+                width,
+                missing=bool(np.isnan(part).any()),
+                mark_label=mark_label if marks.any() else "",
+                other_label=other_label if others else "",
+            ),
+        ]
     )
     layout = grid_layout(row_texts, tokens, cell_height=cell_height, cell_width=cell_width, top=len(above))
     picture = np.concatenate([above, blank(layout.height - len(above), width)])
     painted = cells(part, cell_height, cell_width, table)
+    for row in others:
+        _paint_other(painted, row * cell_height, cell_height, other_label)
     picture[layout.top : layout.top + painted.shape[0], layout.left : layout.left + painted.shape[1]] = painted
-    for mask, x, y in layout.labels:
-        stamp(picture, mask, x, y)
+    frame(picture, marks, cell_height, cell_width, layout.left, layout.top)
+    # Whole rows are framed where each row is a token's own.
+    whole_rows: NDArray[np.bool_] = np.asarray(marks.all(axis=1) & (not marks.all()))
+    columns: NDArray[np.bool_] = np.asarray(marks.any(axis=0) & (not whole_rows.any()))
+    for start, end in runs(columns):
+        _point_down(picture, layout.left + (start + end) * cell_width // 2, layout.top - 3)
+    for label in layout.labels:
+        decided = (label.column is not None and columns[label.column]) or (
+            label.row is not None and whole_rows[label.row]
+        )
+        stamp(picture, label.mask, label.x, label.y, MARK if decided else INK)
     row_name = text_mask(row_axis, SMALL_SIZE)
     # Beside the grid's corner the name would float; it ends at the grid's edge where the labels leave room for that.
     stamp(picture, row_name, max(MARGIN, layout.left - 8 - row_name.shape[1]), layout.row_axis_y, MUTED)
     stamp(picture, text_mask(column_axis, SMALL_SIZE), layout.left, layout.column_axis_y, MUTED)
     return picture
+
+
+def _paint_other(painted: Picture, top: int, height: int, text: str) -> None:
+    """Hatch a row of cells (all rows' height, width, 3) that is of another text, in place."""
+    # The line below the row stays.
+    end = top + height - (height >= 8)
+    painted[top:end] = other_hatch(end - top, painted.shape[1], top)
+    mask = text_mask(text, SMALL_SIZE - 1)
+    if height >= mask.shape[0] and painted.shape[1] >= mask.shape[1] + 12:
+        y = top + (end - top - mask.shape[0]) // 2
+        painted[top:end, 2 : mask.shape[1] + 10] = OTHER
+        stamp(painted, mask, 6, y, INK)
+
+
+def _point_down(picture: Picture, x: int, y: int) -> None:
+    """Draw a small triangle whose lower tip is at x, y: above a column that is too narrow for a frame to be seen."""
+    for line in range(5):
+        picture[max(y - line, 0), max(x - line, 0) : x + line + 1] = MARK
 
 
 def checked_grid(values: object, tokens: Sequence[str], name: str) -> NDArray[np.floating]:

@@ -6,8 +6,9 @@ image that is logged anew at every validation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from globenc_lightning.report import canvas
@@ -22,6 +23,9 @@ def filmstrip(
     title: str,
     subtitle: str = "",
     scale_label: str = "share of the validation's largest value",
+    marked: Sequence[Collection[int]] = (),
+    mark_label: str = "decided token",
+    others: Collection[int] = (),
 ) -> canvas.Picture:
     """Draw one row of token attributions per validation, the newest at the bottom.
 
@@ -36,6 +40,9 @@ def filmstrip(
         title: The picture's title, wrapped where needed.
         subtitle: A second, quieter text; may be empty.
         scale_label: Name of the colour scale.
+        marked: The tokens, counted from 0, that each validation decided about: they are framed. None when empty.
+        mark_label: What a framed token is.
+        others: The rows of validations that another text was shown of (another choice, say). They are hatched.
 
     Returns:
         The picture (height, width, 3).
@@ -47,6 +54,9 @@ def filmstrip(
     values = canvas.checked_grid(rows, tokens, "rows")
     if len(values) != len(steps):
         raise ValueError(f"`rows` has {len(values)} rows for {len(steps)} steps; give one step per row.")
+    marks = np.zeros(values.shape, dtype=bool)
+    for row, places in enumerate(marked):
+        marks[row, [place for place in places if place < len(tokens)]] = row not in others
     return canvas.labelled_grid(
         values,
         [str(int(step)) for step in steps],
@@ -59,4 +69,7 @@ def filmstrip(
         row_axis="step ↓",
         column_axis="token",
         table=TABLE,
+        marks=marks,
+        mark_label=mark_label,
+        others=others,
     )

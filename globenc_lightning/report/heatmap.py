@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from globenc_lightning.report import canvas
@@ -19,6 +20,8 @@ def layers_by_tokens(
     title: str,
     subtitle: str = "",
     scale_label: str = "share of the layer's largest value",
+    marked: Collection[int] = (),
+    mark_label: str = "decided token",
 ) -> canvas.Picture:
     """Draw the rollout's readout row of every layer over the tokens.
 
@@ -31,6 +34,8 @@ def layers_by_tokens(
         title: The picture's title, wrapped where needed.
         subtitle: A second, quieter text; may be empty.
         scale_label: Name of the colour scale.
+        marked: The tokens, counted from 0, that were decided about: their columns are framed.
+        mark_label: What a framed token is.
 
     Returns:
         The picture (height, width, 3). All tokens are labelled up to 128 of them, every m-th beyond that.
@@ -40,6 +45,8 @@ def layers_by_tokens(
     """
     values = canvas.checked_grid(rows, tokens, "rows")
     layers = len(values)
+    marks = np.zeros(values.shape, dtype=bool)
+    marks[:, list(marked)] = True
     cell_width = canvas.cell_width_for(len(tokens))
     return canvas.labelled_grid(
         values[::-1],
@@ -53,6 +60,8 @@ def layers_by_tokens(
         row_axis="layer",
         column_axis="token",
         table=TABLE,
+        marks=marks,
+        mark_label=mark_label,
     )
 
 
@@ -63,6 +72,8 @@ def tokens_by_tokens(
     title: str,
     subtitle: str = "",
     scale_label: str = "share of the row's largest value",
+    marked: Collection[int] = (),
+    mark_label: str = "decided token",
 ) -> canvas.Picture:
     """Draw one layer's map from every attended token to every receiving token.
 
@@ -73,6 +84,8 @@ def tokens_by_tokens(
         title: The picture's title, wrapped where needed.
         subtitle: A second, quieter text; may be empty.
         scale_label: Name of the colour scale.
+        marked: The tokens, counted from 0, that were decided about: their rows are framed.
+        mark_label: What a framed token is.
 
     Returns:
         The picture (height, width, 3). All tokens are labelled up to 128 of them, every m-th beyond that.
@@ -83,6 +96,8 @@ def tokens_by_tokens(
     values = canvas.checked_grid(matrix, tokens, "matrix")
     if values.shape[0] != values.shape[1]:
         raise ValueError(f"`matrix` must have as many receiving as attended tokens, got shape {values.shape}.")
+    marks = np.zeros(values.shape, dtype=bool)
+    marks[list(marked)] = True
     cell = max(1, min(48, max(16, 720 // len(tokens)), 2048 // len(tokens)))
     return canvas.labelled_grid(
         values,
@@ -96,4 +111,6 @@ def tokens_by_tokens(
         row_axis="receiving token ↓",
         column_axis="attended token →",
         table=TABLE,
+        marks=marks,
+        mark_label=mark_label,
     )

@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from globenc_lightning.analysis import TARGETS, Attributions, Settings
-from globenc_lightning.measurement import About, HistoryEntry, Measurement, class_of
+from globenc_lightning.analysis import Attributions, Settings
+from globenc_lightning.measurement import About, HistoryEntry, Measurement, score_in_words
 from globenc_lightning.probe import ProbeSet
 from globenc_lightning.report.canvas import Picture
 from globenc_lightning.report.curves import correlation_by_layer, correlation_over_training, mean_and_interval
 from globenc_lightning.report.filmstrip import filmstrip
 from globenc_lightning.report.heatmap import layers_by_tokens, tokens_by_tokens
+from globenc_lightning.report.texts import texts_of
+from globenc_lightning.report.verdicts import MARKS, marked, verdicts
 
 TAG = "globenc"
 EXTENSION = {"post-LN": "", "pre-LN": " (pre-LN, an extension of the paper)"}
@@ -33,6 +35,7 @@ def pictures(
     history: Sequence[HistoryEntry],
     missing_steps: Sequence[int],
     settings: Settings,
+    class_names: Sequence[str] | None = None,
 ) -> dict[str, Picture]:
     """Draw what one validation found.
 
@@ -42,6 +45,7 @@ def pictures(
         history: all analysed validations, the newest last.
         missing_steps: steps of validations whose analysis failed.
         settings: what was computed.
+        class_names: the model's names of its classes, or None.
 
     Returns:
         Tag -> picture. Attributions are drawn for N-Enc, or the last of the chosen methods.
@@ -49,37 +53,46 @@ def pictures(
     method = drawn_method(settings)
     step = history[-1].step
     drawn: dict[str, Picture] = {}
+    decided = verdicts(measurement, probe, class_names)
+    shown_text = texts_of(measurement, probe).shown
+    mark_label = MARKS.get(measurement.task, "")
     for example, last in measurement.last.items():
         tokens = measurement.names[example]
         rho = float(measurement.correlation[method][example, -1])
-        label = class_of(probe.rows[example])
-        facts = (
-            f"step {step}, predicted class {int(measurement.predicted[example])}"
-            f"{'' if label is None else f' (label {label})'}, "
-            f"ρ with saliency {'undefined' if rho != rho else f'{rho:.2f}'}"
-        )
+        facts = f"step {step}; {decided[example]}; ρ with saliency {'undefined' if rho != rho else f'{rho:.2f}'}"
         how = f"{method}{EXTENSION[measurement.rule]}, {rollout_name(settings)}"
+        read = READOUT_NAMES[measurement.readout] + (f", {shown_text}" if shown_text else "")
         drawn[f"{TAG}/heatmap/layers/example_{example:02d}"] = layers_by_tokens(
             measurement.rows[example][method].numpy(),
             tokens,
             title=f"Example {example}: what each layer's readout is made of",
-            subtitle=f"{how}, {READOUT_NAMES[measurement.readout]}; {facts}",
+            subtitle=f"{how}, {read}; {facts}",
+            marked=decided[example].marked,
+            mark_label=mark_label,
         )
         drawn[f"{TAG}/heatmap/last_layer/example_{example:02d}"] = tokens_by_tokens(
             last[method].numpy(),
             tokens,
             title=f"Example {example}: all tokens at the last layer",
-            subtitle=f"{how}; {facts}",
+            subtitle=f"{how}{f', {shown_text}' if shown_text else ''}; {facts}",
+            marked=decided[example].marked,
+            mark_label=mark_label,
         )
         rows, steps = timeline(history, missing_steps, method, example)
+        others, places = told_apart(history, missing_steps, measurement.task, example)
         drawn[f"{TAG}/filmstrip/example_{example:02d}"] = filmstrip(
             rows,
             tokens,
             steps,
             title=f"Example {example}: the last layer's readout over training",
-            subtitle=f"{how}, {READOUT_NAMES[measurement.readout]}",
+            subtitle=f"{how}, {read}",
+            marked=places,
+            mark_label=mark_label,
+            others=others,
         )
-    compared = what_is_compared(settings, settings.target_name, measurement.rule, measurement.readout)
+    score = score_in_words(measurement.task, settings.target_name, measurement.distance)
+    compared = what_is_compared(settings, target_words(settings.target_name, score), measurement)
+    compared += f"; {shown_text}" if shown_text else ""
     drawn[f"{TAG}/correlation/by_layer"] = correlation_by_layer(
         {name: rho.numpy() for name, rho in measurement.correlation.items()},
         title=f"Correlation of rollout and saliency by layer, step {step}",
@@ -102,23 +115,41 @@ def rollout_name(chosen: Settings | About | Attributions) -> str:
     return "row-normalised rollout" if chosen.normalize else "unnormalised rollout"
 
 
-def target_words(target: str) -> str:
-    """The score that the saliency is taken of, in words; a target that is a callable goes by its name."""
-    return f"{target} class" if target in TARGETS else f"target {target}"
+def target_words(target: str, score: str = "") -> str:
+    """The score that the saliency is taken of, in words; a target that is a callable goes by its name.
+
+    Args:
+        target: the name of the target.
+        score: the score that it is for the kind of decision, in words; empty in what earlier versions kept.
+    """
+    if target == "predicted":
+        return the(score) if score else "the predicted class"
+    return "the logit of the label" if target == "label" else f"the target {target}"
 
 
-def what_is_compared(chosen: Settings | About, target: str, rule: str, readout: str) -> str:
-    """What the correlation is of, in words."""
+def the(score: str) -> str:
+    """A score with its article."""
+    return score if score.startswith("the ") else f"the {score}"
+
+
+def what_is_compared(chosen: Settings | About, target: str, read: Measurement | About) -> str:
+    """What the correlation is of, in words.
+
+    Args:
+        chosen: how the maps were aggregated.
+        target: the score that the saliency is taken of, in words.
+        read: the rule, and which row was read.
+    """
     return (
-        f"{rollout_name(chosen)}{EXTENSION[rule]}, {READOUT_NAMES[readout]}; "
-        f"saliency: L2 gradient × input of the {target_words(target)}"
+        f"{rollout_name(chosen)}{EXTENSION[read.rule]}, {READOUT_NAMES[read.readout]}; "
+        f"saliency: L2 gradient × input of {target}"
     )
 
 
 def timeline(
     history: Sequence[HistoryEntry], missing_steps: Sequence[int], method: str, example: int
 ) -> tuple[NDArray[np.float64], list[int]]:
-    """One row per validation, (n, k), and their steps; a failed one is a row of NaN.
+    """One row per validation, (n, k), and their steps; one that failed, or shows a longer or shorter text, is NaN.
 
     Args:
         history: the analysed validations of one training, at least one.
@@ -132,7 +163,40 @@ def timeline(
     validations = moments(history, missing_steps)
     rows = [None if entry is None else entry.rows[method][example].double().numpy() for _, entry in validations]
     nothing = np.full_like(history[-1].rows[method][example].double().numpy(), np.nan)
-    return np.stack([nothing if row is None else row for row in rows]), [step for step, _ in validations]
+    kept = [nothing if row is None or row.shape != nothing.shape else row for row in rows]
+    return np.stack(kept), [step for step, _ in validations]
+
+
+def told_apart(
+    history: Sequence[HistoryEntry], missing_steps: Sequence[int], task: str, example: int
+) -> tuple[list[int], list[tuple[int, ...]]]:
+    """Which of a timeline's rows are of another text than the newest, and which tokens each row decides about.
+
+    Args:
+        history: the analysed validations of one training.
+        missing_steps: steps of those that failed.
+        task: the kind of decision.
+        example: the example's number.
+
+    Returns:
+        The rows of other texts (another choice of several, say), and one sequence of places per row.
+    """
+    others, places = [], []
+    newest = history[-1]
+    count = len(newest.saliency[example])
+    for row, (_, entry) in enumerate(moments(history, missing_steps)):
+        decided: tuple[int, ...] = ()
+        if entry is not None:
+            # Earlier versions kept neither texts nor answers.
+            length = len(entry.saliency[example])
+            same = not entry.texts or not newest.texts or entry.texts[example] == newest.texts[example]
+            if length != count or not same:
+                others.append(row)
+            else:
+                answer = entry.answers[example] if entry.answers else ()
+                decided = marked(task, answer, entry.position[example] if entry.position else None, length)
+        places.append(decided)
+    return others, places
 
 
 def moments(history: Sequence[HistoryEntry], missing_steps: Sequence[int]) -> list[tuple[int, HistoryEntry | None]]:

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from globenc_lightning.measurement import among_real, chances_of, value_of
 from globenc_lightning.report import canvas
 from globenc_lightning.report.heatmap import TABLE
 from globenc_lightning.report.images import EXTENSION, READOUT_NAMES, rollout_name
+from globenc_lightning.report.verdicts import MARKS, TokenName, Verdict, named_by, verdict
 from globenc_lightning.tokenizers import naming
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ MAX_TOKENS = 128
 TOKEN_LIMIT = 40
 
 _TOKEN = "display:inline-block;margin:1px;padding:0 4px;border-radius:3px;white-space:pre;box-shadow:0 0 0 1px #8888"
+_FRAME = ";outline:2px solid #007acc;outline-offset:1px"
 _ROW = "margin:2px 0;line-height:1.7"
 _NAME = "display:inline-block;min-width:5.5em;opacity:.7"
 _NOTE = "margin:4px 0;opacity:.7"
@@ -73,16 +76,18 @@ def sentences(
     masks = _array(found.attention_mask).astype(bool)
     names = _names(found, masks, tokens)
     rows, saliency = _array(found.rows[method][:, -1]), _array(found.saliency)
-    rho, predicted = _array(found.correlation[method][:, -1]), _array(found.predicted)
+    rho = _array(found.correlation[method][:, -1])
     parts = []
+    token_name = named_by(tokens) if hasattr(tokens, "convert_ids_to_tokens") else None
     for number in range(min(len(masks), max_examples)):
         mask = masks[number]
+        said = _verdict(found, number, mask, names[number], token_name)
         value = "undefined" if np.isnan(rho[number]) else f"{rho[number]:.2f}".replace("-", "−")
         parts.append(
-            f'<div style="margin:10px 0 2px"><b>Example {number}</b> · predicted class {int(predicted[number])} · '
+            f'<div style="margin:10px 0 2px"><b>Example {number}</b> · {escape(str(said))} · '
             f"ρ = {value}</div>"
-            f"{_line(method, rows[number][mask], names[number], max_tokens)}"
-            f"{_line('saliency', saliency[number][mask], names[number], max_tokens)}"
+            f"{_line(method, rows[number][mask], names[number], max_tokens, said.marked)}"
+            f"{_line('saliency', saliency[number][mask], names[number], max_tokens, said.marked)}"
         )
     more = len(masks) - len(parts)
     if more:
@@ -92,21 +97,47 @@ def sentences(
         parts.append(
             f'<div style="{_NOTE}">{further} further call{"s" * (further > 1)} of an encoder: see .others</div>'
         )
+    framed = MARKS.get(found.task, "")
     about = (
         f"{escape(method)}{EXTENSION[found.rule]}, last layer, {rollout_name(found)}, {READOUT_NAMES[found.readout]}; "
         "each row is coloured as a share of its largest value; ρ is Spearman’s with the saliency"
+        f"{f'; framed: {framed}' if framed else ''}"
     )
     return Html(f'<div style="font-size:13px">{"".join(parts)}<div style="{_NOTE}">{about}.</div></div>')
 
 
-def _line(name: str, values: NDArray[Any], names: Sequence[str], max_tokens: int) -> str:
+def _verdict(
+    found: Attributions, number: int, mask: NDArray[np.bool_], tokens: Sequence[str], token_name: TokenName | None
+) -> Verdict:
+    """What an example was decided to be; places are counted among the real tokens."""
+    answer = found.answers[number] if found.answers else (int(found.predicted[number]),)
+    truth = found.truths[number] if found.truths else ()
+    if found.task == "span":
+        answer, truth = (among_real(one, found.attention_mask[number]) for one in (answer, truth))
+    probability = () if found.probability is None else (float(found.probability[number]),)
+    at = -1 if found.position is None else int(found.position[number])
+    return verdict(
+        found.task,
+        answer,
+        truth,
+        chances=chances_of(found, number) if found.task == "multi-label" else probability,
+        value=value_of(found, number),
+        position=int(mask[:at].sum()) if at >= 0 else None,
+        tokens=tokens,
+        token_name=token_name,
+        distance=found.distance,
+    )
+
+
+def _line(name: str, values: NDArray[Any], names: Sequence[str], max_tokens: int, marked: Sequence[int] = ()) -> str:
     share = canvas.shares(values[None])[0]
     index = np.round(np.where(np.isnan(share), 0.0, share) * 255).astype(np.intp)
     colours = canvas.colour_table(TABLE)[index]
     shown = "".join(
-        f'<span style="{_TOKEN};background:{_hex(colour)};color:{_ink(colour)}" title="{part:.2f}">'
+        f'<span style="{_TOKEN}{_FRAME * (place in marked)};background:{_hex(colour)};color:{_ink(colour)}" '
+        f'title="{part:.2f}">'
         f"<bdi>{escape(canvas.visible(token, TOKEN_LIMIT))}</bdi></span>"
-        for token, colour, part in zip(names[:max_tokens], colours, share, strict=False)
+        for place, (token, colour, part) in enumerate(zip(names[:max_tokens], colours, share, strict=False))
     )
     more = len(names) - max_tokens
     rest = f' <span style="opacity:.7">… and {more} more</span>' if more > 0 else ""

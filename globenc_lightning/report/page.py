@@ -22,6 +22,7 @@ MAX_TOKENS = 128
 TOKEN_LIMIT = 80
 MAX_REASONS = 20
 
+_TRUTH = {"regression": "target", "span": "true answer", "multi-label": "labels"}
 _PLAIN = re.compile(r"[\w#.,:;!?/'\"()\[\]{}+=%@$^~*-]+")
 _WORD = re.compile(r"[^\W_]")
 _READABLE = re.compile(r"[^\W_]|[ ,;/'\"%?]")
@@ -58,7 +59,11 @@ def tables(about: About | None, reasons: Sequence[Reason] = ()) -> Tables:
     if about is None:
         return why
     plain = [
-        [str(number), *([] if not _has_labels(about) else [_label(about.labels[number])]), " ".join(map(visible, one))]
+        [
+            str(number),
+            *([] if not _has_labels(about) else [_label(about, number, visible)]),
+            " ".join(map(visible, one)),
+        ]
         for number, one in enumerate(about.tokens[:MAX_EXAMPLES])
     ]
     return {
@@ -131,16 +136,25 @@ def _reasons(reasons: Sequence[Reason], written: Any) -> list[list[str]]:
 
 def _choices(about: About, as_code: Any = code) -> list[tuple[str, str]]:
     extension = EXTENSION[about.rule]
-    target = target_words(about.target) if about.target in TARGETS else f"target {as_code(about.target)}"
+    target = target_words(about.target, about.score)
+    if about.target not in TARGETS:
+        target = f"the target {as_code(about.target)}"
     special = "left out of the correlation" if about.exclude_special_tokens else "counted, as in the paper"
+    # Earlier versions kept no score and knew classifiers alone.
+    decision = [("decision", about.task)] if about.score else []
+    found = [("found in", as_code(about.call))] if about.call else []
+    text = [("text that is shown", as_code(about.text))] if about.text else []
     return [
+        *decision,
+        *found,
         ("encoder", as_code(about.encoder)),
+        *text,
         ("rule", f"{about.rule}, **an extension that is not in the paper**" if extension else "post-LN, the paper's"),
         ("methods", ", ".join(map(as_code, about.methods))),
         ("drawn in the pictures", as_code(drawn_method(about))),
         ("rollout", f"{rollout_name(about)} (normalize={about.normalize})"),
         ("readout", f"{about.readout}: {READOUT_NAMES[about.readout]}"),
-        ("saliency", f"L2 norm of gradient × input; {target}"),
+        ("saliency", f"L2 norm of gradient × input of {target}"),
         ("special tokens", special),
         ("probe", f"{as_code(about.probe)}: {about.origin}"),
     ]
@@ -152,21 +166,25 @@ def _sentences(about: About) -> list[list[str]]:
         shown = " ".join(map(code, tokens[:MAX_TOKENS])) or "no tokens"
         if len(tokens) > MAX_TOKENS:
             shown += f" … and {len(tokens) - MAX_TOKENS} more"
-        label = [_label(about.labels[number])] if _has_labels(about) else []
+        label = [_label(about, number, prose)] if _has_labels(about) else []
         rows.append([str(number), *label, shown])
     return rows
 
 
 def _has_labels(about: About) -> bool:
-    return any(label is not None for label in about.labels)
+    return any(about.truths) or any(label is not None for label in about.labels)
 
 
-def _label(label: int | None) -> str:
+def _label(about: About, number: int, written: Any) -> str:
+    """What the data say of an example; earlier versions kept classes alone."""
+    if about.truths:
+        return written(about.truths[number]) if about.truths[number] else ""
+    label = about.labels[number]
     return "" if label is None else str(label)
 
 
 def _columns(about: About) -> list[str]:
-    return ["example", *(["label"] if _has_labels(about) else []), "tokens"]
+    return ["example", *([_TRUTH.get(about.task, "label")] if _has_labels(about) else []), "tokens"]
 
 
 def _left_out(about: About) -> str:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from globenc_lightning.measurement import About, History
 from globenc_lightning.report import canvas, curves, fonts, images
 from globenc_lightning.report.heatmap import TABLE
+from globenc_lightning.report.verdicts import MARKS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +32,9 @@ KINDS = ("layer", "training")
 _FAMILIES = ["DejaVu Sans", "sans-serif"]
 _GREY = "#ececec"
 _HATCH = "#b0b0b0"
+_OTHER = "#{:02x}{:02x}{:02x}".format(*canvas.OTHER)
+_OTHER_HATCH = "#{:02x}{:02x}{:02x}".format(*canvas.OTHER_HATCH)
+_MARK = "#{:02x}{:02x}{:02x}".format(*canvas.MARK)
 
 
 class Scene(NamedTuple):
@@ -66,14 +70,19 @@ def save_sentence(
         math.nan if entry is None else float(entry.by_example[chosen][example, -1])
         for _, entry in images.moments(history.latest, history.missing_steps)
     ]
+    others, marked = images.told_apart(history.latest, history.missing_steps, about.task, example)
     label = about.labels[example]
+    truth = about.truths[example] if about.truths else "" if label is None else str(label)
+    named = {"regression": "target", "span": "true answer"}.get(about.task, "label")
+    text = f", {about.text}" if about.text else ""
     heading = f"Example {example}: the last layer's readout over training" if title is None else title
     below = (
         f"{chosen}{images.EXTENSION[about.rule]}, {images.rollout_name(about)}, {images.READOUT_NAMES[about.readout]}"
-        f"{'' if label is None else f'; label {label}'}"
+        f"{text}{f'; {named} {truth}' if truth else ''}"
     )
     rewrite = canvas.visible if target.suffix.lower() == ".svg" else _readable
-    return _save(target, dpi, lambda: _strip(rows, tokens, steps, rho, heading, below, rewrite))
+    strip = _Strip(rows, tokens, steps, rho, others, marked, MARKS.get(about.task, ""))
+    return _save(target, dpi, lambda: _strip(strip, heading, below, rewrite))
 
 
 def save_correlation(
@@ -89,7 +98,8 @@ def save_correlation(
     target = _checked_path(path, dpi)
     about = _about(history)
     chosen = list(about.methods) if methods is None else _known_methods(about, methods)
-    compared = images.what_is_compared(about, about.target, about.rule, about.readout)
+    compared = images.what_is_compared(about, images.target_words(about.target, about.score), about)
+    compared += f"; {about.text}" if about.text else ""
     if by == "layer":
         entry = next((one for one in reversed(history.latest) if step is None or one.step == step), None)
         if entry is None:
@@ -147,20 +157,37 @@ def _curves(shown: curves.Curves, title: str, subtitle: str) -> Scene:
     return Scene(figure, [*head.words, *words, *foot.words], [], title)
 
 
-def _strip(
-    rows: NDArray[np.float64],
-    tokens: Sequence[str],
-    steps: Sequence[int],
-    rho: Sequence[float],
-    title: str,
-    subtitle: str,
-    rewrite: Callable[[str, int], str],
-) -> Scene:
-    """Rows (n, k) of attributions as a strip, one per step, with each step's rho at the right."""
+class _Strip(NamedTuple):
+    """What a strip shows.
+
+    Attributes:
+        rows: (n, k) attributions, one row per step; NaN where there are none.
+        tokens: (k,).
+        steps: (n,).
+        rho: (n,) of each step.
+        others: The rows that are of another text than the tokens.
+        marked: One per row: the tokens that are framed.
+        mark_label: What a framed token is.
+    """
+
+    rows: NDArray[np.float64]
+    tokens: Sequence[str]
+    steps: Sequence[int]
+    rho: Sequence[float]
+    others: Sequence[int]
+    marked: Sequence[Sequence[int]]
+    mark_label: str
+
+
+def _strip(strip: _Strip, title: str, subtitle: str, rewrite: Callable[[str, int], str]) -> Scene:
+    """Rows of attributions as a strip, one per step, with each step's rho at the right."""
     from matplotlib.patches import Rectangle
 
+    rows, tokens, steps, rho, others, marked, mark_label = strip
     part = canvas.shares(rows)
+    part[list(others)] = np.nan
     missing: NDArray[np.bool_] = np.asarray(np.isnan(part).all(axis=1))
+    columns = sorted({place for places in marked for place in places})
     cell_width = canvas.cell_width_for(len(tokens))
     cell_height = max(1.0, min(22.0, 640 / len(rows)))
     small, line = canvas.SMALL_SIZE, canvas.line_height(canvas.SMALL_SIZE)
@@ -177,7 +204,11 @@ def _strip(
     width = max(canvas.MIN_WIDTH, right + 10 + max(_width(text, small) for text in ("ρ", *values)) + canvas.MARGIN)
     head = _head(title, subtitle, width)
     scale_top = head.height
-    top = scale_top + 40 + line + 6
+    failed = [row for row in np.flatnonzero(missing) if row not in others]
+    keys = (["no value"] if failed else []) + (["another text"] if others else []) + ([mark_label] if columns else [])
+    # The scale's own numbers leave room for one key beside them.
+    key_pitch = 18
+    top = scale_top + 40 + key_pitch * max(0, len(keys) - 1) + line + 6
     bottom = top + cell_height * len(rows)
     drop = max(span * math.sin(angle) for span in widths.values()) + style.size * math.cos(angle)
     height = round(bottom + 10 + drop + line + canvas.MARGIN - 8)
@@ -200,23 +231,42 @@ def _strip(
     ]
     key = "share of the validation's largest value"
     scale_words.append(curves.Word(key, canvas.MARGIN + 194, scale_top + 8, "left", small, canvas.MUTED))
-    hatched = [
-        (left, top + row * cell_height, right - left - gap_x, cell_height - gap_y) for row in np.flatnonzero(missing)
+    across_all = right - left - gap_x
+    styles = {"no value": (_GREY, _HATCH, "/////"), "another text": (_OTHER, _OTHER_HATCH, "\\\\\\\\\\")}
+    hatched = [("no value", left, top + row * cell_height, across_all, cell_height - gap_y) for row in failed]
+    hatched += [("another text", left, top + row * cell_height, across_all, cell_height - gap_y) for row in others]
+    framed = [
+        (
+            left + start * cell_width - gap_x,
+            top + first * cell_height - gap_y,
+            left + end * cell_width - gap_x,
+            top + last * cell_height - gap_y,
+        )
+        for (first, last), (start, end) in _stretches(marked)
     ]
-    if hatched:
-        hatched.append((canvas.MARGIN + 194, scale_top + 20, 24, 12))
-        scale_words.append(curves.Word("no value", canvas.MARGIN + 226, scale_top + 26, "left", small, canvas.MUTED))
-    for x, y, across, down in hatched:
+    for number, key_name in enumerate(keys):
+        y = scale_top + 20 + key_pitch * number
+        if key_name in styles:
+            hatched.append((key_name, canvas.MARGIN + 194, y, 24, 12))
+        else:
+            framed.append((canvas.MARGIN + 195, y + 1, canvas.MARGIN + 217, y + 11))
+        scale_words.append(curves.Word(key_name, canvas.MARGIN + 226, y + 6, "left", small, canvas.MUTED))
+    for kind, x, y, across, down in hatched:
+        face, edge, pattern = styles[kind]
         patch = Rectangle(
             sheet.at(x, y + down),
             across / width,
             down / height,
-            facecolor=_GREY,
-            edgecolor=_HATCH,
-            hatch="/////",
+            facecolor=face,
+            edgecolor=edge,
+            hatch=pattern,
             linewidth=0,
         )
         sheet.add(patch)
+    for x0, y0, x1, y1 in framed:
+        outline = Rectangle(sheet.at(x0, y1), (x1 - x0) / width, (y1 - y0) / height, facecolor="none", edgecolor=_MARK)
+        outline.set_linewidth(1.2)
+        sheet.add(outline)
 
     words = [*head.words, *scale_words]
     axis_y = round(top - 6 - line / 2)
@@ -235,13 +285,33 @@ def _strip(
     slanted = []
     for column in style.shown:
         centre = left + (column + 0.5) * cell_width - gap_x / 2
-        word = curves.Word(style.texts[column], centre, round(bottom + 8), "right", style.size, canvas.INK)
+        ink = canvas.MARK if column in columns else canvas.INK
+        word = curves.Word(style.texts[column], centre, round(bottom + 8), "right", style.size, ink)
         if style.slope == 0:
             words.append(word._replace(anchor="middle", y=round(bottom + 6 + canvas.line_height(style.size) / 2)))
         else:
             slanted.append((style.slope, word))
     words.append(curves.Word("token", left, height - canvas.MARGIN + 8 - line // 2, "left", small, canvas.MUTED))
     return Scene(sheet.figure, words, slanted, title)
+
+
+def _stretches(marked: Sequence[Sequence[int]]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """The marked places as rectangles, each of neighbouring rows with the same stretch of neighbouring columns.
+
+    Returns:
+        The first row and the one after the last, and the first column and the one after the last.
+    """
+    found: list[tuple[tuple[int, int], tuple[int, int]]] = []
+    open_since: dict[tuple[int, int], int] = {}
+    for row, places in enumerate([*marked, ()]):
+        flags = np.zeros(max(places, default=-1) + 1, dtype=bool)
+        flags[list(places)] = True
+        here = canvas.runs(flags)
+        for columns in [one for one in open_since if one not in here]:
+            found.append(((open_since.pop(columns), row), columns))
+        for columns in here:
+            open_since.setdefault(columns, row)
+    return found
 
 
 class _Sheet:

@@ -4,6 +4,7 @@ A batch is any nesting of mappings, lists, tuples, named tuples and dataclasses,
 it. Nothing in it is known by its name.
 """
 
+import copy
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from globenc_lightning.errors import ProbeError
@@ -19,18 +19,29 @@ from globenc_lightning.errors import ProbeError
 
 def copied(batch: Any) -> Any:
     """A copy of a batch whose tensors are clones on the CPU, made outside of inference mode."""
-
-    def copy(one: Any) -> Any:
-        return one.detach().cpu().clone() if isinstance(one, Tensor) else one.copy()
-
-    with torch.inference_mode(False), torch.no_grad():
-        return apply_to_collection(batch, (Tensor, np.ndarray), copy, allow_frozen=True)
+    return _changed(batch, lambda tensor: tensor.detach().cpu().clone())
 
 
 def moved(batch: Any, device: torch.device) -> Any:
-    """A copy of a batch whose tensors are clones on a device; containers are copies, too, as a step may change them."""
+    """A copy of a batch whose tensors are on a device, made outside of inference mode."""
+    return _changed(batch, lambda tensor: tensor.to(device))
+
+
+def fresh(batch: Any) -> Any:
+    """A copy of a batch where it is: containers and tensors are copies, so that a step may change them."""
+    return _changed(batch, lambda tensor: tensor.clone())
+
+
+def _changed(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of a batch, frozen dataclasses included, with every tensor changed."""
+
+    def change_leaf(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return change(leaf)
+        return leaf.copy() if isinstance(leaf, np.ndarray | list) else leaf
+
     with torch.inference_mode(False), torch.no_grad():
-        return apply_to_collection(batch, Tensor, lambda one: one.to(device).clone(), allow_frozen=True)
+        return _rebuilt(batch, change_leaf)
 
 
 def leaves(batch: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
@@ -53,6 +64,8 @@ def leaves(batch: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, 
 
 def size_of(batch: Any) -> int | None:
     """How many examples a batch holds: the length that most of its tensors and lists have; None where none tells it."""
+    if _is_list_of_examples(batch):
+        return len(batch)
     lengths = [length for _, leaf in leaves(batch) if (length := _length(leaf)) is not None]
     lengths += [len(one) for one in _lists(batch)]
     return Counter(lengths).most_common(1)[0][0] if lengths else None
@@ -68,6 +81,8 @@ def rows_of(batch: Any, rows: Sequence[int]) -> Any:
     Returns:
         A batch of the same form. Whether it means the same is for its user to prove.
     """
+    if _is_list_of_examples(batch):
+        return [_rebuilt(batch[row], lambda leaf: leaf) for row in rows]
     size = size_of(batch)
 
     def cut(leaf: Any) -> Any:
@@ -217,6 +232,18 @@ def _holds_parts(value: Any) -> bool:
     return any(isinstance(one, inner) or dataclasses.is_dataclass(one) for one in value)
 
 
+def _is_list_of_examples(batch: Any) -> bool:
+    """Whether a batch is a list of mappings or dataclasses, one for each example."""
+    return isinstance(batch, list) and len(batch) > 0 and all(_is_example(one) for one in batch)
+
+
+def _is_example(value: Any) -> bool:
+    if not isinstance(value, Mapping) and (not dataclasses.is_dataclass(value) or isinstance(value, type)):
+        return False
+    # One loader's part of a batch that combines several holds many examples.
+    return all(not isinstance(leaf, Tensor) or leaf.dim() < 2 for _, leaf in leaves(value))
+
+
 def _length(leaf: Any) -> int | None:
     if isinstance(leaf, Tensor):
         return len(leaf) if leaf.dim() else None
@@ -228,7 +255,7 @@ def _lists(batch: Any) -> Iterator[list[Any]]:
     if isinstance(batch, Mapping):
         inner: list[Any] = list(batch.values())
     elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        inner = list(vars(batch).values())
+        inner = [getattr(batch, field.name, None) for field in dataclasses.fields(batch)]
     elif _holds_parts(batch):
         inner = list(batch)
         if isinstance(batch, list):
@@ -248,8 +275,11 @@ def _rebuilt(
         return values if type(batch) is dict else _like_mapping(batch, values)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         new = object.__new__(type(batch))
-        for name, value in vars(batch).items():
-            object.__setattr__(new, name, _rebuilt(value, change, change_list))
+        # With slots there is no __dict__, and a class may keep more than its fields.
+        names = dict.fromkeys([*(field.name for field in dataclasses.fields(batch)), *getattr(batch, "__dict__", ())])
+        for name in names:
+            if hasattr(batch, name):
+                object.__setattr__(new, name, _rebuilt(getattr(batch, name), change, change_list))
         return new
     if _holds_parts(batch):
         inner = change_list(batch) if isinstance(batch, list) else batch
@@ -264,4 +294,11 @@ def _like_mapping(batch: Mapping[Any, Any], values: dict[Any, Any]) -> Any:
     try:
         return type(batch)(values)  # type: ignore[call-arg]
     except TypeError:
+        pass
+    try:
+        # A defaultdict is made of more than its entries.
+        like: Any = copy.copy(batch)
+        like.update(values)
+    except (TypeError, AttributeError):
         return values
+    return like

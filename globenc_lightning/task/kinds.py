@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from globenc_lightning.task.watching import LossCall
+from globenc_lightning.task.watching import LossCall, Squashed
 
 SCORES = {
     "classification": "logit of the largest class",
@@ -27,6 +27,9 @@ SCORES = {
     "loss": "the loss",
 }
 """Every kind of decision, and the score that is explained by default, in words."""
+
+VALUES = ("regression", "similarity", "loss")
+"""Kinds that give a value, which is neither right nor wrong."""
 
 BY_TOKEN = ("token classification", "masked token", "next token", "text to text")
 """Kinds that decide once per token, so that one token of each example has to be chosen."""
@@ -72,17 +75,18 @@ class Decision:
         """(n,) the class, label, token, choice or start that is decided for; 1 where a single logit is above 0."""
         logits = self.logits[units].detach()
         if logits.shape[1] == 1:
-            return (logits[:, 0] > 0).long() if self.kind == "binary" else torch.zeros(len(units), dtype=torch.long)
+            yes_or_no = self.kind in ("binary", *BY_TOKEN)
+            return (logits[:, 0] > 0).long() if yes_or_no else torch.zeros(len(units), dtype=torch.long)
         return logits.argmax(1)
 
     def probability(self, units: Tensor) -> Tensor:
         """(n,) the probability of what is predicted: softmax of classes, sigmoid of labels; NaN where there is none."""
         logits = self.logits[units].detach().float()
-        if self.kind == "binary":
+        if self.kind == "binary" or (self.kind in BY_TOKEN and logits.shape[1] == 1):
             return torch.sigmoid(logits[:, 0])
         if self.kind == "multi-label":
             return torch.sigmoid(logits).amax(1)
-        if self.kind in ("regression", "similarity", "loss"):
+        if self.kind in VALUES:
             return torch.full((len(units),), float("nan"))
         found = logits.softmax(1).amax(1)
         if self.kind == "span" and self.ends is not None:
@@ -97,7 +101,7 @@ class Decision:
 
     def answers(self, units: Tensor) -> list[tuple[int, ...]]:
         """What each unit is decided to be: a class, token or choice; every label that holds; a span's start and end."""
-        if self.kind in ("regression", "similarity", "loss"):
+        if self.kind in VALUES:
             return [() for _ in units]
         if self.kind == "multi-label":
             return [tuple(one.nonzero().flatten().tolist()) for one in (self.logits[units].detach() > 0).cpu()]
@@ -122,6 +126,9 @@ class Decision:
             return list(zip(labels.tolist(), self.end_labels.detach().cpu()[units.cpu()].tolist(), strict=True))
         if self.kind == "regression":
             return [(float(one),) for one in labels]
+        if self.kind == "binary":
+            # Smoothed labels are none of 0 and 1.
+            return [(int(one > 0.5),) for one in labels]
         return [(int(one),) for one in labels]
 
     def _partners(self, units: Tensor) -> Tensor:
@@ -142,6 +149,9 @@ class Seen:
         generates: whether a decoder follows it.
         calls: how many calls of encoders the decision depends on.
         mixes: whether one logit compares two texts, and others of its unit compare other texts: similarities.
+        chooses: whether each logit of a unit is read from a text of its own: choices.
+        by_token: whether units are tokens, some of which are of one text; None where the shapes tell it.
+        by_column: whether each logit of a unit is read from a token of its own; None where the shapes tell it.
     """
 
     rows: int
@@ -151,6 +161,9 @@ class Seen:
     generates: bool
     calls: int
     mixes: bool = False
+    chooses: bool | None = None
+    by_token: bool | None = None
+    by_column: bool | None = None
 
 
 def decision_of(losses: Sequence[LossCall], seen: Seen, size: int | None) -> Decision:
@@ -169,14 +182,46 @@ def decision_of(losses: Sequence[LossCall], seen: Seen, size: int | None) -> Dec
     if loss.holds == "classes" and logits.dim() >= 1 and target is not None:
         found = _of_classes(losses, logits, target, seen, size)
     elif loss.holds == "labels":
-        found = _of_labels(logits, target, seen)
+        found = _of_labels(logits, target, seen, size)
     elif loss.holds == "values":
-        found = _of_values(logits, target)
+        # A value that is squeezed into a range is the value all the same.
+        found = _of_values(loss.input, target, seen, size)
     elif loss.holds in ("similarity", "distance", "triplet", "pair"):
         found = _of_pairs(loss)
     else:
         found = None
     return found or Decision("loss", loss.result.reshape(-1, 1))
+
+
+def decision_of_squashed(squashed: Squashed, labels: Tensor | None, seen: Seen, size: int | None) -> Decision | None:
+    """The kind of decision of a loss that a step writes out, told by the logits that it made probabilities of.
+
+    Args:
+        squashed: the logits.
+        labels: what the batch holds under a usual name and in a fitting shape, where the probabilities were not
+            gathered by an index.
+        seen: how the encoder was called.
+        size: the number of examples in the batch, if the batch tells it.
+
+    Returns:
+        The decision; None where logits alone do not tell it (a model that decides per token, and no labels).
+    """
+    logits = squashed.logits
+    if squashed.holds == "labels" or squashed.axis is None:
+        fits = labels is not None and labels.numel() == logits.numel()
+        return _of_labels(logits, labels if fits else None, seen, size)
+    logits = logits.movedim(squashed.axis, -1)
+    units = logits.shape[:-1]
+    # What the batch calls labels tells which do not count; an index to gather by has no such ones.
+    known = [one for one in (labels, squashed.target) if one is not None and one.shape == units]
+    target = known[0] if known else None
+    if logits.dim() == 2 and not seen.by_token:
+        decision = _of_examples(logits, target, seen, size, -100)
+        if decision is not None:
+            return decision
+    if target is None:
+        return None
+    return _by_token(logits.flatten(0, -2), target.flatten(), seen, -100, units[1:].numel() if len(units) > 1 else None)
 
 
 def decision_of_output(
@@ -205,7 +250,7 @@ def decision_of_output(
     if logits.shape[1] == 1:
         kind = "regression" if labels is not None and labels.is_floating_point() else "binary"
         return Decision(kind, logits, labels)
-    if logits.shape[0] * logits.shape[1] == seen.rows and logits.shape[0] != seen.rows:
+    if _chooses(logits, seen):
         return Decision("choice", logits, labels)
     several = labels is not None and labels.is_floating_point() and labels.shape == logits.shape
     return Decision("multi-label" if several else "classification", logits, labels)
@@ -233,18 +278,37 @@ def _of_classes(
         and logits.shape == (seen.rows, seen.tokens) == tuple(other.logits.shape)
         and other.holds == "classes"
         and isinstance(other.target, Tensor)
+        and seen.by_column is not False
     ):
         return Decision("span", logits, target, other.logits, other.target, loss.ignored)
-    units, classes = logits.shape
     if seen.mixes:
-        return Decision("similarity", logits, target, ignored=loss.ignored)
+        return Decision("similarity", loss.unscaled, target, ignored=loss.ignored)
+    if loss.name == "kl_div" and loss.unscaled.shape == logits.shape:
+        # Both models' logits are divided by a temperature, which is none of the student's.
+        logits = loss.unscaled
+    decision = None if seen.by_token else _of_examples(logits, target, seen, size, loss.ignored)
+    return decision or _by_token(logits, target, seen, loss.ignored)
+
+
+def _of_examples(logits: Tensor, target: Tensor | None, seen: Seen, size: int | None, ignored: int) -> Decision | None:
+    """The kind of decision of logits (u, c), where each unit is an example; None where it is a token."""
+    units = len(logits)
+    if seen.mixes:
+        return Decision("similarity", logits, target, ignored=ignored)
     if units == seen.rows:
-        return Decision("classification", logits, target, ignored=loss.ignored)
-    if units * classes == seen.rows and not seen.generates:
-        return Decision("choice", logits, target, ignored=loss.ignored)
+        return Decision("classification", logits, target, ignored=ignored)
+    if _chooses(logits, seen):
+        return Decision("choice", logits, target, ignored=ignored)
     if units == size and seen.rows % units == 0:
-        return Decision("classification", logits, target, ignored=loss.ignored)
-    return _by_token(logits, target, seen, loss.ignored)
+        return Decision("classification", logits, target, ignored=ignored)
+    return None
+
+
+def _chooses(logits: Tensor, seen: Seen) -> bool:
+    """Whether logits (u, c) are choices: each is read from a text of its own."""
+    fits = logits.shape[0] * logits.shape[1] == seen.rows and logits.shape[1] > 1
+    # Two classes of pairs that are encoded in one call have as many texts.
+    return fits and not seen.generates and seen.chooses is not False
 
 
 def _by_token(logits: Tensor, target: Tensor, seen: Seen, ignored: int, inner: int | None = None) -> Decision:
@@ -258,24 +322,35 @@ def _by_token(logits: Tensor, target: Tensor, seen: Seen, ignored: int, inner: i
     return Decision(kind, logits, target if target.dim() == 1 else target.argmax(1), ignored=ignored, width=width)
 
 
-def _of_labels(logits: Tensor, target: Tensor | None, seen: Seen) -> Decision | None:
+def _of_labels(logits: Tensor, target: Tensor | None, seen: Seen, size: int | None) -> Decision | None:
+    flat = None if target is None or target.numel() != logits.numel() else target.reshape(-1)
     if logits.dim() == 0:
         logits = logits.reshape(1)
-    if logits.dim() == 1:
-        return Decision("binary", logits.unsqueeze(1), None if target is None else target.reshape(-1))
-    if logits.dim() == 2 and logits.shape[1] == 1:
-        return Decision("binary", logits, None if target is None else target.reshape(-1))
+    if logits.dim() == 3 and logits.shape[-1] == 1:
+        logits = logits.squeeze(-1)
+    if logits.dim() == 1 or (logits.dim() == 2 and logits.shape[1] == 1):
+        if flat is not None and (seen.by_token or not _is_by_example(len(logits), seen, size)):
+            # One logit per token, of those that count.
+            return _by_token(logits.reshape(-1, 1), flat.long(), seen, -100)
+        return Decision("binary", logits.reshape(-1, 1), flat)
+    if logits.dim() == 2 and seen.by_column and flat is not None and logits.shape == (seen.rows, seen.tokens):
+        return _by_token(logits.reshape(-1, 1), flat.long(), seen, -100, seen.tokens)
     if logits.dim() == 2:
         return Decision("multi-label", logits, target)
-    if logits.dim() == 3 and logits.shape[-1] == 1 and logits.shape[1] == seen.tokens:
+    return None
+
+
+def _is_by_example(units: int, seen: Seen, size: int | None) -> bool:
+    return size is None or units in (seen.rows, size)
+
+
+def _of_values(values: Tensor, target: Tensor | None, seen: Seen, size: int | None) -> Decision | None:
+    if values.dim() > 2 or (values.dim() == 2 and values.shape[1] > 1) or seen.by_token:
         return None
-    return None
-
-
-def _of_values(values: Tensor, target: Tensor | None) -> Decision | None:
-    if values.dim() <= 1 or (values.dim() == 2 and values.shape[1] == 1):
-        return Decision("regression", values.reshape(-1, 1), None if target is None else target.reshape(-1))
-    return None
+    if values.dim() and not _is_by_example(len(values), seen, size):
+        return None
+    fits = target is not None and target.numel() == values.numel()
+    return Decision("regression", values.reshape(-1, 1), target.reshape(-1) if target is not None and fits else None)
 
 
 def _of_pairs(loss: LossCall) -> Decision | None:

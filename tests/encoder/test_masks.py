@@ -82,6 +82,28 @@ def test_the_batch_tells_what_the_encoder_is_not_told() -> None:
 CAUSAL = torch.ones(5, 5).tril().bool()
 
 
+class Deaf(nn.Module):
+    """An encoder that attends to whatever it is given: it is never told the mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = bert()
+        self.head = nn.Linear(32, 3)
+        models.redraw(self.head)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.head(self.encoder(input_ids=input_ids).last_hidden_state[:, 0])
+
+
+def test_padding_that_the_encoder_attends_to_is_text() -> None:
+    model, batch = Deaf().eval(), models.batch((9, 4))
+    found = attribute(model, batch)
+    assert found.attention_mask.sum(1).tolist() == [9, 9]
+    expected = attribute(model, {**batch, "attention_mask": torch.ones_like(batch["attention_mask"])})
+    assert torch.equal(found.rows["N-Enc"], expected.rows["N-Enc"])
+    assert bool((found.rows["N-Enc"][1, :, 4:] > 0).all())
+
+
 def opened(allowed: Tensor) -> Tensor:
     """Rows that see nothing are opened, so that the softmax has something to divide by."""
     return allowed | ~allowed.any(-1, keepdim=True)

@@ -230,6 +230,7 @@ WRITES = {
     "lerp_": lambda table, rows: table.lerp_(rows[0], 0.1),
     "mul_ and add_": lambda table, rows: table.mul_(0.9).add_(rows[1], alpha=0.1),
     "out": lambda table, rows: torch.add(rows[:1], rows[1:], out=table[:1]),
+    "initialisation": lambda table, rows: nn.init.kaiming_uniform_(tensor=table),
 }
 
 

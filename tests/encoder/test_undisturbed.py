@@ -2,6 +2,7 @@ import functools
 import pickle
 import random
 import types
+import warnings
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -700,6 +701,48 @@ def test_a_parameter_that_a_forward_writes_into_for_the_first_time_later_is_told
     before = model.prototypes.detach().clone()
     attributed(model)
     assert torch.equal(model.prototypes, before)
+
+
+class Merges(nn.Linear):
+    """A head whose adapter is merged into its weight for an evaluation."""
+
+    def __init__(self, by_data: bool) -> None:
+        super().__init__(32, 3)
+        self.by_data, self.merged = by_data, False
+        self.down, self.up = nn.Parameter(torch.randn(2, 32)), nn.Parameter(torch.randn(3, 2))
+
+    def train(self, mode: bool = True) -> "Merges":
+        super().train(mode)
+        if mode == self.merged:
+            added = (self.up @ self.down).detach() * (-1 if mode else 1)
+            if self.by_data:
+                self.weight.data += added
+            else:
+                with torch.no_grad():
+                    self.weight += added
+            self.merged = not mode
+            Tally.calls += 1
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.merged else super().forward(x) + x @ self.down.T @ self.up.T
+
+
+@pytest.mark.parametrize("most", [undisturbed_module.MOST_COPIED, 100])
+@pytest.mark.parametrize("by_data", [True, False])
+def test_weights_into_which_eval_merges_are_put_back(by_data: bool, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(undisturbed_module, "MOST_COPIED", most)
+    monkeypatch.setattr(Tally, "calls", 0)
+    model = models.build("bert")
+    model.classifier = Merges(by_data).to(model.dtype)
+    model.train()
+    before = picture(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attributed(model)
+    assert picture(model) == before
+    # Where there is no room for copies, nothing is merged.
+    assert (Tally.calls > 0) == (most > 100)
 
 
 def test_as_evaluated_is_the_users_own_evaluation() -> None:

@@ -143,7 +143,7 @@ def test_column_labels_neither_overlap_nor_leave_their_column(cell: int, count: 
     tokens = [NASTY[i % len(NASTY)] if i % 3 else "##overwhelming" for i in range(count)]
     labels = canvas.column_labels(tokens, cell, 400, 10)
     cover = np.zeros((400, 400 + cell * count + 200), dtype=np.int64)
-    for mask, x, y in labels:
+    for mask, x, y, *_ in labels:
         assert x >= 0
         assert y >= 10
         cover[y : y + mask.shape[0], x : x + mask.shape[1]] += np.asarray(mask) > 100
@@ -155,7 +155,7 @@ def test_column_labels_lie_flat_where_they_fit_and_end_under_their_cell() -> Non
     flat = canvas.column_labels(["a", "[CLS]"], 56, 0, 0)
     assert [label.mask.shape[0] for label in flat] == [canvas.line_height(canvas.TEXT_SIZE)] * 2
     slanted = canvas.column_labels(["overwhelming"] * 5, 30, 300, 0)
-    for number, (mask, x, y) in enumerate(slanted):
+    for number, (mask, x, y, *_) in enumerate(slanted):
         ys, xs = np.nonzero(np.asarray(mask) > 100)
         assert abs(x + xs.max() - (300 + 30 * number + 15)) < 10
         assert y + ys.min() < 10

@@ -121,7 +121,7 @@ def test_labels_stay_off_the_cells(layouts: list[tuple[canvas.GridLayout, int, i
     for count in (1, 8, 30, 128):
         heatmap.tokens_by_tokens(np.ones((count, count)), tokens_of(count), title="t")
         layout, height, _ = layouts[-1]
-        for mask, x, y in layout.labels:
+        for mask, x, y, *_ in layout.labels:
             assert x + mask.shape[1] <= layout.left or y >= layout.top + count * height
 
 

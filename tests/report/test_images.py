@@ -18,6 +18,7 @@ from globenc_lightning.report.images import drawn_method, pictures, rollout_name
 RHO, TIMES = "\N{GREEK SMALL LETTER RHO}", "\N{MULTIPLICATION SIGN}"
 LENGTHS = (5, 3, 8)
 LAYERS = 4
+PREDICTED = "step 12; predicted class 1 (softmax 0.50)"
 
 
 def probe(labels: Any = None) -> ProbeSet:
@@ -88,7 +89,7 @@ def test_heatmaps_show_the_rows_and_the_last_map_and_say_what_they_are() -> None
     found = measured()
     found.correlation["N-Enc"][2, -1] = 0.456
     drawn = drawn_of(found)
-    facts = f"step 12, predicted class 2, {RHO} with saliency 0.46"
+    facts = f"step 12; predicted class 2 (softmax 0.70); {RHO} with saliency 0.46"
     assert same(
         drawn["globenc/heatmap/layers/example_02"],
         layers_by_tokens(
@@ -123,7 +124,7 @@ def test_the_method_that_is_drawn(methods: tuple[str, ...], drawn: str) -> None:
             found.last[0][drawn].numpy(),
             probe().tokens[0],
             title="Example 0: all tokens at the last layer",
-            subtitle=f"{drawn}, unnormalised rollout; step 12, predicted class 1, {RHO} with saliency {rho:.2f}",
+            subtitle=f"{drawn}, unnormalised rollout; {PREDICTED}; {RHO} with saliency {rho:.2f}",
         ),
     )
 
@@ -138,7 +139,7 @@ def test_the_method_that_is_drawn(methods: tuple[str, ...], drawn: str) -> None:
     ids=str,
 )
 def test_the_settings_are_written_on_the_pictures(settings: Settings, how: str) -> None:
-    found = measured(readout=settings.readout)
+    found = measured(readout="cls" if settings.readout == "auto" else settings.readout)
     drawn = drawn_of(found, settings)
     assert how.startswith(rollout_name(settings))
     assert same(
@@ -156,7 +157,7 @@ def test_the_settings_are_written_on_the_pictures(settings: Settings, how: str) 
         correlation_by_layer(
             {method: rho.numpy() for method, rho in found.correlation.items()},
             title="Correlation of rollout and saliency by layer, step 12",
-            subtitle=f"{how}; saliency: L2 gradient {TIMES} input of the predicted class",
+            subtitle=f"{how}; saliency: L2 gradient {TIMES} input of the logit of the largest class",
         ),
     )
 
@@ -186,8 +187,8 @@ def test_an_extension_of_the_paper_is_called_so() -> None:
             found.last[0]["N-Enc"].numpy(),
             probe().tokens[0],
             title="Example 0: all tokens at the last layer",
-            subtitle="N-Enc (pre-LN, an extension of the paper), unnormalised rollout; step 12, predicted class 1, "
-            f"{RHO} with saliency {rho:.2f}",
+            subtitle="N-Enc (pre-LN, an extension of the paper), unnormalised rollout; "
+            f"{PREDICTED}; {RHO} with saliency {rho:.2f}",
         ),
     )
     usual = drawn_of(measured())
@@ -198,7 +199,7 @@ def margin(logits: Tensor, batch: Any) -> Tensor:
     return logits[:, 0]
 
 
-@pytest.mark.parametrize(("target", "name"), [("label", "label class"), (margin, "target margin")])
+@pytest.mark.parametrize(("target", "name"), [("label", "logit of the label"), (margin, "target margin")])
 def test_the_target_is_written_on_the_curves(target: Any, name: str) -> None:
     found = measured()
     expected = correlation_by_layer(
@@ -212,7 +213,7 @@ def test_the_target_is_written_on_the_curves(target: Any, name: str) -> None:
 @pytest.mark.parametrize(
     ("labels", "text"),
     [
-        (torch.tensor([2, 1, 0]), " (label 2)"),
+        (torch.tensor([2, 1, 0]), ", label 2: wrong"),
         (torch.tensor([0.5, 1.5, 2.5]), ""),
         (torch.tensor([[0, 1], [1, 0], [1, 1]]), ""),
     ],
@@ -227,7 +228,7 @@ def test_a_class_label_is_written_beside_the_predicted_class(labels: Tensor, tex
             found.last[0]["N-Enc"].numpy(),
             probe().tokens[0],
             title="Example 0: all tokens at the last layer",
-            subtitle=f"N-Enc, unnormalised rollout; step 12, predicted class 1{text}, {RHO} with saliency -0.50",
+            subtitle=f"N-Enc, unnormalised rollout; {PREDICTED}{text}; {RHO} with saliency -0.50",
         ),
     )
 
@@ -241,7 +242,7 @@ def test_an_undefined_correlation_is_called_so() -> None:
             found.last[0]["N-Enc"].numpy(),
             probe().tokens[0],
             title="Example 0: all tokens at the last layer",
-            subtitle=f"N-Enc, unnormalised rollout; step 12, predicted class 1, {RHO} with saliency undefined",
+            subtitle=f"N-Enc, unnormalised rollout; {PREDICTED}; {RHO} with saliency undefined",
         ),
     )
 
@@ -303,7 +304,8 @@ def test_curves_over_training_have_a_gap_at_failed_validations(missing: tuple[in
         means,
         spread=spread,
         title="Correlation of rollout and saliency over training",
-        subtitle=f"unnormalised rollout, first token's row; saliency: L2 gradient {TIMES} input of the predicted class",
+        subtitle=f"unnormalised rollout, first token's row; saliency: L2 gradient {TIMES} input of the logit of the "
+        "largest class",
     )
     drawn = pictures(found[-1], probe(), history, missing, Settings(METHODS))
     assert same(drawn["globenc/correlation/over_training"], expected)

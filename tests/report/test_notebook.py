@@ -94,10 +94,10 @@ def test_the_last_layer_stands_beside_the_saliency_in_its_own_colours() -> None:
         assert backgrounds(row) == expected(made.rows["N-Enc"][number, -1][mask].double().numpy())
         assert backgrounds(saliency) == expected(made.saliency[number][mask].double().numpy())
         rho = float(made.correlation["N-Enc"][number, -1])
-        assert (
-            f"Example {number} · predicted class {int(made.predicted[number])} · ρ = {rho:.2f}".replace("= -", "= −")
-            in page.text
-        )
+        answer, label = int(made.predicted[number]), int(made.truths[number][0])
+        said = f"Example {number} · predicted class {answer} (softmax {float(made.probability[number]):.2f}), "
+        said += f"label {label}: {'right' if answer == label else 'wrong'} · ρ = {rho:.2f}".replace("= -", "= −")
+        assert said in page.text
     assert "N-Enc, last layer, unnormalised rollout, first token's row" in page.text
 
 

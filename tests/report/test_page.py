@@ -90,7 +90,7 @@ def test_the_choices_are_all_there() -> None:
         ["drawn in the pictures", "N-Enc"],
         ["rollout", "unnormalised rollout (normalize=False)"],
         ["readout", "cls: first token's row"],
-        ["saliency", "L2 norm of gradient \N{MULTIPLICATION SIGN} input; predicted class"],
+        ["saliency", "L2 norm of gradient \N{MULTIPLICATION SIGN} input of the predicted class"],
         ["special tokens", "counted, as in the paper"],
         ["probe", "0123456789ab: the first 2 examples that the validation showed"],
     ]
@@ -101,6 +101,37 @@ def test_the_choices_are_all_there() -> None:
     ]
     assert shown.code[11] == ["[CLS]", "a", "##ing", "[SEP]"]
     assert set(shown.tags) == {"p", "strong", "table", "thead", "tbody", "tr", "th", "td", "code"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "column"),
+    [
+        (
+            {"task": "regression", "score": "the value", "call": "validation_step: mse_loss", "truths": ("0.5", "")},
+            {"decision": "regression", "saliency": "the value", "found in": "validation_step: mse_loss"},
+            ["target", "0.5", ""],
+        ),
+        (
+            {"task": "span", "score": "largest start logit + largest end logit", "truths": ("“a|b”, token 2", "")},
+            {"decision": "span", "saliency": "the largest start logit + largest end logit"},
+            ["true answer", "“a|b”, token 2", ""],
+        ),
+        (
+            {"task": "similarity", "score": "similarity", "text": "text 2 of 2, <b>", "labels": (None, None)},
+            {"decision": "similarity", "text that is shown": "text 2 of 2, <b>"},
+            None,
+        ),
+    ],
+    ids=["regression", "span", "pair"],
+)
+def test_the_decision_is_told_in_words(changes: dict[str, Any], rows: dict[str, str], column: list[str] | None) -> None:
+    shown = rendered(page.markdown(about(**changes))).rows
+    told = {row[0]: row[1] for row in shown}
+    for name, text in rows.items():
+        assert told[name].endswith(text)
+    assert [row[1] for row in shown[-3:]] == column if column else shown[-3] == ["example", "tokens"]
+    (columns, plain) = page.tables(about(**changes))["probe"]
+    assert [columns[1], *(row[1] for row in plain)] == column if column else list(columns) == ["example", "tokens"]
 
 
 def test_other_choices_are_told() -> None:
@@ -209,7 +240,7 @@ def test_plain_tables() -> None:
     assert columns == ("choice", "value")
     assert dict(rows)["encoder"] == "model.bert"
     assert dict(rows)["rule"] == "pre-LN, an extension that is not in the paper"
-    assert dict(rows)["saliency"] == "L2 norm of gradient \N{MULTIPLICATION SIGN} input; predicted class"
+    assert dict(rows)["saliency"] == "L2 norm of gradient \N{MULTIPLICATION SIGN} input of the predicted class"
 
 
 def test_the_page_goes_through_an_event_file(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_curves_name_their_methods_and_values(tmp_path: Path) -> None:
     made = history()
     shown = texts(made.save_correlation(tmp_path / "a.svg"))
     assert "Correlation of rollout and saliency by layer, step 9" in shown
-    assert any("L2 gradient × input of the predicted class" in one for one in shown)
+    assert any("L2 gradient × input of the logit of the largest class" in one for one in shown)
     for method in METHODS:
         assert method in shown
         assert f"{float(made[-1].correlation[method][-1]):.2f}" in shown

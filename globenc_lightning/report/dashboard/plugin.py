@@ -248,12 +248,20 @@ class GlobEncPlugin(base_plugin.TBPlugin):
         indices = [request.whole(name, len(training.validations), "validations") for name in ("from", "to")]
         details = [self._read_detail(request, _seen(training, index)) for index in indices]
         before, after = (detail.rows.get(method, {}) for detail in details)
-        moved = [
-            {"sentence": sentence, **movement(before[sentence][layer], after[sentence][layer], most)}
+        old, new = (_seen(training, index).sentences for index in indices)
+        moved: list[_Answer] = [
+            {"sentence": sentence, "other_text": False}
+            | movement(before[sentence][layer], after[sentence][layer], most)
             for sentence in range(len(newest.sentences))
-            if sentence in before and sentence in after
+            if sentence in before and sentence in after and old[sentence].tokens == new[sentence].tokens
         ]
         moved.sort(key=lambda one: (one["distance"] is None, -(one["distance"] or 0.0), one["overlap"]))
+        # Two texts have no tokens in common that could gain or lose.
+        moved += [
+            {"sentence": sentence, "other_text": True, "distance": None, "overlap": None, "gained": [], "lost": []}
+            for sentence in range(len(newest.sentences))
+            if old[sentence].tokens != new[sentence].tokens
+        ]
         return {"sentences": moved}
 
     def _listed(self, request: _Request, run: str | None = None) -> dict[str, dict[str, float | None]]:
@@ -502,17 +510,24 @@ def _if_comparable(validation: _Validation, newest: store.Summary) -> _Validatio
     summary = validation.summary
     if summary is None or summary is newest:
         return validation
-    same = summary.sentences == newest.sentences and summary.methods == newest.methods
+    same = _are_of_one_probe(summary, newest) and summary.methods == newest.methods
     if same and summary.layers == newest.layers and summary.settings == newest.settings:
         return validation
     trouble = "another probe, other methods or other settings than the newest validation's"
     return _Validation(validation.ordinal, validation.wall_time, None, trouble)
 
 
+def _are_of_one_probe(summary: store.Summary, newest: store.Summary) -> bool:
+    """Whether two validations show the same examples: where several texts can be chosen, another one may be shown."""
+    if summary.words.get("task") == newest.words.get("task") == "choice":
+        return len(summary.sentences) == len(newest.sentences)
+    return summary.sentences == newest.sentences
+
+
 def _index_of(run: str, tag: str, training: _Training) -> _Answer:
     newest = training.newest
     answer: _Answer = {"run": run, "tag": tag, "messages": list(training.messages)}
-    answer["validations"] = [_described(place, one) for place, one in enumerate(training.validations)]
+    answer["validations"] = [_described(place, one, newest) for place, one in enumerate(training.validations)]
     if newest is None:
         return answer | {
             "methods": [],
@@ -520,6 +535,7 @@ def _index_of(run: str, tag: str, training: _Training) -> _Answer:
             "layers": 0,
             "settings": {},
             "class_names": None,
+            "words": {},
             "sentences": [],
             "correlation": {},
         }
@@ -529,7 +545,11 @@ def _index_of(run: str, tag: str, training: _Training) -> _Answer:
         "layers": newest.layers,
         "settings": newest.settings,
         "class_names": newest.class_names,
-        "sentences": [{"tokens": one.tokens, "special": one.special, "label": one.label} for one in newest.sentences],
+        "words": newest.words,
+        "sentences": [
+            _sentence_of(one, newest.decided[place] if newest.decided else None)
+            for place, one in enumerate(newest.sentences)
+        ],
         "correlation": {
             method: {
                 name: [
@@ -543,8 +563,23 @@ def _index_of(run: str, tag: str, training: _Training) -> _Answer:
     }
 
 
-def _described(place: int, validation: _Validation) -> _Answer:
+def _sentence_of(sentence: store.Sentence, decided: store.Decided | None) -> _Answer:
+    answer: _Answer = {"tokens": sentence.tokens, "special": sentence.special, "label": sentence.label}
+    if decided is None:
+        return answer | {"truth_name": "label", "truth": None, "others": []}
+    return answer | {"truth_name": decided.truth_name, "truth": decided.truth, "others": decided.others}
+
+
+def _described(place: int, validation: _Validation, newest: store.Summary | None) -> _Answer:
     record, summary = validation.record, validation.summary
+    other_texts = {}
+    if summary is not None and newest is not None and summary.sentences is not newest.sentences:
+        pairs = enumerate(zip(summary.sentences, newest.sentences, strict=False))
+        other_texts = {
+            number: _sentence_of(own, summary.decided[number] if summary.decided else None)
+            for number, (own, shown) in pairs
+            if own != shown
+        }
     return {
         "index": place,
         "ordinal": validation.ordinal,
@@ -554,9 +589,24 @@ def _described(place: int, validation: _Validation) -> _Answer:
         "missing": isinstance(record, store.Missing),
         "damaged": validation.trouble,
         "reason": validation.reason,
+        "decided": None if summary is None or not summary.decided else [_in_words(one) for one in summary.decided],
+        "other_texts": other_texts,
         "predicted": None if summary is None else summary.predicted,
         "probability": None if summary is None else _numbers(summary.probability),
     }
+
+
+def _in_words(decided: store.Decided) -> list[Any]:
+    """What changes from one validation to the next, as a list: a long training has many."""
+    return [
+        decided.name,
+        decided.answer,
+        decided.right,
+        decided.chance,
+        decided.chance_name,
+        decided.where,
+        decided.marked,
+    ]
 
 
 def _has_data(training: _Training) -> store.Summary:

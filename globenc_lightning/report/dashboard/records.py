@@ -9,11 +9,13 @@ import numpy as np
 import torch
 
 from globenc_lightning.analysis import Settings
-from globenc_lightning.measurement import Measurement, class_of
+from globenc_lightning.measurement import Measurement, class_of, score_in_words
 from globenc_lightning.probe import ProbeSet
 from globenc_lightning.report.curves import mean_and_interval
 from globenc_lightning.report.dashboard import store
-from globenc_lightning.report.images import drawn_method
+from globenc_lightning.report.images import READOUT_NAMES, drawn_method, target_words
+from globenc_lightning.report.texts import texts_of
+from globenc_lightning.report.verdicts import MARKS, verdicts
 
 ROWS_ROOM = 384 * 1024
 """Bytes that one validation's readout rows may take: 16 sentences of 128 tokens, 12 layers and 8 methods fit."""
@@ -64,6 +66,9 @@ def records(
     methods = tuple(measurement.correlation)
     intervals = [mean_and_interval(rho.numpy()) for rho in measurement.correlation.values()]
     mean, half, n, _ = (np.stack(parts) for parts in zip(*intervals, strict=True))
+    texts = texts_of(measurement, probe)
+    said = verdicts(measurement, probe, class_names)
+    score = score_in_words(measurement.task, settings.target_name, measurement.distance)
     summary = store.Summary(
         moment=moment,
         methods=methods,
@@ -86,6 +91,19 @@ def records(
         low=np.maximum(mean - half, -1.0).astype(np.float32),
         high=np.minimum(mean + half, 1.0).astype(np.float32),
         n=n.astype(np.int32),
+        decided=tuple(
+            store.Decided(
+                **{**vars(one), "chance": None if one.chance is None else round(one.chance, 5)}, others=others
+            )
+            for one, others in zip(said, texts.others, strict=True)
+        ),
+        words={
+            "task": measurement.task,
+            "score": target_words(settings.target_name, score),
+            "readout": READOUT_NAMES[measurement.readout],
+            "text": texts.shown,
+            "marked": MARKS.get(measurement.task, ""),
+        },
     )
     return summary, _detail(measurement, settings, moment)
 

@@ -79,6 +79,35 @@ class Sentence:
     label: int | None
 
 
+@dataclass(frozen=True)
+class Decided:
+    """What one sentence was decided to be, in words; see ``report.verdicts.Verdict``.
+
+    Attributes:
+        name: what the answer is: ``"predicted"``, ``"value"``, ``"answer"``, ...
+        answer: the answer.
+        truth_name: what the truth is; empty where the data say nothing.
+        truth: what the data say.
+        right: whether both agree; None where there is no verdict.
+        chance: the probability of the answer, or None.
+        chance_name: what it was computed by.
+        where: which token was decided, or empty.
+        marked: the tokens, counted from 0, that are marked.
+        others: the name and the text of each other text of this example.
+    """
+
+    name: str
+    answer: str
+    truth_name: str = ""
+    truth: str = ""
+    right: bool | None = None
+    chance: float | None = None
+    chance_name: str = ""
+    where: str = ""
+    marked: tuple[int, ...] = ()
+    others: tuple[tuple[str, str], ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Missing:
     """A validation whose analysis failed, or a training that has no figures.
@@ -110,6 +139,8 @@ class Summary:
         low: (m, l) lower end of the mean's 95 % interval; NaN where there is none.
         high: (m, l) upper end.
         n: (m, l) the number of sentences with a defined rho.
+        decided: (b) what each sentence was decided to be; empty where an earlier version of the package wrote it.
+        words: what is explained, by name: ``task``, ``score``, ``readout``, ``text`` and ``marked``; empty as above.
     """
 
     moment: Moment
@@ -125,6 +156,8 @@ class Summary:
     low: _Floats
     high: _Floats
     n: NDArray[np.int32]
+    decided: tuple[Decided, ...] = ()
+    words: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def layers(self) -> int:
@@ -206,6 +239,9 @@ def to_bytes(record: Summary | Detail | Missing) -> bytes:
             "sentences": [[one.tokens, [int(mark) for mark in one.special], one.label] for one in record.sentences],
             "predicted": record.predicted,
         }
+        if record.decided:
+            header["decided"] = [[*vars(one).values()] for one in record.decided]
+            header["words"] = dict(record.words)
         arrays |= {name: getattr(record, name).astype("<f4") for name in ("probability", "rho", "mean", "low", "high")}
         arrays["n"] = record.n.astype("<i4")
     elif isinstance(record, Detail):
@@ -359,6 +395,13 @@ def _summary(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> S
     if len(predicted) != len(sentences) or drawn not in methods or len(set(methods)) < len(methods) or not sizes[2]:
         raise RecordError("its parts do not belong together")
     names = header["class_names"]
+    decided = tuple(_decided(*one) for one in header.get("decided", ()))
+    lengths = [len(one.tokens) for one in sentences]
+    if decided and (
+        len(decided) != len(sentences)
+        or any(place >= length for one, length in zip(decided, lengths, strict=True) for place in one.marked)
+    ):
+        raise RecordError("its parts do not belong together")
     return Summary(
         moment=moment,
         methods=methods,
@@ -367,6 +410,8 @@ def _summary(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> S
         class_names=None if names is None else tuple(_text(one) for one in names),
         sentences=sentences,
         predicted=predicted,
+        decided=decided,
+        words={_text(name): _text(value) for name, value in header.get("words", {}).items()},
         **found,
     )
 
@@ -413,6 +458,38 @@ def _sentence(tokens: Sequence[Any], special: Sequence[Any], label: Any) -> Sent
         tuple(_text(one) for one in tokens),
         tuple(bool(one) for one in special),
         None if label is None else _whole(label, least=-(2**53)),
+    )
+
+
+def _decided(
+    name: Any,
+    answer: Any,
+    truth_name: Any,
+    truth: Any,
+    right: Any,
+    chance: Any,
+    chance_name: Any,
+    where: Any,
+    marked: Sequence[Any],
+    others: Sequence[Any],
+) -> Decided:
+    if right is not None and not isinstance(right, bool):
+        raise RecordError("its header is damaged")
+    if chance is not None and (
+        isinstance(chance, bool) or not isinstance(chance, int | float) or not math.isfinite(chance)
+    ):
+        raise RecordError("its header is damaged")
+    return Decided(
+        _text(name),
+        _text(answer),
+        _text(truth_name),
+        _text(truth),
+        right,
+        None if chance is None else float(chance),
+        _text(chance_name),
+        _text(where),
+        tuple(_whole(place) for place in marked),
+        tuple((_text(title), _text(text)) for title, text in others),
     )
 
 

@@ -26,9 +26,11 @@ from selenium.webdriver.common.keys import Keys
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from benchmarks.dashboard import large_run, synthetic_measurement, write
+from benchmarks.dashboard import CLASS_NAMES, large_run, synthetic_measurement, synthetic_probe, write
 from globenc_lightning import METHODS, GlobEncCallback
+from globenc_lightning.analysis import Settings
 from globenc_lightning.report import publish
+from globenc_lightning.report.dashboard import records as dashboard_records
 from globenc_lightning.report.dashboard import store
 from tests.report.dashboard.browser import (
     ARTIFACTS,
@@ -41,10 +43,12 @@ from tests.report.dashboard.browser import (
 )
 from tests.report.dashboard.runs import REASON, real_run, refused_run
 from tests.report.dashboard.serving import tensorboard, until_runs
+from tests.report.kinds import train
 
 pytestmark = pytest.mark.slow
 
 EXAMPLE = "sentiment/version_0"
+OF_KINDS = ("binary", "token classification", "span", "regression", "choice", "cosine")
 VIEWS = ("tokens", "maps", "correlation", "movement")
 HEBREW = ("הסרט", "היה", "יפה", "מאוד", "ואהבתי", "את", "הסוף")
 SHOWN = {
@@ -85,6 +89,21 @@ def odd_run(folder: Path, name: str) -> None:
     logger.experiment.close()
 
 
+def earlier_run(folder: Path, name: str) -> None:
+    """Two validations as an earlier version of the package wrote them: without words."""
+    logger = TensorBoardLogger(str(folder), name=None, version=name)
+    for validation in range(2):
+        measurement = synthetic_measurement(validation, 2, sentences=3, layers=2, tokens=8)
+        moment = store.Moment(validation, 10 * validation, 0, 1.0)
+        probe, settings = synthetic_probe(measurement.names), Settings(METHODS)
+        made, _ = dashboard_records.records(measurement, probe, settings, moment, CLASS_NAMES)
+        assert made.decided
+        data = store.to_bytes(replace(made, decided=(), words={}))
+        write(logger, measurement, moment)
+        publish.log_records([logger], {store.tag("globenc", "summary", validation): data}, moment.step)
+    logger.experiment.close()
+
+
 def damaged_run(folder: Path, name: str) -> None:
     """Three validations, the second of which cannot be read."""
     large_run(folder, name, validations=3, sentences=3, layers=2, tokens=8)
@@ -119,6 +138,9 @@ def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     damaged_run(folder, "damaged")
     large_run(folder, "live", validations=2, sentences=3, layers=2, tokens=8)
     large_run(folder, "large", validations=200)
+    for kind in OF_KINDS:
+        train(kind, TensorBoardLogger(str(folder), name=None, version=kind), epochs=4, rate=2e-2)
+    earlier_run(folder, "earlier")
     return folder
 
 
@@ -130,7 +152,7 @@ def trained(logdir: Path) -> GlobEncCallback:
 @pytest.fixture(scope="module")
 def address(logdir: Path, trained: GlobEncCallback) -> Iterator[str]:
     with tensorboard(logdir, logdir.parent) as address:
-        until_runs(address, 9)
+        until_runs(address, 9 + len(OF_KINDS))
         yield address
 
 
@@ -243,7 +265,7 @@ def test_facts_are_those_of_the_step(tab: Tab, logdir: Path) -> None:
         assert summary.class_names is not None
         assert tab.texts(".predicted") == [summary.class_names[one] for one in summary.predicted]
         assert tab.texts(".label") == [summary.class_names[one.label or 0] for one in summary.sentences]
-        assert tab.texts(".probability") == [f"{100 * one:.1f} %" for one in summary.probability]
+        assert tab.texts(".probability") == [f"{100 * one:.1f} % softmax" for one in summary.probability]
         right = [one.label == guess for one, guess in zip(summary.sentences, summary.predicted, strict=True)]
         assert tab.texts(".verdict") == ["✓" if one else "✗" for one in right]
         assert tab.text(".step") == f"Step {summary.moment.step}"
@@ -797,3 +819,88 @@ def test_all_methods_differ_by_more_than_colour() -> None:
     styles = re.findall(r'"([\w-]+)": \{ light: .*?marker: "(\w+)", dash: "([^"]*)", hollow: (\w+)', text)
     assert {name for name, *_ in styles} == set(METHODS)
     assert len({tuple(style) for _, *style in styles}) == len(METHODS)
+
+
+def test_an_earlier_version_s_data_are_shown_as_before(tab: Tab, logdir: Path) -> None:
+    tab.open(run="earlier", view="tokens")
+    (_, _), (summary, _) = records(logdir, "earlier")
+    assert not summary.decided
+    assert tab.texts(".predicted") == [CLASS_NAMES[one] for one in summary.predicted]
+    assert tab.texts(".label") == [CLASS_NAMES[one.label or 0] for one in summary.sentences]
+    assert set(tab.texts(".verdict")) <= {"✓", "✗"}
+    assert tab.all(".mark-key") == [] or not any(one.is_displayed() for one in tab.all(".mark-key"))
+    for view in VIEWS:
+        tab.view(view)
+    assert tab.all(".notice") == []
+
+
+@pytest.mark.parametrize("kind", OF_KINDS)
+def test_every_kind_is_shown_as_what_it_is(tab: Tab, logdir: Path, kind: str) -> None:
+    tab.open(run=kind, view="tokens")
+    found = [summary for summary, _ in records(logdir, kind)]
+    for place in (0, len(found) - 1):
+        tab.slide(place)
+        newest = found[place]
+        assert tab.texts(".predicted") == [one.answer for one in newest.decided]
+        assert tab.texts(".verdict") == [{True: "✓", False: "✗", None: ""}[one.right] for one in newest.decided]
+        said = [one.text for one in tab.all(".sentence .facts")]
+        for one, text in zip(newest.decided, said, strict=True):
+            assert one.name in text
+            assert (one.truth_name in text) or not one.truth
+            assert ("%" in text) is (one.chance is not None)
+        marked = tab.script(
+            """
+            return [...document.querySelectorAll(".sentence")].map((row) =>
+                [...row.querySelectorAll(".chips")].map((chips) =>
+                    [...chips.querySelectorAll(".chip")].flatMap((chip, k) =>
+                        chip.classList.contains("decided") ? [k] : [])));
+            """
+        )
+        assert marked == [[list(one.marked)] * 2 for one in newest.decided]
+        shown = [[*map(len, newest.sentences[i].tokens)] for i in range(6)]
+        chips = tab.script(
+            "return [...document.querySelectorAll('.sentence')].map((row) => row.querySelectorAll('.chips')[0])"
+            ".map((chips) => chips.querySelectorAll('.chip').length)"
+        )
+        assert chips == [len(one) for one in shown]
+    keys = [one for one in tab.all(".tokens-view .mark-key") if one.is_displayed()]
+    assert [one.text for one in keys] == ([found[-1].words["marked"]] if found[-1].words["marked"] else [])
+    assert found[-1].words["score"] in tab.text(".tokens-view .token-heads > div:last-child .hint")
+    others = [text for one in found[-1].decided for _, text in one.others]
+    assert len(tab.all(".tokens-view .other-text")) == len(others)
+    tab.shot(f"kind-{kind.replace(' ', '-')}")
+    for view in ("maps", "correlation", "movement"):
+        tab.view(view)
+        assert tab.all(".notice") == []
+    tab.view("maps")
+    assert len(tab.all(".grid-decided")) == (2 if found[-1].decided[0].marked else 0)
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_the_decided_token_s_frame_stands_out(tab: Tab, dark: bool) -> None:
+    prefer_dark(tab.driver, dark)
+    tab.open("?darkMode=true" if dark else "", run="token classification", view="tokens")
+    colours = tab.script(
+        """
+        const chip = document.querySelector(".sentence.chosen .chip.decided");
+        const rgb = (text) => text.match(/[\\d.]+/g).slice(0, 3).map(Number);
+        const card = getComputedStyle(chip.closest(".sentence")).backgroundColor;
+        return [rgb(getComputedStyle(chip).outlineColor), rgb(card), getComputedStyle(chip).outlineStyle];
+        """
+    )
+    assert colours[2] == "solid"
+    assert contrast(colours[0], colours[1]) >= 3
+
+
+def test_a_choice_s_other_text_is_said_in_movement(tab: Tab, logdir: Path) -> None:
+    first, last = (records(logdir, "choice")[place][0] for place in (0, -1))
+    changed = {i for i in range(6) if first.sentences[i].tokens != last.sentences[i].tokens}
+    assert changed, "no example's choice changed: the test shows nothing"
+    tab.open(run="choice", view="movement")
+    rows = {int(row.get_attribute("data-sentence") or -1): row for row in tab.all(".moved .sentence")}
+    assert set(rows) == set(range(6))
+    for i, row in rows.items():
+        assert ("another text was shown" in row.text) is (i in changed)
+        lines = row.find_elements(By.CSS_SELECTOR, ".chips")
+        counts = [len(line.find_elements(By.CSS_SELECTOR, ".chip")) for line in lines]
+        assert counts == [len(one.sentences[i].tokens) for one in (first, last)]

@@ -135,6 +135,48 @@ def test_shares_are_of_the_largest_in_the_row_and_keep_the_order() -> None:
     assert np.argsort(codes, kind="stable").tolist() == np.argsort(row, kind="stable").tolist()
 
 
+DECIDED = (
+    store.Decided("predicted", "good", "label", "bad \ud800", False, 0.5, "softmax", "at token 1", (0, 5)),
+    store.Decided("value", "0.5", others=(("passage", "<b>a</b>"), ("third", "x"))),
+)
+
+
+def test_what_was_decided_comes_back_as_it_was() -> None:
+    words = {"task": "span", "score": "x"}
+    found = store.summary_from_bytes(store.to_bytes(summary(decided=DECIDED, words=words)))
+    assert isinstance(found, store.Summary)
+    assert (found.decided, found.words) == (DECIDED, words)
+
+
+def test_those_who_wrote_no_words_are_read() -> None:
+    header, _ = header_of(summary())
+    assert "decided" not in header
+    found = store.summary_from_bytes(store.to_bytes(summary()))
+    assert isinstance(found, store.Summary)
+    assert (found.decided, found.words) == ((), {})
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *((0, 1), (1, None), (4, 1), (4, "yes"), (5, True), (5, "0.5"), (5, [0.5])),
+        *((8, [6]), (8, [-1]), (8, [True]), (8, 3), (9, [["a"]]), (9, [["a", 1]]), (9, 7)),
+    ],
+)
+def test_words_that_lie_are_refused(place: int, value: Any) -> None:
+    header, body = header_of(summary(decided=DECIDED))
+    header["decided"][0][place] = value
+    with pytest.raises(store.RecordError):
+        store.summary_from_bytes(packed(header, body))
+
+
+def test_words_of_another_number_of_sentences_are_refused() -> None:
+    header, body = header_of(summary(decided=DECIDED))
+    for damaged in (header["decided"][:1], header["decided"] * 2, [[]], 3):
+        with pytest.raises(store.RecordError):
+            store.summary_from_bytes(packed({**header, "decided": damaged}, body))
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1e-3])
 def test_what_is_no_magnitude_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match="negative, infinite or NaN"):
@@ -285,7 +327,7 @@ def test_methods_of_different_depth_are_refused() -> None:
 @given(st.data())
 def test_no_damage_is_anything_but_a_record_error(data: st.DataObject) -> None:
     """Bytes of the header or of the whole record are changed; it is read, or refused as damaged, and nothing else."""
-    record = data.draw(st.sampled_from([summary(), detail()]))
+    record = data.draw(st.sampled_from([summary(), summary(decided=DECIDED), detail()]))
     header, body = header_of(record)
     if data.draw(st.booleans()):
         text = bytearray(json.dumps(header).encode())

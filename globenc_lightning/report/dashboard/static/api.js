@@ -1,10 +1,19 @@
 /** The plugin's JSON, fetched once and kept while it is likely to be shown again. */
 
 /** @typedef {{run: string, callbacks: {tag: string, validations: number, written: number}[]}} Run */
-/** @typedef {{tokens: string[], special: boolean[], label: number|null}} Sentence */
+/**
+ * @typedef {{tokens: string[], special: boolean[], label: number|null, truth_name: string, truth: string|null,
+ *   others: [string, string][]}} Sentence the truth is null where an earlier version of the package wrote the data;
+ *   others are the name and the text of each other text of the example
+ */
+/**
+ * @typedef {[string, string, boolean|null, number|null, string, string, number[]]} Decided what the answer is, the
+ *   answer, whether it is right, its probability, what that was computed by, the token it is about, the marked tokens
+ */
 /**
  * @typedef {{index: number, ordinal: number, step: number, epoch: number, wall_time: number, missing: boolean,
- *   damaged: string|null, reason: string|null, predicted: number[]|null,
+ *   damaged: string|null, reason: string|null, predicted: number[]|null, decided: Decided[]|null,
+ *   other_texts: Record<string, Sentence>,
  *   probability: (number|null)[]|null}} Validation
  */
 /**
@@ -13,7 +22,7 @@
  */
 /**
  * @typedef {{run: string, tag: string, methods: string[], drawn_method: string, layers: number, settings: object,
- *   class_names: string[]|null, sentences: Sentence[], validations: Validation[], correlation: Record<string, Curves>,
+ *   class_names: string[]|null, words: Record<string, string>, sentences: Sentence[], validations: Validation[], correlation: Record<string, Curves>,
  *   messages: string[]}} Index
  */
 /** @typedef {{rows: (number[]|null)[], saliency: number[][], rho: (number|null)[]}} Tokens one entry per sentence */
@@ -22,7 +31,8 @@
  *   rollout: Record<string, number[][]>, rollout_note: string|null, rho: Record<string, (number|null)[]>}} Detail
  */
 /**
- * @typedef {{sentence: number, distance: number|null, overlap: number|null, gained: number[], lost: number[]}} Moved
+ * @typedef {{sentence: number, other_text: boolean, distance: number|null, overlap: number|null, gained: number[],
+ *   lost: number[]}} Moved
  */
 
 const KEPT = 600;

@@ -19,6 +19,7 @@ const GAP = 8;
  * @property {string[]} rows
  * @property {string[]} columns
  * @property {number|null} marked the row with a frame
+ * @property {{rows: number[], columns: number[]}} decided what was decided about: rows or columns in a frame
  * @property {import("./colours.js").Scale} scale
  * @property {number} width of the room there is
  * @property {number} height of the room for the cells
@@ -35,6 +36,21 @@ function room(name) {
 }
 
 /**
+ * @param {number[]} places in ascending order
+ * @returns {[number, number][]} the first of each stretch of neighbours, and the one after its last
+ */
+function stretches(places) {
+  /** @type {[number, number][]} */
+  const found = [];
+  for (const place of places) {
+    const last = found[found.length - 1];
+    if (last && last[1] === place) last[1] = place + 1;
+    else found.push([place, place + 1]);
+  }
+  return found;
+}
+
+/**
  * @param {{label: string, onHover: (cell: {row: number, column: number}|null, at: {x: number, y: number}) => void,
  *   onPick: (row: number) => void}} options
  */
@@ -47,7 +63,7 @@ export function createGrid({ label, onHover, onPick }) {
   let hover = svg("g");
 
   /** @param {GridContent} content */
-  function draw({ values, rows, columns, marked, scale, width, height, least, greatest }) {
+  function draw({ values, rows, columns, marked, decided, scale, width, height, least, greatest }) {
     const rowNames = rows.map((name) => shorten(name, LABEL_LIMIT));
     const columnNames = columns.map((name) => shorten(name, LABEL_LIMIT));
     const longest = (names) => Math.max(...names.map(room));
@@ -87,30 +103,50 @@ export function createGrid({ label, onHover, onPick }) {
     Object.assign(element.style, { width: `${fullWidth}px`, height: `${fullHeight}px` });
     overlay.setAttribute("viewBox", `0 0 ${fullWidth} ${fullHeight}`);
     hover = svg("g", { class: "grid-hover" });
-    overlay.replaceChildren(...names(rowNames, columnNames, marked, innerHeight), hover);
+    overlay.replaceChildren(...names(rowNames, columnNames, marked, decided, innerHeight), hover);
   }
 
-  function names(rowNames, columnNames, marked, innerHeight) {
+  function names(rowNames, columnNames, marked, decided, innerHeight) {
     const { left, cellWidth, cellHeight } = layout;
     const every = (size) => Math.ceil(LABEL_PITCH / size);
     /** @type {SVGElement[]} */
     const parts = [];
     for (const [r, name] of rowNames.entries()) {
-      if (r % every(cellHeight) && r !== marked) continue;
+      const isDecided = decided.rows.includes(r);
+      if (r % every(cellHeight) && r !== marked && !isDecided) continue;
       const y = (r + 0.5) * cellHeight + LABEL_SIZE * 0.35;
-      const style = r === marked ? "grid-name marked" : "grid-name";
+      const style = `grid-name${r === marked ? " marked" : isDecided ? " decided" : ""}`;
       parts.push(svg("text", { "x": left - GAP, y, "text-anchor": "end", "class": style }, name));
     }
     for (const [c, name] of columnNames.entries()) {
-      if (c % every(cellWidth)) continue;
+      const places = [...decided.columns, ...decided.rows];
+      const isDecided = places.includes(c);
+      // Where columns are narrow, the neighbours' names leave room for that of the decided one.
+      const stride = every(cellWidth);
+      const crowded = places.some((place) => place !== c && Math.abs(place - c) < stride);
+      if (!isDecided && (c % stride || crowded)) continue;
       const [x, y] = [left + (c + 0.5) * cellWidth + 3, innerHeight + GAP + 4];
       parts.push(
         svg(
           "text",
-          { x, y, "text-anchor": "end", "class": "grid-name", "transform": `rotate(${-SLANT} ${x} ${y})` },
+          {
+            x,
+            y,
+            "text-anchor": "end",
+            "class": `grid-name${isDecided ? " decided" : ""}`,
+            "transform": `rotate(${-SLANT} ${x} ${y})`,
+          },
           name,
         ),
       );
+    }
+    for (const [from, to] of stretches(decided.columns)) {
+      const size = { width: (to - from) * cellWidth, height: innerHeight };
+      parts.push(svg("rect", { class: "grid-decided", x: left + from * cellWidth, y: 0, ...size }));
+    }
+    for (const [from, to] of stretches(decided.rows)) {
+      const size = { width: cellWidth * layout.columns, height: (to - from) * cellHeight };
+      parts.push(svg("rect", { class: "grid-decided", x: left, y: from * cellHeight, ...size }));
     }
     if (marked !== null) {
       parts.push(

@@ -3,7 +3,7 @@
 import { createLegend } from "./chips.js";
 import { html, notice, setText } from "./dom.js";
 import { createGrid } from "./grid.js";
-import { hasFigures, whyEmpty } from "./state.js";
+import { decisionOf, hasFigures, whyEmpty } from "./state.js";
 import { valueAndRank, visible } from "./text.js";
 
 const SIDE_BY_SIDE = 36; // tokens that still leave room for two maps in one row
@@ -43,10 +43,12 @@ export function createMapsView({ api, update, theme, tooltip }) {
     onPick: (row) => shown && update({ token: shown.selection.token === row ? null : row }),
   });
 
+  const layersKey = html("span", { class: "mark-key", hidden: true });
+  const tokensKey = html("span", { class: "mark-key", hidden: true });
   const layersCard = html(
     "div",
     { class: "card" },
-    html("div", { class: "card-head" }, layersTitle, createLegend(theme)),
+    html("div", { class: "card-head" }, layersTitle, layersKey, createLegend(theme)),
     html("p", { class: "hint" }, "What the readout is made of after each layer. A click chooses the layer."),
     missingLayers,
     layersGrid.element,
@@ -54,7 +56,7 @@ export function createMapsView({ api, update, theme, tooltip }) {
   const tokensCard = html(
     "div",
     { class: "card" },
-    html("div", { class: "card-head" }, tokensTitle, createLegend(theme)),
+    html("div", { class: "card-head" }, tokensTitle, tokensKey, createLegend(theme)),
     html(
       "p",
       { class: "hint" },
@@ -84,12 +86,17 @@ export function createMapsView({ api, update, theme, tooltip }) {
     const { selection, detail } = shown;
     const { index, sentence, method, layer, token } = selection;
     const tokens = index.sentences[sentence].tokens.map(visible);
+    const { marked: decided } = decisionOf(index, selection.validation, sentence);
     const beside = tokens.length <= SIDE_BY_SIDE;
     cards.classList.toggle("stacked", !beside);
     const width = layersCard.clientWidth - 2 * Number.parseFloat(getComputedStyle(layersCard).paddingLeft);
     const layers = detail.rows[method];
     layersGrid.element.hidden = !layers;
     missingLayers.replaceChildren(...(layers ? [] : [notice("These rows were not stored", detail.rows_note ?? "")]));
+    for (const key of [layersKey, tokensKey]) {
+      setText(key, index.words.marked ?? "");
+      key.hidden = !decided.length;
+    }
     setText(layersTitle, `${method}: layers × tokens`);
     setText(tokensTitle, `${method}: tokens × tokens, layer ${index.layers}`);
     if (layers)
@@ -98,6 +105,7 @@ export function createMapsView({ api, update, theme, tooltip }) {
         rows: layers.map((_, l) => String(layers.length - l)),
         columns: tokens,
         marked: index.layers - 1 - layer,
+        decided: { rows: [], columns: decided },
         scale: theme.scale(),
         width,
         height: ROOM,
@@ -113,6 +121,7 @@ export function createMapsView({ api, update, theme, tooltip }) {
         rows: tokens,
         columns: tokens,
         marked: token,
+        decided: { rows: decided, columns: [] },
         scale: theme.scale(),
         width,
         height: beside ? ROOM : 2 * ROOM,

@@ -2,8 +2,8 @@
 
 import { createChips } from "./chips.js";
 import { html, labelledSelect, notice, setOptions, setText } from "./dom.js";
-import { hasFigures, whyEmpty } from "./state.js";
-import { className, decimal, visible } from "./text.js";
+import { decisionOf, hasFigures, sentencesAt, whyEmpty } from "./state.js";
+import { decimal, visible } from "./text.js";
 
 const NAMED = 3;
 const TOP = 5;
@@ -34,13 +34,17 @@ export function createMovementView({ api, update, theme }) {
   );
 
   function createRow(moved, place, selection, before, after) {
-    const { index, validation } = selection;
+    const { index, whole, validation } = selection;
     const sentence = index.sentences[moved.sentence];
     const start = index.validations[selection.from];
-    const first = createChips(sentence, `Sentence ${moved.sentence + 1} at step ${start.step}`);
+    const earlier = sentencesAt(whole, start)[moved.sentence];
+    const first = createChips(earlier, `Sentence ${moved.sentence + 1} at step ${start.step}`);
     const second = createChips(sentence, `Sentence ${moved.sentence + 1} at step ${validation.step}`);
     first.paint(before.rows[moved.sentence], theme.scale());
     second.paint(after.rows[moved.sentence], theme.scale());
+    const [was, is] = [start, validation].map((one) => decisionOf(index, one, moved.sentence));
+    for (const k of was.marked) first.chips[k].classList.add("decided");
+    for (const k of is.marked) second.chips[k].classList.add("decided");
     const gained = moved.gained.slice(0, NAMED);
     const lost = moved.lost.slice(0, NAMED);
     for (const k of gained) second.chips[k].classList.add("gained");
@@ -65,13 +69,17 @@ export function createMovementView({ api, update, theme }) {
         html(
           "div",
           {},
-          fact("1 − ρ", html("strong", { class: "distance" }, decimal(moved.distance, 3))),
-          bar,
-          fact(
-            `top ${among}`,
-            moved.overlap === null ? "undefined" : `${Math.round(moved.overlap * among)} of ${among} stay`,
-          ),
-          fact("predicted", prediction(index, start, validation, moved.sentence)),
+          ...(moved.other_text
+            ? [html("p", { class: "other-text" }, "another text was shown")]
+            : [
+                fact("1 − ρ", html("strong", { class: "distance" }, decimal(moved.distance, 3))),
+                bar,
+                fact(
+                  `top ${among}`,
+                  moved.overlap === null ? "undefined" : `${Math.round(moved.overlap * among)} of ${among} stay`,
+                ),
+              ]),
+          fact(is.name, was.answer === is.answer ? is.answer : `${was.answer} → ${is.answer}`),
         ),
       ),
       html(
@@ -93,11 +101,6 @@ export function createMovementView({ api, update, theme }) {
       html("span", { class: "fact" }, name),
       html("span", {}, positions.map((k) => visible(sentence.tokens[k])).join(", ")),
     ];
-  }
-
-  function prediction(index, start, end, sentence) {
-    const [was, is] = [start, end].map(({ predicted }) => className(index.class_names, predicted?.[sentence]));
-    return was === is ? is : `${was} → ${is}`;
   }
 
   return {

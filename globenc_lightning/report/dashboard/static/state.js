@@ -5,6 +5,8 @@
  * latest validation are then whatever is last at the time, so that a view of a running training follows it.
  */
 
+import { className, visible } from "./text.js";
+
 /**
  * @typedef {object} State
  * @property {string} view
@@ -96,7 +98,8 @@ export function linkFromState(state) {
 /**
  * The state, made fit for one run's data.
  * @typedef {object} Selection
- * @property {import("./api.js").Index} index
+ * @property {import("./api.js").Index} index with the sentences as the chosen validation shows them
+ * @property {import("./api.js").Index} whole with the sentences as the newest validation shows them
  * @property {string} run
  * @property {string} tag
  * @property {string} method
@@ -114,12 +117,14 @@ export function linkFromState(state) {
  * @returns {Selection}
  */
 export function select(state, index) {
-  const { validations, sentences, methods, layers } = index;
+  const { validations, methods, layers } = index;
   const position = positionOf(validations, state.validation, validations.length - 1);
+  const sentences = sentencesAt(index, validations[position]);
   const sentence = Math.min(state.sentence, sentences.length - 1);
   const usual = methods.includes(index.drawn_method) ? index.drawn_method : methods[methods.length - 1];
   return {
-    index,
+    index: { ...index, sentences },
+    whole: index,
     run: index.run,
     tag: index.tag,
     method: state.method !== null && methods.includes(state.method) ? state.method : usual,
@@ -129,6 +134,43 @@ export function select(state, index) {
     from: positionOf(validations, state.from, Math.max(validations.findIndex(hasFigures), 0)),
     sentence,
     token: state.token !== null && state.token < sentences[sentence].tokens.length ? state.token : null,
+  };
+}
+
+/**
+ * The probe as one validation shows it: of several texts that can be chosen, another one may have been.
+ * @param {import("./api.js").Index} index
+ * @param {import("./api.js").Validation} validation
+ * @returns {import("./api.js").Sentence[]}
+ */
+export function sentencesAt(index, validation) {
+  if (!Object.keys(validation.other_texts).length) return index.sentences;
+  return index.sentences.map((sentence, i) => validation.other_texts[i] ?? sentence);
+}
+
+/**
+ * What a sentence was decided to be, whichever version of the package wrote it.
+ * @param {import("./api.js").Index} index
+ * @param {import("./api.js").Validation} validation
+ * @param {number} i the sentence
+ * @returns {{name: string, answer: string, right: boolean|null, chance: number|null, chanceName: string,
+ *   where: string, marked: number[]}}
+ */
+export function decisionOf(index, validation, i) {
+  if (validation.decided) {
+    const [name, answer, right, chance, chanceName, where, marked] = validation.decided[i];
+    return { name, answer: visible(answer), right, chance, chanceName, where, marked };
+  }
+  const predicted = validation.predicted?.[i] ?? null;
+  const { label } = index.sentences[i];
+  return {
+    name: "predicted",
+    answer: className(index.class_names, predicted),
+    right: label === null || predicted === null ? null : label === predicted,
+    chance: validation.probability?.[i] ?? null,
+    chanceName: "",
+    where: "",
+    marked: [],
   };
 }
 

@@ -2,15 +2,18 @@
 
 import { createChips, createLegend } from "./chips.js";
 import { html, notice, setText } from "./dom.js";
-import { hasFigures, whyEmpty } from "./state.js";
+import { decisionOf, hasFigures, whyEmpty } from "./state.js";
 import { className, decimal, percent, valueAndRank, visible } from "./text.js";
 
 const PREFETCHED = [1, -1, 2, -2, 3];
 const REST_MS = 150;
+const NOTHING = { name: "predicted", answer: "–", right: null, chance: null, chanceName: "", where: "", marked: [] };
 
 /** @param {import("./index.js").Context} context */
 export function createTokensView({ api, update, theme, tooltip }) {
   const methodTitle = html("h2");
+  const markKey = html("span", { class: "mark-key", hidden: true });
+  const saliencyHint = html("p", { class: "hint" });
   const message = html("div");
   const list = html("div", { class: "sentences" });
   const element = html(
@@ -19,13 +22,13 @@ export function createTokensView({ api, update, theme, tooltip }) {
     html(
       "div",
       { class: "token-heads" },
-      html("div", { class: "legend-cell" }, createLegend(theme)),
+      html("div", { class: "legend-cell" }, createLegend(theme), markKey),
       html("div", {}, methodTitle),
       html(
         "div",
         {},
         html("h2", {}, "Saliency"),
-        html("p", { class: "hint" }, "gradient × input at the first hidden states"),
+        saliencyHint,
       ),
     ),
     message,
@@ -43,15 +46,19 @@ export function createTokensView({ api, update, theme, tooltip }) {
   function createRow(sentence, i, names) {
     const attribution = createChips(sentence, `Sentence ${i + 1}, attribution`);
     const saliency = createChips(sentence, `Sentence ${i + 1}, saliency`);
+    const answerName = html("span", { class: "fact" });
     const predicted = html("span", { class: "predicted" });
+    const where = html("p", { class: "where" });
     const verdict = html("span", { class: "verdict" });
     const fill = html("span");
     const probability = html("span");
+    const chanceName = html("span", { class: "chance-name" });
     const bar = html(
       "p",
       { class: "probability" },
       html("span", { "class": "meter", "aria-hidden": "true" }, fill),
       probability,
+      chanceName,
     );
     const rho = html("span", { class: "rho" });
     const origin = html("span");
@@ -75,27 +82,56 @@ export function createTokensView({ api, update, theme, tooltip }) {
         html(
           "div",
           {},
-          html(
-            "p",
-            {},
-            html("span", { class: "fact" }, "label"),
-            html("span", { class: "label" }, className(names, sentence.label)),
-          ),
-          html("p", {}, html("span", { class: "fact" }, "predicted"), predicted, verdict),
+          where,
+          sentence.truth === null || sentence.truth
+            ? html(
+                "p",
+                {},
+                html("span", { class: "fact" }, sentence.truth_name),
+                html("span", { class: "label" }, truthOf(sentence, names)),
+              )
+            : null,
+          html("p", {}, answerName, predicted, verdict),
           bar,
           html("p", {}, html("span", { class: "fact" }, "ρ"), rho),
         ),
       ),
-      html("div", {}, banner, attribution.element),
+      html("div", {}, banner, attribution.element, ...sentence.others.map(([name, text]) => otherText(name, text))),
       html("div", {}, saliency.element),
     );
-    for (const [k, chip] of attribution.chips.entries()) {
+    for (const chip of attribution.chips) {
       chip.setAttribute("role", "button");
       chip.setAttribute("aria-pressed", "false");
       chip.setAttribute("tabindex", "-1");
-      chip.setAttribute("aria-label", `${visible(sentence.tokens[k])}: show where it comes from`);
     }
-    return { row, attribution, saliency, predicted, verdict, bar, fill, probability, rho, banner, origin };
+    const facts = { answerName, predicted, verdict, where, bar, fill, probability, chanceName, rho };
+    return { row, attribution, saliency, ...facts, banner, origin };
+  }
+
+  /** What the data say; an earlier version of the package wrote classes alone. */
+  function truthOf(sentence, names) {
+    return sentence.truth === null ? className(names, sentence.label) : visible(sentence.truth);
+  }
+
+  /** A text of the example that the figures are not of. */
+  function otherText(name, text) {
+    return html(
+      "p",
+      { class: "other-text", dir: "auto" },
+      html("span", { class: "fact" }, visible(name)),
+      visible(text),
+    );
+  }
+
+  /** Marks what was decided about; the words are part of the token's name for those who cannot see the frame. */
+  function markDecided(row, sentence, marked, words) {
+    for (const part of [row.attribution, row.saliency]) {
+      for (const [k, chip] of part.chips.entries()) chip.classList.toggle("decided", marked.includes(k));
+    }
+    for (const [k, chip] of row.attribution.chips.entries()) {
+      const what = marked.includes(k) && words ? ` (${words})` : "";
+      chip.setAttribute("aria-label", `${visible(sentence.tokens[k])}${what}: show where it comes from`);
+    }
   }
 
   function build({ index, run, tag }) {
@@ -216,21 +252,29 @@ export function createTokensView({ api, update, theme, tooltip }) {
           );
         else setText(row.origin, `The own row of “${name}” is not there: ${note}.`);
       }
-      const label = index.sentences[i].label;
-      const predicted = data ? (validation.predicted?.[i] ?? null) : null;
-      const probability = data ? (validation.probability?.[i] ?? null) : null;
-      setText(row.predicted, className(index.class_names, predicted));
-      const right = label === null || predicted === null ? null : label === predicted;
+      const decision = data ? decisionOf(index, validation, i) : NOTHING;
+      const { right, chance } = decision;
+      setText(row.answerName, decision.name);
+      setText(row.predicted, decision.answer);
+      setText(row.where, visible(decision.where));
+      row.where.hidden = !decision.where;
+      markDecided(row, index.sentences[i], decision.marked, index.words.marked);
       setText(row.verdict, right === null ? "" : right ? "✓" : "✗");
       row.verdict.title = right === null ? "" : right ? "right" : "wrong";
       row.verdict.classList.toggle("wrong", right === false);
-      row.bar.hidden = probability === null;
-      row.fill.style.width = `${100 * (probability ?? 0)}%`;
-      setText(row.probability, probability === null ? "" : percent(probability));
+      row.bar.hidden = chance === null;
+      row.fill.style.width = `${100 * (chance ?? 0)}%`;
+      setText(row.probability, chance === null ? "" : percent(chance));
+      setText(row.chanceName, decision.chanceName ? ` ${decision.chanceName}` : "");
       setText(row.rho, data ? decimal(data.rho[i]) : "–");
     }
     setText(methodTitle, method === "N-Enc" ? "N-Enc (GlobEnc)" : method);
-    setText(methodHint, `what the readout is made of after layer ${layer + 1} of ${index.layers}`);
+    const { readout, text, score, marked } = index.words;
+    const of = [readout, text].filter(Boolean).map((words) => `; ${visible(words)}`);
+    setText(methodHint, `what the readout is made of after layer ${layer + 1} of ${index.layers}${of.join("")}`);
+    setText(saliencyHint, `gradient × input at the first hidden states${score ? `, of ${visible(score)}` : ""}`);
+    setText(markKey, marked ?? "");
+    markKey.hidden = !marked;
   }
 
   /** Fetches what the next steps need, unless the slider is already somewhere else. */
