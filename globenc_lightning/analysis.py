@@ -459,7 +459,7 @@ def attribute(
             labels as numbers (b, c), one label per token (b, s), ``start_positions`` and ``end_positions`` of a span.
         methods: any of ``METHODS``.
         target: which score the saliency is taken of: that of what is ``"predicted"`` (see
-            :data:`globenc_lightning.task.kinds.SCORES`), of the ``"label"`` in the inputs, or a callable
+            :data:`globenc_lightning.task.kinds.SCORES`), the logit of the ``"label"`` in the inputs, or a callable
             ``target(logits, inputs)`` that returns one class index or one differentiable score per example, (b,).
         readout: which row of a rollout is compared: ``"auto"`` (where the decision reads: the tokens' rows, weighted by
             the length of the score's gradient with respect to their last hidden states), ``"cls"`` (first real token),
