@@ -840,6 +840,9 @@ class GlobEncCallback(Callback):
         except Exception as error:
             if is_alone(trainer):
                 raise
+            if isinstance(error, CollectiveError):
+                # What was found in a step that caught the refusal is not the user's own decision.
+                self._reader = None
             # The others have to hear of it before anything else happens here.
             failure = error
         if is_alone(trainer) and found is not None:

@@ -64,7 +64,15 @@ def without_exchange() -> Iterator[None]:
         yield
         return
     with _RefusesExchange() as refuses:
-        yield
+        try:
+            yield
+        except CollectiveError:
+            raise
+        except Exception as error:
+            if refuses.reason is not None:
+                # What follows from a step that went another way because of the refusal is no reason of its own.
+                raise CollectiveError(refuses.reason) from error
+            raise
     if refuses.reason is not None:
         # The code that was run has caught it.
         raise CollectiveError(refuses.reason)
