@@ -229,3 +229,21 @@ def test_records_of_an_earlier_version_are_still_read(shown: Shown) -> None:
     assert isinstance(old, store.Summary)
     assert (old.decided, old.words) == ((), {})
     assert old.sentences == newest.sentences
+
+
+@by_kind("token classification", "masked token", "next token")
+def test_the_token_that_is_marked_is_the_one_that_was_decided(shown: Shown, request: pytest.FixtureRequest) -> None:
+    kind = request.node.callspec.params["shown"]
+    lengths = batch_of(kind)["attention_mask"].sum(1).tolist()
+    # The labels of these examples were put there; a text's last label is predicted at the token before its last.
+    expected = {
+        "token classification": [4] * 6,
+        "masked token": [2 + place % 4 for place in range(6)],
+        "next token": [length - 2 for length in lengths],
+    }[kind]
+    for entry, summary in zip(shown.history, shown.summaries, strict=True):
+        assert entry.position == expected
+        assert [one.marked for one in summary.decided] == [(place,) for place in expected]
+        for one, sentence, place in zip(summary.decided, summary.sentences, expected, strict=True):
+            assert f"token {place + 1} " in one.where
+            assert len(sentence.tokens) > place
