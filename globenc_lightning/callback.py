@@ -4,7 +4,7 @@ import importlib.util
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -22,6 +22,7 @@ from globenc_lightning.errors import (
     CollectiveError,
     EmptyProbeError,
     GlobEncError,
+    ModelCallError,
     ProbeError,
     UnsupportedEncoderError,
     warn,
@@ -834,7 +835,7 @@ class GlobEncCallback(Callback):
                     probe = self.probe or probe
                 if mine:
                     shown = kept_maps(probe.lengths(), self._settings, self._heatmap_examples)
-                    found = measure(self._reader, probe, self._settings, shown, mine)
+                    found = self._measured(self._reader, probe, shown, mine)
                     if self._name_by_encoder(trainer, pl_module):
                         found = measure(self._reader, self.probe or probe, self._settings, shown, mine)
         except Exception as error:
@@ -859,6 +860,17 @@ class GlobEncCallback(Callback):
                 [(share, Measurement(**parts)) for share, (_, parts) in zip(shares, answers, strict=True) if parts]
             )
         )
+
+    def _measured(
+        self, reader: Reader, probe: ProbeSet, shown: Mapping[int, Collection[str]], mine: Sequence[int]
+    ) -> Measurement:
+        try:
+            return measure(reader, probe, self._settings, shown, mine)
+        except ModelCallError as error:
+            if self._assumed is None:
+                raise
+            # Why the module's own steps tell nothing is the first thing to know.
+            raise ModelCallError(f"{self._assumed}\nCalled by itself instead: {error}") from error
 
     def _find_decision(self, pl_module: "pl.LightningModule", reader: Reader, probe: ProbeSet) -> ProbeSet:
         """Find what the module's own step decides on the probe; else the probe as the model itself may take it."""

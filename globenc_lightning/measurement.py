@@ -403,6 +403,10 @@ def measure(
             return _measure(reader, probe, settings, shown or {}, chosen)
         except Exception as error:
             if not is_out_of_memory(error):
+                # What the step decides by itself was found with these weights, and is not to be compared with others.
+                reader.chunks.clear()
+                reader.decisions.clear()
+                reader.proven.clear()
                 raise
             # Without its frames, which hold what did not fit.
             cause = error.with_traceback(None)

@@ -1191,6 +1191,18 @@ class NoLogits(Steps):
         return hidden.square().mean()
 
 
+class NoDecision(NoLogits):
+    """Its loss depends on no encoder, although its step calls one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = nn.Parameter(torch.ones(3))
+
+    def loss_of(self, batch: Any) -> Tensor:
+        self.model(batch["input_ids"], batch["attention_mask"])
+        return self.free.square().sum()
+
+
 class TwoEncoders(Steps):
     """Calls two encoders in one forward pass."""
 
@@ -1203,7 +1215,7 @@ class TwoEncoders(Steps):
         return torch.cat(hidden, -1)[:, 0, :CLS]
 
     def loss_of(self, batch: Any) -> Tensor:
-        return self(batch["input_ids"], batch["attention_mask"]).square().mean()
+        return nn.functional.cross_entropy(self(batch["input_ids"], batch["attention_mask"]), batch["labels"] % CLS)
 
 
 class NoEncoder(Steps):
@@ -1242,7 +1254,7 @@ class NanHead(Steps):
 unlabelled = partial(Sentences, labels=False)
 
 TROUBLE: dict[str, tuple[Callable[[], Steps], dict[str, Any], dict[str, Any], type[Exception], str]] = {
-    "cannot be called": (NoLogits, {}, {}, ModelCallError, "GlobEncCallback(forward=lambda module, batch: "),
+    "decides nothing": (NoDecision, {}, {}, ModelCallError, "no loss that depends on an encoder"),
     "no encoder": (NoEncoder, {}, {}, GlobEncError, "no Hugging Face encoder in NoEncoder"),
     "NaN in the encoder": (NanWeights, {}, {}, GlobEncError, "NaN or infinity"),
     "NaN in the head": (NanHead, {}, {}, GlobEncError, "NaN or infinity"),
