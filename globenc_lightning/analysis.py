@@ -688,7 +688,8 @@ def evaluate(reader: Reader, chunk: Chunk) -> tuple[Decision, Tensor | None, Ten
         warnings.simplefilter("ignore")
         note_calls(structure.encoder, given, handles, chunk.batch)
         try:
-            with _told(replay.step.name):
+            # The autocast that a step opens is set aside here as it is in the analysis.
+            with _told(replay.step.name), OwnContexts(reader.model, connected=False):
                 ran = replay.run(reader.model, batch)
         finally:
             for handle in handles:
