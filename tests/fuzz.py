@@ -74,7 +74,7 @@ def knows_no_special_tokens(kind: dict[str, Any]) -> bool:
 
 REASONS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
     "exclude_special_tokens without a tokenizer": ("needs to know the special tokens", knows_no_special_tokens),
-    "no row of the validation has a real token": ("showed no example with a real token", shows_nothing),
+    "no row of the validation has a real token": ("no example with a real token", shows_nothing),
     "the weights hold NaN": ("hold NaN or infinity", lambda kind: kind["spoiled"] or kind["dtype"] == "float16"),
     # Adam's epsilon is zero in half precision: a head whose gradient vanishes is divided by zero.
     "the head's weights hold NaN": ("score holds NaN or infinity", lambda kind: kind["dtype"] == "float16"),
