@@ -80,7 +80,7 @@ def run(name: str, attention: str, dtype: torch.dtype) -> Run:
     model = build(family, attention, dtype)
     reader = Reader(model)
     try:
-        found = analyze(reader, example_inputs(family, dtype), Settings(METHODS))
+        found = analyze(reader, example_inputs(family, dtype), Settings(METHODS, readout="cls"))
     except UnsupportedEncoderError as error:
         return Run(model, None, None, str(error))
     return Run(model, reader, found, "")
