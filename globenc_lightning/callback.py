@@ -136,10 +136,12 @@ class GlobEncCallback(Callback):
 
     Args:
         probe: the examples: None takes the first ``num_examples`` rows of the validation loop (its sanity check
-            included); or texts (with a tokenizer), a batch as a mapping of tensors, or a :class:`ProbeSet`.
+            included), in batches of any form, as the module's own step gets them; or texts (with a tokenizer), a batch as
+            a mapping of tensors, or a :class:`ProbeSet`. With ``forward=``, a batch of any form.
         num_examples: how many examples are taken from the validation loop.
         methods: any of ``METHODS``.
-        target: which logit the saliency is taken of: of the ``"predicted"`` class, of the ``"label"``, or a callable
+        target: which score the saliency is taken of: ``"predicted"``, the one of the kind of decision that is trained
+            (:data:`globenc_lightning.task.kinds.SCORES`); the logit of the ``"label"``; or a callable
             ``target(logits, batch)`` that returns one class index or one score per example.
         readout: which row of a rollout is compared and drawn: ``"auto"`` (where the decision reads), ``"cls"`` (first
             token), ``"last"`` or ``"mean"``.
@@ -151,12 +153,16 @@ class GlobEncCallback(Callback):
         tokenizer: a tokenizer or the folder of one; None looks for one in the module, the datamodule, the data
             loaders and the checkpoint's folder, takes the one of the encoder that is shown where there are several,
             and shows token ids where there is none.
-        forward: how the module is called on the probe when neither its own ``forward`` nor a Hugging Face model with
-            a head in it gives logits: ``forward(module, batch)`` returns them.
+        forward: how the module gives the logits that are explained, ``forward(module, batch)``, in place of its own
+            steps.
         on_error: ``"warn"`` lets the training go on when an analysis fails, ``"raise"`` stops it.
         custom_scalars: write a layout for TensorBoard's Custom Scalars tab: all methods in one chart, and all layers
             of a method in another. A run has one layout, and nothing tells us whether you have written one of your own
             (``add_custom_scalars``): whichever is written last is shown.
+        decision: which decision is explained, where the step computes several losses that depend on an encoder: the
+            number of the loss, from 0, or the path of the head that it is made of.
+        encoder_call: which text is shown, where the decision is made of several calls of an encoder (query and
+            passage): the number of the call, from 0.
 
     Attributes:
         probe: the :class:`ProbeSet`, once it is fixed.
