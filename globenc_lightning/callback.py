@@ -136,8 +136,8 @@ class GlobEncCallback(Callback):
 
     Args:
         probe: the examples: None takes the first ``num_examples`` rows of the validation loop (its sanity check
-            included), in batches of any form, as the module's own step gets them; or texts (with a tokenizer), a batch as
-            a mapping of tensors, or a :class:`ProbeSet`. With ``forward=``, a batch of any form.
+            included), in batches of any form, as the module's own step gets them; or texts (with a tokenizer), a batch
+            as a mapping of tensors, or a :class:`ProbeSet`. With ``forward=``, a batch of any form.
         num_examples: how many examples are taken from the validation loop.
         methods: any of ``METHODS``.
         target: which score the saliency is taken of: ``"predicted"``, the one of the kind of decision that is trained
