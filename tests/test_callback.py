@@ -1304,6 +1304,36 @@ def test_trouble_is_one_clear_warning_and_the_training_goes_on(kind: str) -> Non
     assert not any("globenc" in name for name in trainer.callback_metrics)
 
 
+class CastsInItsStep(OwnHead):
+    """Opens an autocast of its own in its step."""
+
+    def loss_of(self, batch: Any) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = self(batch["input_ids"], batch["attention_mask"])
+        # In float32 again, so that nothing tells of the coarser numbers that they were made of.
+        return nn.functional.cross_entropy(logits.float(), batch["labels"])
+
+
+class DetachesInItsStep(OwnHead):
+    """Reads the encoder below no_grad in its step."""
+
+    def loss_of(self, batch: Any) -> Tensor:
+        with torch.no_grad():
+            hidden = self.model(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+        return nn.functional.cross_entropy(self.head(hidden[:, 0]), batch["labels"])
+
+
+@pytest.mark.parametrize("make", [CastsInItsStep, DetachesInItsStep])
+def test_contexts_that_a_step_opens_stop_no_figures(make: type[Steps]) -> None:
+    callback = GlobEncCallback(**QUIET)
+    with said() as messages:
+        fit(make(), callback, max_epochs=2)
+    assert messages == []
+    assert len(callback.history) == 3
+    assert callback.history.about is not None
+    assert callback.history.about.task == "classification"
+
+
 NOTHING_REAL = Sentences(empty=range(20))
 
 REFUSED: dict[str, tuple[Callable[[], Steps], dict[str, Any], dict[str, Any], str, int]] = {

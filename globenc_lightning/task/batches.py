@@ -214,17 +214,6 @@ def needs_template(state: Any) -> bool:
     return state["kind"] in ("dataclass", "named") or any(needs_template(one) for one in state["parts"])
 
 
-def form_of(batch: Any) -> str:
-    """A batch's form in a few words, for messages."""
-    if isinstance(batch, Tensor):
-        return f"a tensor of shape {tuple(batch.shape)}"
-    if isinstance(batch, Mapping):
-        return f"a {type(batch).__name__} with {', '.join(map(str, batch)) or 'nothing in it'}"
-    if isinstance(batch, list | tuple):
-        return f"a {type(batch).__name__} of {len(batch)} parts"
-    return f"a {type(batch).__name__}"
-
-
 def _holds_parts(value: Any) -> bool:
     if isinstance(value, str | bytes) or not isinstance(value, list | tuple):
         return False

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from globenc_lightning.errors import CutGraphError, GlobEncError
 from globenc_lightning.task.kinds import Decision
-from globenc_lightning.task.replaying import Chunk, Part, Replay, Step, find_layout, rows_by_digits, same
+from globenc_lightning.task.replaying import Chunk, Part, Replay, Step, _mixes_texts, find_layout, rows_by_digits, same
 
 ROWS, TOKENS, WIDTH, CLASSES = 4, 5, 3, 2
 
@@ -34,6 +34,18 @@ def test_rows_of_examples_that_were_sorted() -> None:
     order = torch.tensor([2, 0, 3, 1])
     decision = Decision("classification", head(last[:, 0])[order])
     assert find_layout(replay(), decision, chunk(0, 1, 3), last).rows.tolist() == [2, 0, 1]
+
+
+def test_similarities_are_told_from_classes_although_a_text_is_not_compared_with_itself() -> None:
+    last = hidden()
+    vectors = last.mean(1)
+    compared = vectors @ vectors.T
+    masked = compared.masked_fill(torch.eye(ROWS, dtype=torch.bool), -1e9)
+    pairs = torch.cat([vectors[:2], vectors[2:]], -1) @ torch.ones(2 * WIDTH, ROWS)
+    assert _mixes_texts(compared, [[last]])
+    assert _mixes_texts(masked, [[last]])
+    assert not _mixes_texts(head(last[:, 0]), [[last]])
+    assert not _mixes_texts(pairs, [[last]])
 
 
 def test_rows_of_choices() -> None:
