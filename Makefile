@@ -15,10 +15,12 @@ DEMO_ENV := .venv-demo
 TEST_ENV := .venv-test
 LIGHTNING_ENV := .venv-lightning
 LOGGERS_ENV := .venv-loggers
+READERS_ENV := .venv-readers
 DEMO_READY := $(DEMO_ENV)/.ready
 TEST_READY := $(TEST_ENV)/.ready
 LIGHTNING_READY := $(LIGHTNING_ENV)/.ready
 LOGGERS_READY := $(LOGGERS_ENV)/.ready
+READERS_READY := $(READERS_ENV)/.ready
 
 # torch is named once more on the command line: the pin then also decides between builds of one version.
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
@@ -26,7 +28,7 @@ LIGHTNING := $(shell sed -n 's/^pytorch-lightning==/lightning==/p' constraints.t
 INSTALL := -m pip install --quiet --constraint constraints.txt $(TORCH) --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lightning loggers versions lint format types ci clean
+.PHONY: help demo test lightning loggers readers versions lint format types ci clean
 
 help: ## show these commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -42,6 +44,9 @@ lightning: $(LIGHTNING_READY) ## run the callback's tests with lightning and wit
 
 loggers: $(LOGGERS_READY) ## run the tests that need the packages behind other loggers (MLflow, W&B), offline
 	GLOBENC_LOGGERS=required $(LOGGERS_ENV)/bin/python -m pytest tests/report/test_loggers.py
+
+readers: $(READERS_READY) ## run the tests that read a record with other packages (polars, DuckDB)
+	GLOBENC_READERS=required $(READERS_ENV)/bin/python -m pytest tests/record/test_readers.py
 
 versions: ## run the tests with every version of transformers that is supported; before a release
 	$(PYTHON) tests/versions.py $(VERSIONS_ARGS)
@@ -61,7 +66,7 @@ ci: ## everything that a change has to pass
 	bash .ci/run
 
 clean: ## remove the environments and the tools' caches
-	rm -rf $(DEMO_ENV) $(TEST_ENV) $(LIGHTNING_ENV) $(LOGGERS_ENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(DEMO_ENV) $(TEST_ENV) $(LIGHTNING_ENV) $(LOGGERS_ENV) $(READERS_ENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(DEMO_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEMO_ENV)
@@ -84,4 +89,9 @@ $(LIGHTNING_READY): pyproject.toml constraints.txt
 $(LOGGERS_READY): pyproject.toml constraints.txt constraints-loggers.txt
 	$(PYTHON) -m venv $(LOGGERS_ENV)
 	$(LOGGERS_ENV)/bin/python $(INSTALL) ".[test,loggers]" --constraint constraints-loggers.txt
+	@touch $@
+
+$(READERS_READY): pyproject.toml constraints.txt constraints-readers.txt
+	$(PYTHON) -m venv $(READERS_ENV)
+	$(READERS_ENV)/bin/python $(INSTALL) ".[test,readers]" --constraint constraints-readers.txt
 	@touch $@
