@@ -1,7 +1,8 @@
 """What is known of a Trainer and its module: where a loop stands, and what else acts at its hooks."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from globenc_lightning import processes
@@ -28,6 +29,20 @@ def without_logging(pl_module: "pl.LightningModule") -> Iterator[None]:
         for name in LENT_BY_TRAINER:
             vars(pl_module).pop(name, None)
         vars(pl_module).update(own)
+
+
+def log_monitored(
+    trainer: "pl.Trainer", pl_module: "pl.LightningModule", scalars: Mapping[str, float], to_loggers: bool
+) -> None:
+    """Log figures that callbacks monitor, those that are defined; to the loggers, too, where that is asked for."""
+    if getattr(trainer, "barebones", False):
+        # Lightning answers with a warning for every figure.
+        return
+    defined = {tag: rho for tag, rho in scalars.items() if rho == rho}
+    # None rather than True: where there is no logger, Lightning would remark on every figure.
+    logger = None if to_loggers else False
+    # All processes have the same figures; the mean of three equal numbers may differ from them in the last bit.
+    pl_module.log_dict(defined, logger=logger, add_dataloader_idx=False, sync_dist=True, reduce_fx="max", batch_size=1)
 
 
 def act_as_a_validation_starts(trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> list[str]:
@@ -107,3 +122,78 @@ def _loaders_within(loaders: Any) -> list[Any]:
     return (
         [one for part in loaders for one in _loaders_within(part)] if isinstance(loaders, list | tuple) else [loaders]
     )
+
+
+@dataclass(frozen=True)
+class Training:
+    """A Trainer and its module, as far as an analysis has to know them.
+
+    Attributes:
+        trainer: the Trainer.
+        module: the module that is trained.
+    """
+
+    trainer: "pl.Trainer"
+    module: "pl.LightningModule"
+
+    def places(self) -> list[Any]:
+        """Returns the objects in which a tokenizer may be kept."""
+        return holders(self.trainer, self.module)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this process is the only one."""
+        return is_alone(self.trainer)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return bool(self.trainer.is_global_zero)
+
+    @property
+    def share(self) -> tuple[int, int] | None:
+        """This process's rank and the number of processes; None where it is alone."""
+        return None if self.is_alone else (self.trainer.global_rank, self.trainer.world_size)
+
+    @property
+    def is_fit(self) -> bool:
+        """Whether it trains, and does not only validate."""
+        return self.trainer.state.fn == "fit"
+
+    @property
+    def logged_step(self) -> int:
+        """The step at which a validation's metrics are written."""
+        return logged_step(self.trainer)
+
+    @property
+    def step(self) -> int:
+        """How many optimizer steps were taken."""
+        return int(self.trainer.global_step)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch."""
+        return int(self.trainer.current_epoch)
+
+    @property
+    def loggers(self) -> list[Any]:
+        """The trainer's loggers."""
+        return list(self.trainer.loggers)
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether its loggers swallow everything (``fast_dev_run``)."""
+        return bool(getattr(self.trainer, "fast_dev_run", False))
+
+    @property
+    def has_shown_all(self) -> bool:
+        """Whether a validation is over, or a sanity check that showed every batch."""
+        return not self.trainer.sanity_checking or sanity_check_saw_all(self.trainer)
+
+    def quietly(self) -> AbstractContextManager[None]:
+        """Returns a context in which what the module logs goes nowhere."""
+        return without_logging(self.module)
+
+    def as_validated(self) -> AbstractContextManager[None]:
+        """Returns a context in which the weights are those that a validation would see."""
+        return weights_of_a_validation(self.trainer, self.module)

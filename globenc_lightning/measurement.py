@@ -128,6 +128,7 @@ class HistoryEntry:
         probability: (b,) of what is predicted, NaN where it has none; empty in checkpoints of earlier versions.
         texts: one number per example that tells its tokens from others: another choice has another text. Empty in
             checkpoints of earlier versions.
+        validation: whether a validation asked for it, and not a training step.
     """
 
     step: int
@@ -145,6 +146,7 @@ class HistoryEntry:
     answers: list[tuple[int, ...]] = field(default_factory=list)
     probability: Tensor = field(default_factory=lambda: torch.empty(0))
     texts: list[int] = field(default_factory=list)
+    validation: bool = True
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "HistoryEntry":
@@ -167,6 +169,7 @@ class HistoryEntry:
             answers=[tuple(one) for one in state.get("answers", ())],
             probability=state.get("probability", torch.empty(0)),
             texts=list(state.get("texts", ())),
+            validation=state.get("validation", True),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -185,6 +188,7 @@ class HistoryEntry:
             "answers": [list(one) for one in self.answers],
             "probability": self.probability,
             "texts": list(self.texts),
+            "validation": self.validation,
         }
 
     def __getitem__(self, name: str) -> Any:
@@ -301,6 +305,11 @@ class History(list[HistoryEntry]):
     def latest(self) -> list[HistoryEntry]:
         """The entries of the latest training."""
         return self[self.start :]
+
+    @property
+    def analyses(self) -> int:
+        """How many analyses of the latest training were to be made, the failed ones included."""
+        return len(self.latest) + len(self.missing_steps)
 
     def clear(self) -> None:
         """Forget all entries, and where the latest training began among them."""
@@ -614,7 +623,7 @@ def _readout_of(readouts: Collection[str]) -> str:
     return "last" if "last" in readouts else next(iter(readouts))
 
 
-def history_entry(measurement: Measurement, step: int, epoch: int) -> HistoryEntry:
+def history_entry(measurement: Measurement, step: int, epoch: int, validation: bool = True) -> HistoryEntry:
     """What is remembered of a measurement."""
     return HistoryEntry(
         step=step,
@@ -629,6 +638,7 @@ def history_entry(measurement: Measurement, step: int, epoch: int) -> HistoryEnt
         answers=list(measurement.answers),
         probability=measurement.probability,
         texts=[_text_number(measurement, index) for index in range(len(measurement.names))],
+        validation=validation,
     )
 
 

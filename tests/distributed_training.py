@@ -238,7 +238,7 @@ def main() -> None:
         }
         for entry in callback.history
     ]
-    result["missing"] = callback._missing_steps
+    result["missing"] = callback.history.missing_steps
     seen = callback.probe is not None and callback.probe.is_seen
     result["probe"] = [row["input_ids"].tolist() for row in callback.probe.rows] if callback.probe and seen else None
     result["logged"] = [point for point in logger.points if point[1].startswith("globenc")]

@@ -235,7 +235,7 @@ def test_a_validation_that_cannot_be_made_up_is_missing(
         with said() as messages:
             train([resumed, *others()], False, path, make=make)
         assert [entry.step for entry in resumed.history] == [step for step in steps if step != due]
-        assert resumed._missing_steps == [due] * (due in steps)
+        assert resumed.history.missing_steps == [due] * (due in steps)
         assert [who in message and "missing here" in message for message in messages] == [True] * (due in steps)
 
 
@@ -589,7 +589,7 @@ def steps_with(finder: str, folder: Path, **settings: Any) -> tuple[list[int], l
             assert not callback.history
         module.batch_size = 4
         trainer.fit(module)
-    return [entry.step for entry in callback.history], callback.history.missing_steps, callback._validations
+    return [entry.step for entry in callback.history], callback.history.missing_steps, callback._schedule.validations
 
 
 @pytest.mark.parametrize("probe", [None, given_batch()], ids=["taken", "given"])

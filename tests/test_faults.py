@@ -125,7 +125,7 @@ def test_a_training_goes_on_undisturbed_whatever_breaks(stage: str) -> None:
     assert "The training goes on without these figures." in about[0]
     reported = stage in REPORT
     assert [entry.step for entry in callback.history] == ([0, 1, 3, 5, 7] if reported else [])
-    assert callback._missing_steps == ([] if reported else [0, 1, 3, 5, 7])
+    assert callback.history.missing_steps == ([] if reported else [0, 1, 3, 5, 7])
     undisturbed = train(SETTING, [])
     assert {name: equal(observed[name], undisturbed[name]) for name in COLUMNS} == dict.fromkeys(COLUMNS, True)
 
@@ -197,7 +197,7 @@ def test_a_validation_is_left_out_with_one_warning_when_not_even_one_example_fit
     assert "even one example at a time" in message
     assert trainer.global_step == 6
     assert callback.history == []
-    assert callback._missing_steps == [0, 1, 3, 5]
+    assert callback.history.missing_steps == [0, 1, 3, 5]
 
 
 def test_out_of_memory_keeps_its_cause_if_the_training_is_to_stop() -> None:
@@ -347,4 +347,4 @@ def test_weights_that_are_not_finite_leave_no_figure_behind(value: float) -> Non
     assert trainer.global_step == 4
     assert logger.ours == []
     assert logger.images == []
-    assert callback._missing_steps == [0, 1, 3]
+    assert callback.history.missing_steps == [0, 1, 3]

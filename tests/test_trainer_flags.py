@@ -290,7 +290,7 @@ cli = LightningCLI(Module, Data, args=["fit", "--config", sys.argv[1]], save_con
 assert [entry.step for entry in callback.history] == [0, 1], callback.history
 assert list(callback.history[0].correlation) == ["W", "N-Enc"]
 assert len(callback.probe) == 6
-assert callback._forward is not None and callback._settings.target == "label"
+assert callback._choices.forward is not None and callback._choices.settings.target == "label"
 assert "globenc/spearman/N-Enc" in cli.trainer.callback_metrics
 print("done")
 """

@@ -131,7 +131,8 @@ def test_a_failed_validation_is_missing_and_does_not_shift_the_others(tmp_path: 
     assert [one["missing"] for one in answer["validations"]] == [place == 3 for place in range(9)]
     assert [one["ordinal"] for one in answer["validations"]] == [*range(9)]
     steps = [one["step"] for one in answer["validations"]]
-    assert (steps[3], steps[:3] + steps[4:]) == (callback._missing_steps[0], [entry.step for entry in callback.history])
+    missing, kept = callback.history.missing_steps, [entry.step for entry in callback.history]
+    assert (steps[3], steps[:3] + steps[4:]) == (missing[0], kept)
 
 
 def test_a_baseline_that_fails_is_missing(tmp_path: Path) -> None:
@@ -282,7 +283,7 @@ def test_a_full_disk_costs_the_tab_and_not_the_training(tmp_path: Path, monkeypa
     assert trainer.global_step == 4
     assert [entry.step for entry in callback.history] == [0, 1, 3]
     # The figures are there, though the tab does not show them.
-    assert callback._missing_steps == []
+    assert callback.history.missing_steps == []
     assert events(tmp_path / "run").Tags()["images"]
     assert ours(tmp_path / "run") == {}
 
