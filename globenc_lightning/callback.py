@@ -18,15 +18,18 @@ from globenc_lightning.functional import METHODS
 from globenc_lightning.lightning_facts import (
     LENT_BY_TRAINER,
     Training,
+    facts_of,
     is_alone,
     is_last_batch,
     log_monitored,
+    run_of,
     validation_is_due,
 )
 from globenc_lightning.measurement import History
 from globenc_lightning.monitoring import Monitor
 from globenc_lightning.probe import ProbeSet
 from globenc_lightning.reasons import Reasons
+from globenc_lightning.record.keeping import Record, RecordKeeper, options_of
 from globenc_lightning.report.output import TAG, monitored
 from globenc_lightning.restoring import find_state
 from globenc_lightning.schedule import Schedule
@@ -140,6 +143,10 @@ class GlobEncCallback(Callback):
         at_steps: training steps that are analysed besides the validations, as numbers of optimizer steps taken, or
             ``"log"`` for the powers of two before the first validation. They are written and remembered at that step,
             and cannot be monitored.
+        record: where the figures of every token, layer and example are kept for studies, in Parquet files
+            (``pip install 'globenc-lightning[record]'``): True for a folder ``globenc/`` in the logger's run folder; a
+            folder, which several runs may share; or :class:`~globenc_lightning.record.writing.RecordOptions`.
+            Checkpoints then hold a pointer to it in place of the history.
 
     Attributes:
         probe: the :class:`ProbeSet`, once it is fixed.
@@ -175,6 +182,7 @@ class GlobEncCallback(Callback):
         decision: int | str = 0,
         encoder_call: int = 0,
         at_steps: Sequence[int] | str | None = None,
+        record: Record = None,
     ) -> None:
         super().__init__()
         settings = Settings(methods, target, readout, normalize, exclude_special_tokens)
@@ -198,7 +206,9 @@ class GlobEncCallback(Callback):
                 "validation loop: leave probe= out, or say with forward= which logits are meant, for example "
                 "forward=lambda module, batch: module.head(...)"
             )
-        self._monitor = Monitor(self._choices, self._schedule, self._reasons, self._collector)
+        options = options_of(record)
+        self._keeper = None if options is None else RecordKeeper(options)
+        self._monitor = Monitor(self._choices, self._schedule, self._reasons, self._collector, self._keeper)
         self._place = 1
         self._looks_back = False
 
@@ -221,6 +231,9 @@ class GlobEncCallback(Callback):
         now = time.time() if is_alone(trainer) else processes.from_first(time.time())
         self._monitor.begin_session(pl_module, now, tag)
         self._monitor.layouts = lambda: _layouts(same)
+        if self._keeper is not None:
+            run = run_of(trainer)
+            self._keeper.place(run.folder, f"{run.name}-{tag}" if place else run.name, facts_of(pl_module, trainer))
         self._looks_back = stage != "fit" and bool(self.history)
         self._place = 1 + sum(one._key(1) == self._key(1) for one in same[:place])
         if place:

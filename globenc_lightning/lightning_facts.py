@@ -1,9 +1,10 @@
 """What is known of a Trainer and its module: where a loop stands, and what else acts at its hooks."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from globenc_lightning import processes
 
@@ -103,6 +104,49 @@ def sanity_check_saw_all(trainer: "pl.Trainer") -> bool:
     return all(
         shown >= there for shown, there in zip(trainer.num_sanity_val_batches, trainer.num_val_batches, strict=True)
     )
+
+
+class Run(NamedTuple):
+    """Where a Trainer's logger writes.
+
+    Attributes:
+        folder: its folder; that of the Trainer's default root where it has none.
+        name: a name for the run.
+    """
+
+    folder: str
+    name: str
+
+
+def run_of(trainer: "pl.Trainer") -> Run:
+    """Returns where a Trainer's logger writes. All processes have to ask: they are told by the first."""
+    folder, logger = trainer.log_dir or trainer.default_root_dir, trainer.logger
+    version = getattr(logger, "version", None)
+    named = [getattr(logger, "name", None), f"version_{version}" if isinstance(version, int) else version]
+    return Run(str(folder), "-".join(str(one) for one in named if one) or "run")
+
+
+def facts_of(pl_module: "pl.LightningModule", trainer: "pl.Trainer") -> dict[str, Any]:
+    """Returns the seed and the hyperparameters of a training, in primitives."""
+    seed = os.environ.get("PL_GLOBAL_SEED", "")
+    held = {}
+    for one in (getattr(trainer, "datamodule", None), pl_module):
+        held.update(getattr(one, "hparams", None) or {})
+    return {
+        "seed": int(seed) if seed.lstrip("-").isdigit() else None,
+        "hyperparameters": {str(name): _primitive(value) for name, value in held.items()},
+    }
+
+
+def _primitive(value: Any) -> Any:
+    """A value as JSON takes it: what is neither a primitive nor a collection of them is told by its class."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _primitive(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_primitive(one) for one in value]
+    return type(value).__name__
 
 
 def holders(trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> list[Any]:

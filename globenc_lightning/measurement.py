@@ -306,6 +306,10 @@ class History(list[HistoryEntry]):
         """The entries of the latest training."""
         return self[self.start :]
 
+    def with_latest(self, entries: Iterable[HistoryEntry]) -> "History":
+        """Returns a copy whose latest training has other entries."""
+        return History([*self[: self.start], *entries], self.about, self.missing_steps, self.start, self.reasons)
+
     @property
     def analyses(self) -> int:
         """How many analyses of the latest training were to be made, the failed ones included."""

@@ -12,9 +12,10 @@ from globenc_lightning.choices import Choices
 from globenc_lightning.collecting import Collector
 from globenc_lightning.errors import GlobEncError
 from globenc_lightning.lightning_facts import Training, act_as_a_validation_starts
-from globenc_lightning.measurement import History, Measurement, about, history_entry
+from globenc_lightning.measurement import History, HistoryEntry, Measurement, about, history_entry
 from globenc_lightning.measuring import Measurer
 from globenc_lightning.reasons import Reasons, shortened
+from globenc_lightning.record.keeping import RecordKeeper, recorded
 from globenc_lightning.remarks import remarks
 from globenc_lightning.report.dashboard.records import kept_maps
 from globenc_lightning.report.names import class_names
@@ -45,6 +46,7 @@ class Monitor:
         schedule: when the model is analysed.
         reasons: where warnings go.
         collector: holds the probe.
+        keeper: keeps the record, or None where none is asked for.
 
     Attributes:
         history: what was found.
@@ -56,7 +58,14 @@ class Monitor:
         has_validated: whether the validation that is running was looked at already.
     """
 
-    def __init__(self, choices: Choices, schedule: Schedule, reasons: Reasons, collector: Collector) -> None:
+    def __init__(
+        self,
+        choices: Choices,
+        schedule: Schedule,
+        reasons: Reasons,
+        collector: Collector,
+        keeper: RecordKeeper | None = None,
+    ) -> None:
         self.history = History()
         self.tag = TAG
         self.session = 0.0
@@ -67,9 +76,11 @@ class Monitor:
         self._schedule = schedule
         self._reasons = reasons
         self._collector = collector
+        self._keeper = keeper
         self._measurer = Measurer(choices.settings, choices.forward, choices.decision, choices.encoder_call)
         self._output = Output(choices.settings, choices.heatmap_examples, reasons)
         self._due_epoch: int | None = None
+        self._latest: int | None = None
         self._pending: Measurement | None = None
         self.has_validated = False
 
@@ -91,6 +102,9 @@ class Monitor:
         if not self.resumed and training.step == 0:
             # Another training: its pictures and reasons start anew, while the history keeps everything.
             self.history.begin()
+            self._latest = None
+            if self._keeper is not None:
+                self._keeper.begin()
         self.look_for_shards(training)
 
     def look_for_shards(self, training: Training) -> None:
@@ -158,8 +172,8 @@ class Monitor:
 
     def is_repeated(self, training: Training) -> bool:
         """Whether a resumed training runs a validation again that is already in its history."""
-        steps = [entry.step for entry in self.history if entry.validation]
-        return self.resumed and training.is_fit and bool(steps) and steps[-1] >= training.logged_step
+        known = self._latest is not None and self._latest >= training.logged_step
+        return self.resumed and training.is_fit and known
 
     def step(self, training: Training) -> int:
         """The step of this validation's figures. Another Trainer's ``validate()`` counts from 0; ours never go back."""
@@ -254,7 +268,10 @@ class Monitor:
             GlobEncError: another process failed at it and ``on_error="raise"``; or whatever failed here.
         """
         epoch = training.epoch if epoch is None else epoch
-        self.history.append(history_entry(measurement, step, epoch, validation))
+        entry = history_entry(measurement, step, epoch, validation)
+        self.history.append(entry)
+        if validation:
+            self._latest = step
         probe, settings = self._collector.probe, self._choices.settings
         names = class_names(training.module, measurement.encoder, measurement.task)
         if probe is not None:
@@ -269,6 +286,7 @@ class Monitor:
             written = {**scalars, **by_layer(measurement, self.tag)}
             try:
                 self._output.write(self._destination(training), measurement, probe, self.history, names, written)
+                self._keep(training, measurement, entry)
             except Exception as error:
                 failure = error
         if self._choices.on_error == "raise" and not training.is_alone:
@@ -278,6 +296,12 @@ class Monitor:
                 raise GlobEncError(f"in the process of rank 0: {trouble}")
         if failure is not None:
             raise failure
+
+    def _keep(self, training: Training, measurement: Measurement, entry: HistoryEntry) -> None:
+        """Write a measurement into the record, if there is one and it is no trial."""
+        keeper, probe, about = self._keeper, self._collector.probe, self.history.about
+        if keeper is not None and probe is not None and about is not None and not training.is_trial:
+            self._reasons.attempt(lambda: keeper.write(measurement, probe, entry, about, entry.validation))
 
     def _destination(self, training: Training) -> Destination:
         return Destination(training.loggers, self.tag, self.session, self.layouts(), training.is_trial)
@@ -319,26 +343,47 @@ class Monitor:
         return {**self.__dict__, "layouts": dict}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the probe and the history, in tensors and primitives, for a checkpoint."""
+        """Returns the probe and the history, in tensors and primitives, for a checkpoint.
+
+        Where a record is kept, a pointer to it stands for the entries that it gives back.
+        """
+        history, pointer = self.history, None
+        if self._keeper is not None:
+            pointer, kept = self._keeper.pointer(history.latest)
+            history = history.with_latest(kept)
         return {
             "probe": self._collector.state(),
             "num_examples": self._choices.num_examples,
-            **self.history.state_dict(),
+            **history.state_dict(),
             "described": dict(self._output.described),
             "validations": self._schedule.validations,
             "session": self.session,
+            **({} if pointer is None else {"record": pointer, "latest": self._latest}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was called."""
         history = History.from_state_dict(state)
+        latest = state.get("latest", next((one.step for one in reversed(history) if one.validation), None))
+        if state.get("record") is not None:
+            # An entry that cannot be read back is missing in the pictures; whatever else was kept goes on.
+            self._reasons.attempt(lambda: self._restore_recorded(history, state["record"]))
         if state.get("session") == self.session:
             # A trial run ends like this, and leaves nothing behind.
             self._collector.go_back(state["probe"])
             self._pending = None
+            if self._keeper is not None:
+                self._keeper.forget_after(max((entry.step for entry in history.latest), default=-1))
         else:
             self._collector.restore(state["probe"], state["num_examples"])
             self._output.described = dict(state["described"])
             self._due_epoch = state.get("due_epoch")
             self.resumed = True
-        self.history, self._schedule.validations = history, state["validations"]
+        self.history, self._latest, self._schedule.validations = history, latest, state["validations"]
+
+    def _restore_recorded(self, history: History, pointer: Mapping[str, Any]) -> None:
+        """Put the entries that a checkpoint's pointer stands for into a history."""
+        kept = history.latest
+        history[history.start :] = (
+            recorded(pointer, kept) if self._keeper is None else self._keeper.restored(pointer, kept)
+        )

@@ -489,6 +489,14 @@ SETTINGS: dict[str, Setting] = {
         options={"num_sanity_val_steps": 0},
         analysed=3,
     ),
+    "at_steps, and a record": Setting(
+        ours=lambda: given_probe(at_steps="log", record=tempfile.mkdtemp()),
+        options={"num_sanity_val_steps": 0, "accumulate_grad_batches": 2},
+        analysed=5,
+    ),
+    "at_steps after ours averages the weights": Setting(
+        after=lambda: [EveryStep()], ours=lambda: GlobEncCallback(heatmap_examples=1, at_steps=[1, 3, 5]), analysed=5
+    ),
     "LazyLinear, given probe, no sanity check": Setting(
         make=LazyHead, ours=given_probe, options={"num_sanity_val_steps": 0}, analysed=3
     ),
