@@ -102,6 +102,8 @@ from globenc_lightning.task.watching import LossWatch
 Target = str | Callable[..., Any]
 
 TARGETS = ("predicted", "label")
+MOST_LOGITS = 1000
+"""Decisions over more entries are over a vocabulary."""
 AUTO = "auto"
 """The readout that reads the row where the decision reads."""
 
@@ -145,6 +147,9 @@ class Attributions:
         answers: one per example: what is decided, see ``Decision.answers``.
         truths: one per example: what its label says, in the same form; empty where there is none.
         distance: whether the score of a similarity is a distance, so that less is more alike.
+        decided: (b, c) the logits of the decision whose score is explained: of one token, where a model decides per
+            token; (b, 0) where it is over a vocabulary of more than 1,000 entries.
+        loss: (b,) of that decision, in the usual form of its kind, see ``Decision.losses``; NaN where it has none.
     """
 
     local: dict[str, Tensor]
@@ -174,6 +179,8 @@ class Attributions:
     answers: tuple[tuple[int, ...], ...] = ()
     truths: tuple[tuple[float, ...], ...] = ()
     distance: bool = False
+    decided: Tensor | None = None
+    loss: Tensor | None = None
 
     @property
     def head_reads(self) -> str:
@@ -791,6 +798,8 @@ def _judged(decision: Decision, layout: Layout, settings: Settings, batch: Any) 
         one_call=True,
         apart=decision.kind != "loss" and not callable(settings.target),
         distance=decision.distance,
+        decided=_decided(decision, units.to(device)),
+        losses=decision.losses(units.to(device)),
     )
 
 
@@ -881,7 +890,15 @@ def _record(
         answers=judged.answers,
         truths=judged.truths,
         distance=judged.distance,
+        decided=judged.decided,
+        loss=judged.losses,
     )
+
+
+def _decided(decision: Decision, units: Tensor) -> Tensor:
+    """The logits (n, c) of some units; (n, 0) of a vocabulary, which would fill a record."""
+    logits = decision.logits[units].detach()
+    return logits if logits.shape[1] <= MOST_LOGITS else logits[:, :0]
 
 
 def _positions(head: Tensor | None, mask: Tensor, decided: Tensor | None = None) -> Tensor:
@@ -918,6 +935,8 @@ class _Judged(NamedTuple):
         apart: whether it is to be proven that each score is read from its own row alone.
         distance: whether the score of a similarity is a distance.
         places: (n,) the token that each example's decision is about; None where the logits do not tell it.
+        decided: (n, c) the logits of each example's decision, see ``Attributions.decided``.
+        losses: (n,) its loss.
     """
 
     logits: Tensor
@@ -933,6 +952,8 @@ class _Judged(NamedTuple):
     apart: bool = False
     distance: bool = False
     places: Tensor | None = None
+    decided: Tensor | None = None
+    losses: Tensor | None = None
 
 
 class _Run(NamedTuple):
@@ -1029,6 +1050,8 @@ def _judged_output(
         tuple(decision.truths(units)),
         decision.kind,
         one_call=False,
+        decided=_decided(decision, units),
+        losses=decision.losses(units),
     )
 
 

@@ -50,6 +50,10 @@ class EmptyProbeError(ProbeError):
     """There is no example with a real token."""
 
 
+class RecordError(GlobEncError):
+    """A record on disk that cannot be written or read."""
+
+
 class OutOfMemoryError(GlobEncError):
     """The memory does not suffice, however small the batches."""
 

@@ -129,7 +129,7 @@ def run_of(trainer: "pl.Trainer") -> Run:
 def facts_of(pl_module: "pl.LightningModule", trainer: "pl.Trainer") -> dict[str, Any]:
     """Returns the seed and the hyperparameters of a training, in primitives."""
     seed = os.environ.get("PL_GLOBAL_SEED", "")
-    held = {}
+    held: dict[Any, Any] = {}
     for one in (getattr(trainer, "datamodule", None), pl_module):
         held.update(getattr(one, "hparams", None) or {})
     return {

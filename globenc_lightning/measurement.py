@@ -55,6 +55,8 @@ class Measurement:
         chances: one per example: the probability of each of several labels that hold; else empty.
         distance: whether a similarity is a distance.
         call: which of several calls of an encoder the figures are of, from 0.
+        logits: one (c,) per example: of its decision, see ``Attributions.decided``.
+        losses: (b,) of the decisions, NaN where an example has none.
     """
 
     correlation: dict[str, Tensor]
@@ -80,6 +82,8 @@ class Measurement:
     chances: list[tuple[float, ...]] = field(default_factory=list)
     distance: bool = False
     call: int = 0
+    logits: list[Tensor] = field(default_factory=list)
+    losses: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def answer(self, index: int) -> tuple[int, ...]:
         """What an example is decided to be."""
@@ -153,10 +157,9 @@ class HistoryEntry:
         """The entry that :meth:`state_dict` was called on."""
         by_example = dict(zip(state["methods"], state["by_example"].unbind(0), strict=True))
         lengths: list[int] = state["lengths"]
-        return cls(
+        return cls.from_parts(
             step=state["step"],
             epoch=state["epoch"],
-            **_summary(by_example),
             by_example=by_example,
             rows={
                 method: list(rows.split(lengths))
@@ -171,6 +174,12 @@ class HistoryEntry:
             texts=list(state.get("texts", ())),
             validation=state.get("validation", True),
         )
+
+    @classmethod
+    def from_parts(cls, by_example: dict[str, Tensor], **parts: Any) -> "HistoryEntry":
+        """An entry, with the means over its examples computed anew from every example's rho, method -> (b, l)."""
+        summary: dict[str, Any] = _summary(by_example)
+        return cls(by_example=by_example, **summary, **parts)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything in a few tensors and primitives: a checkpoint pays for every tensor, however small."""
@@ -462,6 +471,8 @@ def _measure(
     truths: list[tuple[float, ...]] = [()] * size
     seen: list[Tensor | None] = [None] * size
     values = torch.full((size,), float("nan"))
+    logits: list[Tensor] = [torch.empty(0)] * size
+    losses = torch.full((size,), float("nan"))
     chances: list[tuple[float, ...]] = [()] * size
     batches = _batches(reader, probe, chosen)
     reader.kernels.keep = len(batches) > 1
@@ -475,6 +486,8 @@ def _measure(
             probability[indices] = found.probability.cpu().float()
         if found.score is not None:
             score[indices] = found.score.cpu().float()
+        if found.loss is not None:
+            losses[indices] = found.loss.detach().cpu().float()
         reads.append(found.head_reads)
         readouts.append(found.readout)
         task = found.task
@@ -493,6 +506,10 @@ def _measure(
                 answers[index], truths[index] = (among_real(one, real) for one in (answers[index], truths[index]))
             chances[index] = chances_of(found, place)
             values[index] = value_of(found, place)
+            if found.decided is not None:
+                # A span's logits are one per token, padding included.
+                kept = found.decided[place].cpu().float()
+                logits[index] = kept[real.cpu()] if task == "span" and len(kept) == len(real) else kept.clone()
             at = -1 if found.position is None else int(found.position[place])
             position[index] = int(real[:at].sum()) if at >= 0 else None
             if index in shown:
@@ -523,6 +540,8 @@ def _measure(
         chances,
         found.distance,
         reader.replay.encoder_call if reader.replay is not None else 0,
+        logits,
+        losses,
     )
 
 
@@ -583,6 +602,7 @@ def put_together(shares: Sequence[tuple[Sequence[int], Measurement]]) -> Measure
     score, position, ids = first.score.clone(), list(first.position), list(first.ids)
     answers, truths = list(first.answers), list(first.truths)
     values, chances = first.values.clone(), list(first.chances)
+    logits, losses = list(first.logits), first.losses.clone()
     last: dict[int, dict[str, Tensor]] = {}
     error = first.reconstruction_error
     for chosen, share in shares:
@@ -596,6 +616,8 @@ def put_together(shares: Sequence[tuple[Sequence[int], Measurement]]) -> Measure
             position[index], ids[index] = share.position[index], share.ids[index]
             answers[index], truths[index] = share.answers[index], share.truths[index]
             chances[index] = share.chances[index]
+            logits[index] = share.logits[index]
+        losses[indices] = share.losses[indices]
         values[indices] = share.values[indices]
         score[indices] = share.score[indices]
         last |= share.last
@@ -619,6 +641,8 @@ def put_together(shares: Sequence[tuple[Sequence[int], Measurement]]) -> Measure
         truths=truths,
         values=values,
         chances=chances,
+        logits=logits,
+        losses=losses,
     )
 
 
@@ -629,10 +653,9 @@ def _readout_of(readouts: Collection[str]) -> str:
 
 def history_entry(measurement: Measurement, step: int, epoch: int, validation: bool = True) -> HistoryEntry:
     """What is remembered of a measurement."""
-    return HistoryEntry(
+    return HistoryEntry.from_parts(
         step=step,
         epoch=epoch,
-        **_summary(measurement.correlation),
         by_example=measurement.correlation,
         rows={method: [row[method][-1].clone() for row in measurement.rows] for method in measurement.correlation},
         saliency=measurement.saliency,

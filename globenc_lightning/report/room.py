@@ -32,8 +32,20 @@ def require_room(logger: Any, size: int) -> None:
     """
     place = getattr(logger, "log_dir", None)
     folder = os.fspath(place) if isinstance(place, str | os.PathLike) else ""
-    if not os.path.isdir(folder):
-        return
+    if os.path.isdir(folder):
+        require_free(folder, size)
+
+
+def require_free(folder: str | os.PathLike[str], size: int) -> None:
+    """See to it that so many bytes can be written into a folder, and the training's own log after them.
+
+    Args:
+        folder: It has to be there.
+        size: In bytes.
+
+    Raises:
+        OSError: There is no room on the disk, or files may not grow so far (`ulimit -f`).
+    """
     needed = size + RESERVE
     disk = shutil.disk_usage(folder)
     # Some network file systems do not know their size.

@@ -131,10 +131,48 @@ class Decision:
             return [(int(one > 0.5),) for one in labels]
         return [(int(one),) for one in labels]
 
+    def losses(self, units: Tensor) -> Tensor:
+        """(n,) the loss of each unit in the usual form of its kind, whatever weights the user's own loss has.
+
+        Cross entropy of classes, of a span's starts plus its ends; binary cross entropy, the mean over several labels;
+        the squared error of a value; the loss itself. NaN where there is no label that counts, and for similarities.
+        """
+        logits = self.logits[units].detach().float()
+        nothing = torch.full((len(units),), float("nan"), device=logits.device)
+        labels = self.label(units)
+        if self.kind == "loss":
+            return logits[:, 0]
+        if labels is None or self.kind == "similarity":
+            return nothing
+        labels = labels.to(logits.device)
+        if self.kind == "regression":
+            return (logits[:, 0] - labels.float()).square()
+        if self.kind in ("binary", "multi-label") or logits.shape[1] == 1:
+            if labels.numel() != logits.numel():
+                return nothing
+            known = (labels != self.ignored).reshape(logits.shape)
+            entropy = F.binary_cross_entropy_with_logits(logits, labels.reshape(logits.shape).float(), reduction="none")
+            return torch.where(known, entropy, float("nan")).nanmean(1)
+        found = _cross_entropy(logits, labels, self.ignored)
+        if self.kind == "span" and self.ends is not None:
+            ends = None if self.end_labels is None else self.end_labels[units].to(logits.device)
+            later = self.ends[units].detach().float()
+            found = nothing if ends is None else found + _cross_entropy(later, ends, self.ignored)
+        return found
+
     def _partners(self, units: Tensor) -> Tensor:
         if self.labels is None or self.labels.dim() != 1:
             return units.to(self.logits.device)
         return self.labels[units].long()
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, ignored: int) -> Tensor:
+    """(n,) of logits (n, c) and class indices (n,) or probabilities (n, c); NaN where a label does not count."""
+    if labels.shape == logits.shape and labels.is_floating_point():
+        return -(labels.float() * logits.log_softmax(1)).sum(1)
+    counts = (labels != ignored) & (labels >= 0) & (labels < logits.shape[1])
+    found = -logits.log_softmax(1).gather(1, labels.long().where(counts, 0).unsqueeze(1)).squeeze(1)
+    return torch.where(counts, found, float("nan"))
 
 
 @dataclass(frozen=True)

@@ -117,3 +117,36 @@ def test_a_yes_or_no_per_token_is_one_above_zero() -> None:
     units = torch.arange(2)
     assert decision.predicted(units).tolist() == [0, 1]
     torch.testing.assert_close(decision.probability(units), torch.tensor([-1.0, 2.0]).sigmoid())
+
+
+def test_losses_are_those_of_torch_one_unit_at_a_time() -> None:
+    draw = torch.Generator().manual_seed(0)
+    logits, ends = torch.randn(5, 4, generator=draw), torch.randn(5, 4, generator=draw)
+    labels, units = torch.tensor([0, 3, -100, 2, 1]), torch.tensor([4, 0, 2])
+    soft = torch.rand(5, 4, generator=draw).softmax(1)
+    several = (torch.rand(5, 4, generator=draw) > 0.5).float()
+    one, entropy = logits[:, :1], torch.nn.functional.cross_entropy
+    binary = torch.nn.functional.binary_cross_entropy_with_logits
+    nan = float("nan")
+    expected: list[tuple[Decision, list[float]]] = [
+        (Decision("classification", logits, labels), [entropy(logits[[u]], labels[[u]]).item() for u in units]),
+        (Decision("classification", logits, soft), [entropy(logits[[u]], soft[[u]]).item() for u in units]),
+        (Decision("classification", logits), [nan] * 3),
+        (Decision("token classification", logits, labels), [entropy(logits[[u]], labels[[u]]).item() for u in units]),
+        (Decision("binary", one, several[:, 0]), [binary(one[u, 0], several[u, 0]).item() for u in units]),
+        (Decision("multi-label", logits, several), [binary(logits[u], several[u]).item() for u in units]),
+        (Decision("regression", one, soft[:, 0]), [(one[u, 0] - soft[u, 0]).item() ** 2 for u in units]),
+        (Decision("loss", one), [one[u, 0].item() for u in units]),
+        (Decision("similarity", logits, labels), [nan] * 3),
+        (
+            Decision("span", logits, labels.clamp(0), ends, labels.clamp(0).flip(0)),
+            [
+                (entropy(logits[[u]], labels.clamp(0)[[u]]) + entropy(ends[[u]], labels.clamp(0).flip(0)[[u]])).item()
+                for u in units
+            ],
+        ),
+    ]
+    for decision, losses in expected:
+        torch.testing.assert_close(decision.losses(units), torch.tensor(losses), equal_nan=True)
+    ignored = Decision("classification", logits, labels).losses(torch.tensor([2]))
+    assert ignored.isnan().all()
