@@ -492,7 +492,7 @@ SETTINGS: dict[str, Setting] = {
     "at_steps, and a record": Setting(
         ours=lambda: given_probe(at_steps="log", record=tempfile.mkdtemp()),
         options={"num_sanity_val_steps": 0, "accumulate_grad_batches": 2},
-        analysed=5,
+        analysed=4,
     ),
     "at_steps after ours averages the weights": Setting(
         after=lambda: [EveryStep()], ours=lambda: GlobEncCallback(heatmap_examples=1, at_steps=[1, 3, 5]), analysed=5
