@@ -8,6 +8,7 @@ Axes: ``l`` layer, ``q`` token that receives, ``k`` token that is attended to. L
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import threading
@@ -26,7 +27,7 @@ from tensorboard.plugins import base_plugin
 from tensorboard.util import tb_logging
 from werkzeug import wrappers
 
-from globenc_lightning.report.dashboard import store
+from globenc_lightning.report.dashboard import dynamics, store
 
 STATIC = Path(__file__).resolve().parent / "static"
 ENTRY = "/static/index.js"
@@ -43,6 +44,9 @@ POINTS = 1000
 KEPT_VALIDATIONS = 8000
 KEPT_DETAILS = 48
 KEPT_INDICES = 64
+KEPT_ROWS = 256 * 2**20
+"""So many bytes of readout rows are kept: 30 runs of 50 validations, 16 sentences of 24 tokens, take 110 MB."""
+MOST_WORDS, LONGEST_WORD = 200, 200
 READ_AT_ONCE = 100
 MAX_REASONS = 20
 
@@ -50,6 +54,7 @@ logger = tb_logging.get_logger()
 
 _Value = TypeVar("_Value")
 _Answer = dict[str, Any]
+_Rows = NDArray[np.float32]
 
 
 class _RefusalError(Exception):
@@ -129,6 +134,8 @@ class GlobEncPlugin(base_plugin.TBPlugin):
         self._trainings: _Recent[_Training] = _Recent(KEPT_VALIDATIONS)
         self._details: _Recent[store.Detail] = _Recent(KEPT_DETAILS)
         self._indices: _Recent[tuple[_Training, str]] = _Recent(KEPT_INDICES)
+        self._tables: _Recent[tuple[_Training, str]] = _Recent(4 * KEPT_INDICES)
+        self._rows: _Recent[tuple[_Training, _Rows]] = _Recent(KEPT_ROWS)
 
     def get_plugin_apps(self) -> dict[str, Callable[..., Any]]:
         """What answers below ``data/plugin/globenc``."""
@@ -139,6 +146,8 @@ class GlobEncPlugin(base_plugin.TBPlugin):
             "/detail": self._detail,
             "/tokens": self._tokens,
             "/movement": self._movement,
+            "/table": self._table,
+            "/dynamics": self._dynamics,
         }
         return {
             ENTRY: _static_file,
@@ -264,6 +273,74 @@ class GlobEncPlugin(base_plugin.TBPlugin):
         ]
         return {"sentences": moved}
 
+    def _table(self, request: _Request) -> str:
+        """A run's correlations alone, every method and layer, and what tells whether it can be averaged with others."""
+        run, tag = request.text("run"), request.text("tag")
+        training = self._training(request, run, tag)
+        key = (request.experiment, run, tag)
+        known = self._tables.get(key)
+        if known is None or known[0] is not training:
+            known = training, _as_json(_table_of(run, tag, training))
+            self._tables.put(key, known)
+        return known[1]
+
+    def _dynamics(self, request: _Request) -> _Answer:
+        """Drift and mass over a training, of some methods at one layer, as means over the sentences."""
+        run, tag = request.text("run"), request.text("tag")
+        training = self._training(request, run, tag, refresh=False)
+        newest = _has_data(training)
+        layer = request.whole("layer", newest.layers, "layers")
+        methods = request.words("methods", len(newest.methods))
+        unknown = [one for one in methods if one not in newest.methods]
+        if unknown:
+            raise _RefusalError(f"There are no figures of the method {unknown[0]!r}.", 404)
+        against, by = request.one_of("against", dynamics.AGAINST), request.one_of("by", dynamics.MEASURES)
+        wanted = request.words("tokens", MOST_WORDS)
+        sentences, rows = newest.sentences, self._read_rows(request, training, newest)
+        plain = [[not one for one in sentence.special] for sentence in sentences]
+        chosen = [dynamics.marked(one.tokens, one.special, wanted) for one in sentences]
+        known = [one.summary is not None and one.summary.sentences == sentences for one in training.validations]
+        pairs = dynamics.partners(known, against)
+        starts = np.cumsum([0, *(len(one.tokens) for one in sentences)])
+        answer: _Answer = {"drift": {}, "mass": {}, "chance": dynamics.chance([sum(one) for one in plain], by)}
+        answer["chosen"] = [sum(one) for one in chosen]
+        for method in methods:
+            table = rows[:, list(newest.methods).index(method), layer].astype(np.float64)
+            each = [table[:, first:last] for first, last in zip(starts, starts[1:], strict=False)]
+            moved = [dynamics.drift(one[:, of], pairs, by) for one, of in zip(each, plain, strict=True)]
+            shares = [dynamics.mass(one, of) for one, of in zip(each, chosen, strict=True)]
+            answer["drift"][method] = dynamics.mean(np.stack(moved))
+            answer["mass"][method] = dynamics.mean(np.stack(shares))
+        return answer
+
+    def _read_rows(self, request: _Request, training: _Training, newest: store.Summary) -> _Rows:
+        """Every readout row of a run, (validation, method, layer, all sentences' tokens); NaN where there is none."""
+        run, tag = request.text("run"), request.text("tag")
+        key = (request.experiment, run, tag)
+        known = self._rows.get(key)
+        if known is not None and known[0] is training:
+            return known[1]
+        starts = np.cumsum([0, *(len(one.tokens) for one in newest.sentences)])
+        shape = (len(training.validations), len(newest.methods), newest.layers, int(starts[-1]))
+        rows = np.full(shape, np.nan, dtype=np.float32)
+        old: dict[tuple[int, float], NDArray[np.float32]] = {}
+        if known is not None and known[1].shape[1:] == shape[1:]:
+            # A training that runs has one validation more.
+            before = known[0].validations
+            old = {(one.ordinal, one.wall_time): known[1][place] for place, one in enumerate(before)}
+        wanted: dict[str, int] = {}
+        for place, one in enumerate(training.validations):
+            if (one.ordinal, one.wall_time) in old:
+                rows[place] = old[one.ordinal, one.wall_time]
+            elif one.summary is not None and one.summary.sentences == newest.sentences:
+                wanted[store.tag(tag, "detail", one.ordinal)] = place
+        names = list(wanted)
+        for start in range(0, len(names), READ_AT_ONCE):
+            for name, (_, data) in self._read(request, run, names[start : start + READ_AT_ONCE]).items():
+                _fill(rows[wanted[name]], training.validations[wanted[name]], newest, starts, data)
+        self._rows.put(key, (training, rows), rows.nbytes)
+        return rows
+
     def _listed(self, request: _Request, run: str | None = None) -> dict[str, dict[str, float | None]]:
         """Run -> tag -> when its newest point was written."""
         if self._provider is None:
@@ -371,6 +448,24 @@ class _Request:
         if int(value) >= count:
             raise _RefusalError(f"{name}={value} is out of range: there are {count} {things}, counted from 0.", 404)
         return int(value)
+
+    def one_of(self, name: str, values: Sequence[str]) -> str:
+        value = self.text(name)
+        if value not in values:
+            raise _RefusalError(f"{name}= must be one of {', '.join(values)}.")
+        return value
+
+    def words(self, name: str, most: int) -> list[str]:
+        """A list of texts, in JSON."""
+        try:
+            value = json.loads(self.text(name))
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, list) or not all(isinstance(one, str) and len(one) <= LONGEST_WORD for one in value):
+            raise _RefusalError(f"{name}= must be a list of texts of at most {LONGEST_WORD} characters, in JSON.")
+        if len(value) > most:
+            raise _RefusalError(f"{name}= holds {len(value)} texts; at most {most} are taken.")
+        return value
 
     def method(self, summary: store.Summary) -> str:
         method = self.text("method")
@@ -561,6 +656,42 @@ def _index_of(run: str, tag: str, training: _Training) -> _Answer:
             for place, method in enumerate(newest.methods)
         },
     }
+
+
+def _table_of(run: str, tag: str, training: _Training) -> _Answer:
+    newest = training.newest
+    answer: _Answer = {"run": run, "tag": tag, "steps": [], "methods": [], "layers": 0, "probe": None, "mean": {}}
+    if newest is None:
+        return answer
+    seen = [(one.record.moment.step, one.summary) for one in training.validations if one.record is not None]
+    tokens = [[*one.tokens] for one in newest.sentences]
+    return answer | {
+        "steps": [step for step, _ in seen],
+        "methods": newest.methods,
+        "layers": newest.layers,
+        "examples": len(newest.sentences),
+        "probe": hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:12],
+        "places": [place for place, one in enumerate(training.validations) if one.record is not None],
+        "mean": {
+            method: [None if one is None else _numbers(one.mean[place]) for _, one in seen]
+            for place, method in enumerate(newest.methods)
+        },
+    }
+
+
+def _fill(rows: _Rows, validation: _Validation, newest: store.Summary, starts: NDArray[Any], data: Any) -> None:
+    """Put one validation's rows into its place; what cannot be read, or is of another validation, stays empty."""
+    try:
+        detail = store.detail_from_bytes(_only_item(data))
+    except store.RecordError:
+        return
+    lengths = tuple(len(one.tokens) for one in newest.sentences)
+    if validation.summary is None or detail.moment != validation.summary.moment or detail.lengths != lengths:
+        return
+    for place, method in enumerate(newest.methods):
+        for sentence, codes in detail.rows.get(method, {}).items():
+            if len(codes) == newest.layers:
+                rows[place, :, starts[sentence] : starts[sentence + 1]] = codes
 
 
 def _sentence_of(sentence: store.Sentence, decided: store.Decided | None) -> _Answer:

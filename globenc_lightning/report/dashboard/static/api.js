@@ -35,6 +35,16 @@
  *   lost: number[]}} Moved
  */
 
+/**
+ * @typedef {{run: string, tag: string, steps: number[], methods: string[], layers: number, probe: string|null,
+ *   examples: number, places: number[], mean: Record<string, ((number|null)[]|null)[]>}} Table the correlations of a
+ *   run, [validation][layer]; places are those of its validations in the index
+ */
+/**
+ * @typedef {{drift: Record<string, (number|null)[]>, mass: Record<string, (number|null)[]>, chance: number|null,
+ *   chosen: number[]}} Dynamics one entry per validation of the index; chosen are tokens per sentence
+ */
+
 const KEPT = 600;
 
 export function createApi() {
@@ -94,6 +104,17 @@ export function createApi() {
     allRuns: () => get("../../runs", {}),
 
     index,
+
+    /** @returns {Promise<Table>} */
+    table: (run, tag, written) => once("table", { run, tag }, written),
+
+    /** @returns {Promise<Dynamics>} after the run's table */
+    dynamics: (run, tag, layer, methods, against, by, tokens, written) =>
+      once(
+        "dynamics",
+        { run, tag, layer, methods: JSON.stringify(methods), against, by, tokens: JSON.stringify(tokens) },
+        written,
+      ),
 
     /** @returns {Promise<Tokens>} every sentence's readout row of one method and layer */
     tokens: (run, tag, index, method, layer) =>

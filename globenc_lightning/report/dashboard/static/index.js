@@ -7,6 +7,7 @@ import { html, labelledSelect, notice, setOptions, setText } from "./dom.js";
 import { connectHost } from "./host.js";
 import { createMapsView } from "./maps_view.js";
 import { createMovementView } from "./movement_view.js";
+import { createRunsView } from "./runs_view.js";
 import { hasFigures, linkFromState, select, stateFromLink, VIEWS } from "./state.js";
 import { plain, shorten, visible } from "./text.js";
 import { createTokensView } from "./tokens_view.js";
@@ -17,7 +18,7 @@ const PLAY_MS = 600;
 const SLOW_MS = 150;
 const THUMB = 18; // the slider's thumb, as in style.css
 const SENTENCE_LIMIT = 60;
-const TITLES = { tokens: "Tokens", maps: "Maps", correlation: "Correlation", movement: "Movement" };
+const TITLES = { tokens: "Tokens", maps: "Maps", correlation: "Correlation", movement: "Movement", runs: "Runs" };
 
 /**
  * What the views work with.
@@ -28,7 +29,10 @@ const TITLES = { tokens: "Tokens", maps: "Maps", correlation: "Correlation", mov
  * @property {{isDark: () => boolean, scale: () => import("./colours.js").Scale,
  *   onChange: (listener: () => void) => void}} theme
  * @property {{names: () => string[], isShown: (run: string) => boolean, colour: (run: string) => string,
- *   index: (run: string, tag: string) => Promise<import("./api.js").Index|null>}} runs
+ *   index: (run: string, tag: string) => Promise<import("./api.js").Index|null>,
+ *   table: (run: string, tag: string) => Promise<import("./api.js").Table|null>,
+ *   dynamics: (run: string, tag: string, layer: number, methods: string[], against: string, by: string,
+ *     tokens: string[]) => Promise<import("./api.js").Dynamics|null>}} runs
  */
 
 /** Builds the tab. */
@@ -64,6 +68,12 @@ function createTab(host) {
   /** @type {(() => void)[]} */
   const themeListeners = [];
 
+  /** The callback of a run that has this tag, or else its first. */
+  function callbackOf(run, tag) {
+    const callbacks = known.find((one) => one.run === run)?.callbacks ?? [];
+    return callbacks.find((one) => one.tag === tag) ?? callbacks[0] ?? null;
+  }
+
   /** @type {Context} */
   const context = {
     api,
@@ -79,11 +89,19 @@ function createTab(host) {
       isShown: host.showsRun,
       colour: (run) => runColours.colour(run, host.isDark()),
       async index(run, tag) {
-        const callbacks = known.find((one) => one.run === run)?.callbacks ?? [];
-        const callback = callbacks.find((one) => one.tag === tag) ?? callbacks[0];
+        const callback = callbackOf(run, tag);
         if (!callback) return null;
         const index = await api.index(run, callback.tag, callback.written).catch(() => null);
         return index?.validations.length ? index : null;
+      },
+      async table(run, tag) {
+        const callback = callbackOf(run, tag);
+        const table = callback && (await api.table(run, callback.tag, callback.written).catch(() => null));
+        return table?.steps.length ? table : null;
+      },
+      async dynamics(run, tag, ...choices) {
+        const written = callbackOf(run, tag)?.written;
+        return api.dynamics(run, tag, ...choices, written).catch(() => null);
       },
     },
   };
@@ -92,6 +110,7 @@ function createTab(host) {
     maps: createMapsView(context),
     correlation: createCorrelationView(context),
     movement: createMovementView(context),
+    runs: createRunsView(context),
   };
 
   const viewButtons = VIEWS.map((view) =>

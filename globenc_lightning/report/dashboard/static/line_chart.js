@@ -23,6 +23,7 @@ const Y_PAD = 0.03;
  * @property {(number|null)[]|null} low
  * @property {(number|null)[]|null} high
  * @property {"strong"|"usual"|"quiet"} weight
+ * @property {boolean} [unnamed] whether it has no name at the right end
  */
 
 /**
@@ -33,7 +34,9 @@ const Y_PAD = 0.03;
  * @property {boolean} whole whether x counts something, so that every tick is an integer
  * @property {number} width
  * @property {number} height
- * @property {number} floor the least y, a multiple of one half; the greatest is 1
+ * @property {number} floor the least y, a multiple of `step`
+ * @property {number} [ceiling] the greatest y; 1 when left out
+ * @property {number} [step] between two rules; one half when left out
  */
 
 /**
@@ -144,19 +147,22 @@ export function createLineChart({ label, tooltip, onPick, nameX }) {
   let drawn = { lines: [], xs: [], toX: () => 0 };
 
   /** @param {ChartContent} content */
-  function draw({ lines, xName, marked, whole, width, height, floor }) {
+  function draw({ lines, xName, marked, whole, width, height, floor, ceiling = 1, step = Y_STEP }) {
     const inner = { width: width - MARGIN.left - MARGIN.right, height: height - MARGIN.top - MARGIN.bottom };
     const xs = [...new Set(lines.flatMap(({ x }) => x))].sort((a, b) => a - b);
     const [low, high] = xs.length ? [xs[0], xs[xs.length - 1]] : [0, 1];
     const pad = 0.03 * (high - low) || 0.5;
     const toX = (x) => MARGIN.left + ((x - low + pad) / (high - low + 2 * pad)) * inner.width;
-    const toY = (y) => MARGIN.top + ((1 + Y_PAD - Math.max(y, floor)) / (1 - floor + 2 * Y_PAD)) * inner.height;
+    const edge = Y_PAD * (ceiling - floor);
+    const within = (y) => Math.min(Math.max(y, floor - edge), ceiling + edge);
+    const toY = (y) => MARGIN.top + ((ceiling + edge - within(y)) / (ceiling - floor + 2 * edge)) * inner.height;
     drawn = { lines, xs, toX };
     picture.setAttribute("viewBox", `0 0 ${width} ${height}`);
     Object.assign(picture.style, { width: `${width}px`, height: `${height}px` });
     picture.replaceChildren();
 
-    for (let y = floor; y <= 1; y += Y_STEP) {
+    const rules = Math.round((ceiling - floor) / step);
+    for (const y of Array.from({ length: rules + 1 }, (_, i) => floor + i * step)) {
       picture.append(
         svg("line", {
           class: y === 0 ? "rule zero" : "rule",
@@ -165,7 +171,7 @@ export function createLineChart({ label, tooltip, onPick, nameX }) {
           y1: toY(y),
           y2: toY(y),
         }),
-        svg("text", { "class": "tick", "x": MARGIN.left - 8, "y": toY(y) + 4, "text-anchor": "end" }, decimal(y, 1)),
+        svg("text", { "class": "tick", "x": MARGIN.left - 8, "y": toY(y) + 4, "text-anchor": "end" }, decimal(y, step < 0.1 || step === 0.25 ? 2 : 1)),
       );
     }
     for (const x of ticks(low, high, inner.width / (TICK_SPACE + DIGIT * String(high).length), whole)) {
@@ -242,6 +248,7 @@ export function createLineChart({ label, tooltip, onPick, nameX }) {
 
   function drawNames(lines, toX, toY, inner) {
     const ends = lines
+      .filter(({ unnamed }) => !unnamed)
       .map((line) => ({ line, at: line.y.findLastIndex((value) => value !== null) }))
       .filter(({ at }) => at >= 0)
       .map(({ line, at }) => ({ line, x: toX(line.x[at]), y: toY(line.y[at]), value: line.y[at] }))

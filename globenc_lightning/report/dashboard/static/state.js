@@ -21,9 +21,16 @@ import { className, visible } from "./text.js";
  * @property {string[]} overlay further runs in Correlation
  * @property {string[]|null} methods drawn in Correlation; null for the usual ones
  * @property {boolean} curve whether Correlation shows one sentence's curve
+ * @property {string[]|null} runs averaged in Runs; null for all that TensorBoard shows
+ * @property {boolean} single whether Runs draws each run beside the mean
+ * @property {string} against what drift compares with: "previous", "first" or "last"
+ * @property {string} by how drift is measured: "spearman" or "jaccard"
+ * @property {string} tokens the typed tokens whose share Runs shows
  */
 
-export const VIEWS = ["tokens", "maps", "correlation", "movement"];
+export const VIEWS = ["tokens", "maps", "correlation", "movement", "runs"];
+const CHOICES = { against: ["previous", "first", "last"], by: ["spearman", "jaccard"] };
+const MOST_TYPED = 2000;
 
 /** @returns {State} */
 function initialState() {
@@ -40,6 +47,11 @@ function initialState() {
     overlay: [],
     methods: null,
     curve: false,
+    runs: null,
+    single: false,
+    against: CHOICES.against[0],
+    by: CHOICES.by[0],
+    tokens: "",
   };
 }
 
@@ -73,6 +85,11 @@ export function stateFromLink(link) {
     overlay: list("overlay") ?? [],
     methods: list("methods"),
     curve: link.curve === "1",
+    runs: list("runs"),
+    single: link.single === "1",
+    against: CHOICES.against.includes(link.against) ? link.against : CHOICES.against[0],
+    by: CHOICES.by.includes(link.by) ? link.by : CHOICES.by[0],
+    tokens: (link.tokens ?? "").slice(0, MOST_TYPED),
   };
 }
 
@@ -92,6 +109,9 @@ export function linkFromState(state) {
   if (state.overlay.length) link.overlay = JSON.stringify(state.overlay);
   if (state.methods) link.methods = JSON.stringify(state.methods);
   if (state.curve) link.curve = "1";
+  if (state.runs) link.runs = JSON.stringify(state.runs);
+  if (state.single) link.single = "1";
+  for (const name of ["against", "by", "tokens"]) if (state[name] !== start[name]) link[name] = state[name];
   return link;
 }
 
