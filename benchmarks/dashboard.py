@@ -53,6 +53,7 @@ def synthetic_measurement(
     tokens: int = 24,
     methods: Sequence[str] = METHODS,
     seed: int = 0,
+    words: int | None = None,
 ) -> Measurement:
     """Figures that drift from one set of random ones to another over a training.
 
@@ -64,9 +65,10 @@ def synthetic_measurement(
         tokens: of the longest sentences.
         methods: any of ``METHODS``.
         seed: another one is another training.
+        words: another one is another probe; the same as ``seed`` when None.
     """
     progress = validation / max(1, validations - 1)
-    names = [_words(index, tokens, seed) for index in range(sentences)]
+    names = [_words(index, tokens, seed if words is None else words) for index in range(sentences)]
     kept = kept_maps([len(one) for one in names], Settings(methods), DRAWN)
     rows: list[dict[str, Tensor]] = []
     last: dict[int, dict[str, Tensor]] = {}

@@ -714,3 +714,129 @@ def test_tensorboard_itself_on_an_empty_folder_and_on_none(tmp_path: Path, there
         shutil.copytree(tmp_path / "written", logdir, dirs_exist_ok=True)
         assert until_runs(address, 1)[0]["run"] == ODD
         assert fetch(address, f"{PLUGIN}/index", **WHERE).code == 200
+
+
+# Many runs
+
+CHOICES = {"layer": 1, "methods": '["N-Enc", "W"]', "against": "previous", "by": "spearman", "tokens": '["film"]'}
+
+
+def test_a_table_holds_the_means_of_every_method_and_layer(client: Client) -> None:
+    index, table = ask(client, "index", **WHERE).content, ask(client, "table", **WHERE).content
+    assert table["steps"] == [one["step"] for one in index["validations"]]
+    assert table["places"] == [*range(VALIDATIONS)]
+    assert table["mean"] == {method: of["mean"] for method, of in index["correlation"].items()}
+    assert (table["layers"], table["examples"]) == (SIZES["layers"], SIZES["sentences"])
+
+
+def test_runs_of_one_probe_are_told_by_their_tokens(tmp_path: Path) -> None:
+    write_run(tmp_path, range(2), "one", seed=1, words=0)
+    write_run(tmp_path, range(2), "two", seed=2, words=0)
+    write_run(tmp_path, range(2), "other", seed=1, words=5)
+    client = application(reader(tmp_path))
+    probes = [ask(client, "table", run=run, tag="globenc").content["probe"] for run in ("one", "two", "other")]
+    assert probes[0] == probes[1] != probes[2]
+
+
+@pytest.mark.parametrize("by", ["spearman", "jaccard"])
+@pytest.mark.parametrize("against", ["previous", "first", "last"])
+def test_dynamics_are_means_over_the_sentences(client: Client, against: str, by: str) -> None:
+    index = ask(client, "index", **WHERE).content
+    answer = ask(client, "dynamics", **WHERE, **{**CHOICES, "against": against, "by": by}).content
+    sentences = index["sentences"]
+    rows = [
+        ask(client, "tokens", index=place, method="N-Enc", layer=1, **WHERE).content["rows"]
+        for place in range(VALIDATIONS)
+    ]
+    for place in range(VALIDATIONS):
+        other = {"previous": place - 1, "first": 0, "last": VALIDATIONS - 1}[against]
+        if other == place or other < 0:
+            assert answer["drift"]["N-Enc"][place] is None
+            continue
+        moved = []
+        for number, sentence in enumerate(sentences):
+            plain = [k for k, special in enumerate(sentence["special"]) if not special]
+            old, new = ([rows[at][number][k] for k in plain] for at in (other, place))
+            if by == "spearman":
+                moved.append(1 - spearmanr(old, new).statistic)
+            else:
+                most = -(-len(plain) // 4)
+                sets = [set(sorted(range(len(plain)), key=lambda k, one=one: -one[k])[:most]) for one in (old, new)]
+                moved.append(1 - len(sets[0] & sets[1]) / len(sets[0] | sets[1]))
+        assert answer["drift"]["N-Enc"][place] == pytest.approx(np.mean(moved), abs=2e-4)
+    for place in range(VALIDATIONS):
+        shares = [
+            sum(value for value, token in zip(row, sentence["tokens"], strict=True) if token == "film") / sum(row)
+            for row, sentence in zip(rows[place], sentences, strict=True)
+        ]
+        assert answer["mass"]["N-Enc"][place] == pytest.approx(np.mean(shares), abs=2e-4)
+    assert answer["chosen"] == [sentence["tokens"].count("film") for sentence in sentences]
+    assert set(answer["drift"]) == set(answer["mass"]) == {"N-Enc", "W"}
+
+
+def test_a_validation_without_figures_is_a_gap_in_the_dynamics(tmp_path: Path) -> None:
+    write_run(tmp_path, [0, 1, 3])
+    write_raw(tmp_path, {store.tag("globenc", "summary", 2): missing(2)}, step=20)
+    client = application(reader(tmp_path))
+    answer = ask(client, "dynamics", run="run", tag="globenc", **CHOICES).content
+    whole = application(reader(tmp_path))
+    assert [one is None for one in answer["drift"]["N-Enc"]] == [True, False, True, False]
+    assert [one is None for one in answer["mass"]["N-Enc"]] == [False, False, True, False]
+    rows = [
+        ask(whole, "tokens", run="run", tag="globenc", index=place, method="N-Enc", layer=1).content["rows"]
+        for place in (1, 3)
+    ]
+    moved = [1 - spearmanr(old[1:-1], new[1:-1]).statistic for old, new in zip(*rows, strict=True)]
+    assert answer["drift"]["N-Enc"][3] == pytest.approx(np.mean(moved), abs=2e-4)
+
+
+def test_dynamics_of_a_training_that_goes_on_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, range(3))
+    multiplexer = reader(tmp_path)
+    client = application(multiplexer)
+    where = {"run": "run", "tag": "globenc"}
+    before = ask(client, "dynamics", **where, **CHOICES).content
+    read: list[int] = []
+    decode = store.detail_from_bytes
+
+    def counted(data: bytes) -> store.Detail:
+        read.append(1)
+        return decode(data)
+
+    monkeypatch.setattr(store, "detail_from_bytes", counted)
+    ask(client, "dynamics", **where, **{**CHOICES, "layer": 0})
+    assert read == []
+    write_run(tmp_path, [3])
+    multiplexer.Reload()
+    ask(client, "table", **where)
+    after = ask(client, "dynamics", **where, **CHOICES).content
+    assert len(read) == 1
+    assert after["drift"]["N-Enc"][:3] == before["drift"]["N-Enc"]
+    assert len(after["drift"]["N-Enc"]) == 4
+
+
+def test_details_that_are_damaged_or_missing_are_gaps(tmp_path: Path) -> None:
+    write_run(tmp_path, range(3))
+    write_raw(tmp_path, {store.tag("globenc", "detail", 1): b"no record"}, step=10)
+    answer = ask(application(reader(tmp_path)), "dynamics", run="run", tag="globenc", **CHOICES)
+    assert answer.code == 200
+    assert [one is None for one in answer.content["mass"]["N-Enc"]] == [False, True, False]
+    assert answer.content["drift"]["N-Enc"] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"against": "best"}, 400, "against= must be one of previous, first, last"),
+        ({"by": "cosine"}, 400, "by= must be one of spearman, jaccard"),
+        ({"tokens": "film"}, 400, "tokens= must be a list of texts"),
+        ({"tokens": "[1]"}, 400, "tokens= must be a list of texts"),
+        ({"tokens": "[" * 100_000}, 400, "tokens= must be a list of texts"),
+        ({"tokens": json.dumps(["x" * 201])}, 400, "at most 200 characters"),
+        ({"tokens": json.dumps(["x"] * 201)}, 400, "tokens= holds 201 texts; at most 200"),
+        ({"methods": '["N-Enc", "none"]'}, 404, "no figures of the method 'none'"),
+        ({"layer": 9}, 404, "there are 2 layers"),
+    ],
+)
+def test_dynamics_refuse_what_makes_no_sense(client: Client, changes: dict[str, Any], code: int, words: str) -> None:
+    refused(ask(client, "dynamics", **WHERE, **{**CHOICES, **changes}), code, words)

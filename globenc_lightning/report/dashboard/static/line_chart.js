@@ -23,6 +23,7 @@ const Y_PAD = 0.03;
  * @property {(number|null)[]|null} low
  * @property {(number|null)[]|null} high
  * @property {"strong"|"usual"|"quiet"} weight
+ * @property {number[]} [n] of how many things each y is the mean
  * @property {boolean} [unnamed] whether it has no name at the right end
  */
 
@@ -301,7 +302,7 @@ export function createLineChart({ label, tooltip, onPick, nameX }) {
       here.map(({ line, at }) => ({
         name: line.name,
         sample: sample(line.style, line.colour),
-        value: `${decimal(line.y[at])}${interval(line, at)}`,
+        value: `${decimal(line.y[at])}${interval(line, at)}${line.n ? `  n = ${line.n[at]}` : ""}`,
       })),
     );
   });

@@ -158,9 +158,10 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
     return methods.flatMap((method) => {
       const curves = tables.map((_, place) => curve(method, place));
       const { x, mean, low, high, n } = average(curves);
+      const several = tables.length > 1;
       const style = methodStyle(method);
       const whole = {
-        name: tables.length > 1 ? `${method}, mean of ${range(n)} runs` : method,
+        name: several ? `${method}, mean over runs` : method,
         label: method,
         colour: style[dark ? "dark" : "light"],
         style,
@@ -168,9 +169,12 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
         y: mean,
         low,
         high,
+        n: several ? n : undefined,
         weight: /** @type {"strong"|"usual"} */ (method === selection.method ? "strong" : "usual"),
       };
-      if (!state.single || tables.length < 2) return [whole];
+      // Those of every method would hide each other.
+      if (!state.single || !several || method !== (methods.includes(selection.method) ? selection.method : methods[0]))
+        return [whole];
       const single = curves.map((one, place) => ({
         name: `${visible(tables[place].run)}, ${method}`,
         label: "",
@@ -220,12 +224,14 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
     drift.chart.draw({ lines: withChance, ...steps, ...size, ...scaleOf(withChance, 0, 2) });
 
     const numbers = Array.from({ length: selection.index.layers }, (_, l) => l + 1);
+    const at = tables.map(({ steps: there }) => there.lastIndexOf(validation.step));
     const layered = lines(shown, (method, place) => ({
       x: numbers,
-      y: numbers.map((_, l) => tables[place].mean[method][atStep(tables[place].steps, validation.step)]?.[l] ?? null),
+      y: numbers.map((_, l) => tables[place].mean[method][at[place]]?.[l] ?? null),
     }));
+    const without = at.filter((place) => place < 0).length;
     setText(layers.title, `Correlation by layer, at step ${validation.step}`);
-    setText(layers.hint, over);
+    setText(layers.hint, without ? `${over} ${without} of them have no validation at this step.` : over);
     layers.chart.draw({
       lines: layered,
       xName: "layer",
@@ -337,21 +343,6 @@ function onSteps(answer, places) {
   const picked = (byMethod) =>
     Object.fromEntries(Object.entries(byMethod).map(([method, values]) => [method, places.map((at) => values[at] ?? null)]));
   return { ...answer, drift: picked(answer.drift), mass: picked(answer.mass) };
-}
-
-/** The place of a step, or of the last one before it. */
-function atStep(steps, step) {
-  return Math.max(
-    steps.findLastIndex((one) => one <= step),
-    0,
-  );
-}
-
-/** "3", or "2 to 3" where not all runs have every step. */
-function range(counts) {
-  const some = counts.filter((count) => count > 0);
-  const [least, most] = [Math.min(...some), Math.max(...some)];
-  return !some.length ? "0" : least === most ? String(most) : `${least} to ${most}`;
 }
 
 /** A scale with round ends around all that is drawn, between two limits. */
