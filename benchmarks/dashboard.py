@@ -6,9 +6,12 @@ A long synthetic run is written by the callback's own way, with a real ``Summary
 through TensorBoard's own application in this process: the plugin, its data provider, JSON and compression, without the
 network. At the defaults: 200 validations, 16 sentences of 24 tokens, 12 layers, eight methods. The figures drift from
 one set of random ones to another, so they compress no better than real ones.
+
+Then many runs of one probe, as the view Runs asks for them: 30 runs of 50 validations at the defaults.
 """
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -35,7 +38,7 @@ from globenc_lightning.report.dashboard import store
 from globenc_lightning.report.dashboard.plugin import GlobEncPlugin
 from globenc_lightning.report.dashboard.records import kept_maps, records
 
-QUICK = {"validations": 5, "pairs": 3}
+QUICK = {"validations": 5, "pairs": 3, "runs": 2, "of_each": 3}
 DRAWN = 4
 CLASS_NAMES = ("negative", "neutral", "positive")
 TEXT = (
@@ -73,9 +76,9 @@ def synthetic_measurement(
     rows: list[dict[str, Tensor]] = []
     last: dict[int, dict[str, Tensor]] = {}
     saliency: list[Tensor] = []
-    for index, words in enumerate(names):
+    for index, text in enumerate(names):
         draw = torch.Generator().manual_seed(1000 * seed + index)
-        size = len(words)
+        size = len(text)
         goal = _drift(draw, progress, size)
         mixed = {method: _drift(draw, progress, layers, size) * goal ** (i / 8) for i, method in enumerate(methods)}
         maps = {method: _drift(draw, progress, size, size) for method in methods}
@@ -243,6 +246,37 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, list[tuple[f
     }
 
 
+def measure_runs(folder: Path, options: argparse.Namespace) -> dict[str, list[tuple[float, int]]]:
+    """Seconds and bytes of the answers that the view of many runs asks for, all runs together.
+
+    Args:
+        folder: TensorBoard's.
+        options: the command line.
+    """
+    client = application(reader(folder))
+    names = [f"seed-{seed:02d}" for seed in range(options.runs)]
+    choices = {"methods": '["N-Enc"]', "against": "previous", "by": "spearman", "tokens": '["film", "not"]'}
+
+    def all_runs(route: str, **arguments: Any) -> tuple[float, int]:
+        each = [answered(client, route, run=name, tag="globenc", **arguments) for name in names]
+        return sum(taken for taken, _ in each), sum(size for _, size in each)
+
+    layers = [layer % options.layers for layer in range(options.pairs)]
+    return {
+        "tables, the first time": [all_runs("table")],
+        "tables, nothing new": [all_runs("table") for _ in range(min(options.pairs, 5))],
+        "drift and share, the first time": [all_runs("dynamics", layer=options.layers - 1, **choices)],
+        "drift and share, another layer": [all_runs("dynamics", layer=layer, **choices) for layer in layers[:5]],
+        "drift and share, other tokens": [
+            all_runs("dynamics", layer=options.layers - 1, **{**choices, "tokens": f'["plot", "{number}"]'})
+            for number in range(min(options.pairs, 5))
+        ],
+        "drift and share, all methods": [
+            all_runs("dynamics", layer=options.layers - 1, **{**choices, "methods": json.dumps(METHODS)})
+        ],
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print what was found.
 
@@ -254,18 +288,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sentences", type=positive, default=16)
     parser.add_argument("--layers", type=positive, default=12)
     parser.add_argument("--tokens", type=positive, default=24, help="of the longest sentences")
+    parser.add_argument("--runs", type=positive, default=30, help="of one probe, beside the long one")
+    parser.add_argument("--of-each", type=positive, default=50, help="validations of each of these runs")
     options = parse(parser, arguments, QUICK)
     found = begin(options)
     sizes = {"sentences": options.sentences, "layers": options.layers, "tokens": options.tokens}
     with tempfile.TemporaryDirectory() as folder:
         written = large_run(Path(folder), validations=options.validations, **sizes)
         answers = measure(Path(folder), options)
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(options.runs):
+            validations = options.of_each
+            large_run(Path(folder), f"seed-{seed:02d}", validations=validations, seed=seed, words=0, **sizes)
+        together = measure_runs(Path(folder), options)
     title = f"{options.validations} validations, {options.sentences} sentences of {options.tokens} tokens"
     title += f", {options.layers} layers, {len(METHODS)} methods"
     print_table(f"{title}: kB per validation", ["kind", "median", "most"], size_table(written))
     head = ["question", "median, ms", "95th percentile, ms", "kB sent"]
     print_table(f"{title}: answers", head, answer_table(answers))
-    finish(options, found, {"bytes": written, "answers": answers})
+    many = f"{options.runs} runs of {options.of_each} validations: answers, all runs together"
+    print_table(many, head, answer_table(together))
+    finish(options, found, {"bytes": written, "answers": answers, "runs": together})
 
 
 def size_table(written: Mapping[str, Sequence[int]]) -> list[list[object]]:

@@ -9,6 +9,7 @@ Axes: ``l`` layer, ``q`` token that receives, ``k`` token that is attended to. L
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import threading
@@ -306,7 +307,7 @@ class GlobEncPlugin(base_plugin.TBPlugin):
         answer["chosen"] = [sum(one) for one in chosen]
         for method in methods:
             table = rows[:, list(newest.methods).index(method), layer].astype(np.float64)
-            each = [table[:, first:last] for first, last in zip(starts, starts[1:], strict=False)]
+            each = [table[:, first:last] for first, last in itertools.pairwise(starts)]
             moved = [dynamics.drift(one[:, of], pairs, by) for one, of in zip(each, plain, strict=True)]
             shares = [dynamics.mass(one, of) for one, of in zip(each, chosen, strict=True)]
             answer["drift"][method] = dynamics.mean(np.stack(moved))
