@@ -78,7 +78,7 @@ def interval(
         raise ValueError(f"level must lie between 0 and 1; got {level!r}")
     known = ~np.isnan(values)
     there = np.ix_(known.any(1), known.any(0))
-    values, known, rows = values[there], known[there], np.flatnonzero(known.any(1))
+    values, known, rows = values[there], known[there], np.flatnonzero(known.any(1)).tolist()
     if not values.size:
         return Interval(np.nan, np.nan, np.nan, 0, 0, NOTHING)
     members = [(row, row) for row in rows] if pairs is None else [pairs[row] for row in rows]
