@@ -282,8 +282,6 @@ def over_training(
     steps: Sequence[int], means: Mapping[str, ArrayLike], spread: Mapping[str, ArrayLike] | None = None
 ) -> Curves:
     """Put the means of a training in order; see `correlation_over_training`."""
-    from matplotlib.ticker import MaxNLocator
-
     x = np.asarray(steps, dtype=np.float64)
     arrays = {method: np.asarray(values, dtype=np.float64) for method, values in means.items()}
     halves = {method: np.asarray(values, dtype=np.float64) for method, values in (spread or {}).items()}
@@ -294,11 +292,19 @@ def over_training(
     caption = ["Lines: mean ρ of the last layer over the examples with a defined ρ; numbers: the line’s last point."]
     if any(np.isfinite(half).any() for half in halves.values()):
         caption.append("Bands: 95 % confidence interval of the mean (Student’s t).")
-    ticks = sorted({int(step) for step in x})
+    ticks = spaced(steps)
+    return Curves(x, arrays, halves, ticks=ticks, x_name="training step", caption=caption)
+
+
+def spaced(places: Sequence[int]) -> list[int]:
+    """Returns the numbers on the x-axis: all places, or round numbers between them where there are more than eight."""
+    from matplotlib.ticker import MaxNLocator
+
+    ticks = sorted({int(place) for place in places})
     if len(ticks) > 8:
         low, high = ticks[0], ticks[-1]
         ticks = [int(tick) for tick in MaxNLocator(8, integer=True).tick_values(low, high) if low <= tick <= high]
-    return Curves(x, arrays, halves, ticks=ticks, x_name="training step", caption=caption)
+    return ticks
 
 
 def _check(shapes: Mapping[str, tuple[int, ...]], name: str, wanted: str) -> None:
