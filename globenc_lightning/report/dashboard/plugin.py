@@ -28,7 +28,8 @@ from tensorboard.plugins import base_plugin
 from tensorboard.util import tb_logging
 from werkzeug import wrappers
 
-from globenc_lightning.report.dashboard import dynamics, store
+from globenc_lightning import dynamics
+from globenc_lightning.report.dashboard import store
 
 STATIC = Path(__file__).resolve().parent / "static"
 ENTRY = "/static/index.js"
