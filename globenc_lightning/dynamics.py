@@ -54,11 +54,13 @@ def drift(rows: Rows, pairs: Sequence[int | None], by: str) -> Rows:
         by: one of ``MEASURES``.
 
     Returns:
-        (v) 0 where the rows are alike; NaN where there is nothing to compare or, for Spearman, a row is constant.
+        (v) 0 where the rows are alike; NaN where there is nothing to compare: no figures, fewer than two tokens or, for
+        Spearman, a constant row.
     """
     found = np.full(len(rows), np.nan)
     places = [place for place, other in enumerate(pairs) if other is not None]
-    if not places or not rows.shape[1]:
+    # The largest of one token is the same for every model.
+    if not places or rows.shape[1] < 2:
         return found
     others = [other for other in pairs if other is not None]
     new, old = rows[places], rows[others]
