@@ -76,7 +76,7 @@ def replay(options: argparse.Namespace) -> None:
 def _replay_run(saved: Sequence[Saved], kind: Any, options: argparse.Namespace, advance: Any) -> None:
     """Record the checkpoints of one run."""
     made: Replay | None = None
-    session = time.time()
+    to = None
     for one in saved:
         folder = Path(options.record)
         if not options.again and one.step in _recorded(folder, one.run):
@@ -87,7 +87,7 @@ def _replay_run(saved: Sequence[Saved], kind: Any, options: argparse.Namespace, 
         if made is None:
             made = _replay_of(one, model, checkpoint, options)
             made.go_on()
-        to = event_files(folder / "events" / one.run, session) if options.events else None
+            to = event_files(folder / "events" / one.run, time.time()) if options.events else None
         entry = made.measure(model, one.step, one.epoch, to)
         rho = ", ".join(f"{method} {float(values[-1]):.3f}" for method, values in [*entry.correlation.items()][-1:])
         advance(f"{one.run}, step {one.step}: rho {rho}")
@@ -130,8 +130,8 @@ def _replay_of(one: Saved, model: nn.Module, checkpoint: Mapping[str, Any], opti
         if state is None or state.get("probe") is None:
             where = "the folder" if options.model else "the checkpoint"
             raise RecordError(
-                f"{where} {one.path} holds no probe of a GlobEncCallback: give --probe FILE (TSV or JSONL with a column "
-                f"of texts), or --probe {LOADER} for the module's validation loader."
+                f"{where} {one.path} holds no probe of a GlobEncCallback: give --probe FILE (TSV or JSONL with a "
+                f"column of texts), or --probe {LOADER} for the module's validation loader."
             )
         made.restore(state)
     return made
@@ -160,7 +160,8 @@ def _probe(options: argparse.Namespace, model: nn.Module, tokenizer: Any | None)
     holder = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
     if holder is None:
         raise RecordError("texts need a tokenizer, and the model holds none as .tokenizer: give --tokenizer FOLDER.")
-    return ProbeSet.from_texts(texts, holder, labels if all(one is not None for one in labels) else None)
+    known = [one for one in labels if one is not None]
+    return ProbeSet.from_texts(texts, holder, known if len(known) == len(texts) else None)
 
 
 def _loader(model: nn.Module, options: argparse.Namespace) -> Any:
@@ -208,9 +209,8 @@ def _texts_in(path: Path, text_column: str, label_column: str) -> tuple[list[str
         there = ", ".join(map(str, rows[0])) if isinstance(rows[0], Mapping) else "no columns"
         raise RecordError(f"{path} has no column {text_column!r} of texts; it has {there}: choose --text-column.")
     texts = [row[text_column] for row in rows]
-    labels = [row.get(label_column) for row in rows]
-    whole = [int(one) if str(one).strip().lstrip("-").isdigit() else None for one in labels]
-    return texts, whole
+    labels = [str(row.get(label_column)).strip() for row in rows]
+    return texts, [int(one) if one.lstrip("-").isdigit() else None for one in labels]
 
 
 def _arguments(text: str | None) -> dict[str, Any]:
@@ -254,7 +254,7 @@ class _Progress:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("[progress.description]{task.description}", markup=False), BarColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn())
         console = Console(stderr=True)
         self._bar = Progress(*columns, MofNCompleteColumn(), TimeRemainingColumn(), console=console)
         self._task = self._bar.add_task("checkpoints", total=total)
@@ -314,8 +314,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-_REPLAY = """Record the figures of saved checkpoints, in the order of their steps: Lightning's .ckpt files (--module), or
-folders that Hugging Face's save_pretrained or Trainer wrote (--model). Steps that are recorded already are left out."""
+_REPLAY = """Record the figures of saved checkpoints, in the order of their steps: Lightning's .ckpt files (--module),
+or folders that Hugging Face's save_pretrained or Trainer wrote (--model). Steps that are recorded already are left
+out."""
 
 
 if __name__ == "__main__":

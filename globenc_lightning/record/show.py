@@ -28,10 +28,10 @@ def print_study(
 
     console = console or Console()
     chosen = [*(methods or study.methods)]
-    console.print(_runs(study))
+    _print(console, "Runs", _runs(study))
     last = study.layers
     rho = study.summary(study.correlations(chosen, last), "rho", ["step", "method"])
-    console.print(_by_step(rho, chosen, f"rho with the saliency, layer {last}{_told(rho)}"))
+    _print(console, f"Rho with the saliency, layer {last}{_told(rho)}", _by_step(rho, chosen))
     try:
         drift = study.drift(methods=chosen, layers=last)
     except RecordError as error:
@@ -41,9 +41,10 @@ def print_study(
         console.print("No drift yet: it needs two analyses.", style="dim")
         return
     moved = study.summary(drift, "drift", ["step", "method"])
-    title = f"drift, 1 - Spearman's rho with the row before, layer {last}; chance {drift['chance'].mean():.2f}"
-    console.print(_by_step(moved, chosen, title + _told(moved)))
-    console.print(_stabilization(study, chosen, last, threshold))
+    title = f"Drift, 1 - Spearman's rho with the row before, layer {last}; chance {drift['chance'].mean():.2f}"
+    _print(console, title + _told(moved), _by_step(moved, chosen))
+    title = f"First step after which the mean drift stays at or below {threshold:g}, layer {last}"
+    _print(console, title, _stabilization(study, chosen, last, threshold))
     if len(study) > 1:
         try:
             shared = study.agreement(methods=chosen, layers=last)
@@ -51,7 +52,8 @@ def print_study(
             console.print(f"No agreement between seeds: {error}", style="dim", markup=False)
             return
         alike = study.summary(shared, "agreement", ["step", "method"])
-        console.print(_by_step(alike, chosen, f"agreement between seeds, layer {last}{_told(alike)}"))
+        title = f"Agreement between seeds, Spearman's rho of their rows, layer {last}{_told(alike)}"
+        _print(console, title, _by_step(alike, chosen))
 
 
 def save_figures(study: Study, folder: Path, kind: str = "svg") -> Iterator[Path]:
@@ -76,7 +78,7 @@ def save_figures(study: Study, folder: Path, kind: str = "svg") -> Iterator[Path
 def _runs(study: Study) -> Any:
     from rich.table import Table
 
-    table = Table(title="Runs", title_justify="left")
+    table = Table()
     frame = study.runs
     columns = [one for one in frame.columns if one not in ("folder", "created")]
     for column in columns:
@@ -86,11 +88,17 @@ def _runs(study: Study) -> Any:
     return table
 
 
-def _by_step(frame: Any, methods: Sequence[str], title: str) -> Any:
+def _print(console: Any, title: str, table: Any) -> None:
+    """Print a table below its title, which is often wider."""
+    console.print(title, style="bold", markup=False, highlight=False)
+    console.print(table)
+
+
+def _by_step(frame: Any, methods: Sequence[str]) -> Any:
     """Means by step (rows) and method (columns)."""
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("step", justify="right")
     for method in methods:
         table.add_column(method, justify="right")
@@ -120,14 +128,15 @@ def _told(frame: Any) -> str:
     if not len(frame):
         return ""
     newest = frame.iloc[-1]
-    return f"; mean over {newest['examples']} examples and {newest['runs']} runs, ± 95 % interval over {newest['over']}"
+    runs = "1 run" if newest["runs"] == 1 else f"{newest['runs']} runs"
+    return f"; mean over {newest['examples']} examples and {runs}, ± 95 % interval over {newest['over']}"
 
 
 def _stabilization(study: Study, methods: Sequence[str], layer: int, threshold: float) -> Any:
     from rich.table import Table
 
     found = study.stabilization(threshold, methods=methods, layers=layer)
-    table = Table(title=f"first step after which the mean drift stays at or below {threshold:g}", title_justify="left")
+    table = Table()
     table.add_column("run", overflow="fold")
     for method in methods:
         table.add_column(method, justify="right")
@@ -138,7 +147,7 @@ def _stabilization(study: Study, methods: Sequence[str], layer: int, threshold: 
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or not value == value or str(value) == "<NA>"
+    return value is None or value != value or str(value) == "<NA>"
 
 
 def _plain(value: Any) -> Any:
