@@ -80,7 +80,8 @@ def test_drift_is_one_minus_the_similarity_of_two_rows(
     for key, value in expected.items():
         assert got[key] == pytest.approx(value, abs=1e-12, nan_ok=True), key
     assert any(math.isnan(one) for one in expected.values())
-    assert found["seed"].eq(0).all() and found["run"].eq("one").all()
+    assert found["seed"].eq(0).all()
+    assert found["run"].eq("one").all()
 
 
 def test_drift_reads_the_methods_and_layers_that_are_asked_for(tmp_path: Path) -> None:
