@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from globenc_lightning import dynamics
-from globenc_lightning.record.libraries import load_pandas
 from globenc_lightning.study.frames import probe
 from globenc_lightning.study.loading import Run
 from globenc_lightning.study.matching import marked_tokens, wanted_tokens
-from globenc_lightning.study.rows import example_rows
+from globenc_lightning.study.rows import example_rows, long_table, series_columns
 
 
 def mass(runs: Sequence[Run], methods: Sequence[str], layers: Sequence[int], tokens: str | Sequence[str]) -> Any:
@@ -20,16 +21,15 @@ def mass(runs: Sequence[Run], methods: Sequence[str], layers: Sequence[int], tok
 
     Columns: run, seed, step, example, method, layer, mass, tokens.
     """
-    pandas = load_pandas()
     wanted = wanted_tokens(tokens)
-    frames = []
+    parts = []
     for run in runs:
         told = probe(run)
         marks = marked_tokens(told, wanted)
         chosen = {example: marks[part.index.to_numpy()] for example, part in told.groupby("example")}
         for one in example_rows(run, methods, layers, special_tokens=True):
             mine = chosen[one.example]
-            parts: dict[str, Any] = {"run": run.label, "seed": run.seed, "step": one.steps, "example": one.example}
-            parts |= {"method": one.method, "layer": one.layer, "mass": dynamics.mass(one.values, mine)}
-            frames.append(pandas.DataFrame(parts | {"tokens": int(mine.sum())}))
-    return pandas.concat(frames, ignore_index=True)
+            part: dict[str, Any] = {"run": run.label, "seed": run.seed, "example": one.example, "tokens": int(mine.sum())}
+            part |= {"step": np.tile(one.steps, len(one.series)), **series_columns(one.series, len(one.steps))}
+            parts.append(part | {"mass": dynamics.mass(one.values, mine).ravel()})
+    return long_table(parts, ["run", "seed", "step", "example", "method", "layer", "mass", "tokens"])
