@@ -242,13 +242,23 @@ class Study:
 
         return study_figures.save_mass(self, path, tokens, **options)
 
+    @property
+    def recorded_methods(self) -> list[str]:
+        """The methods whose attributions all runs have recorded."""
+        return frames.methods_of(self._runs, recorded=True)
+
+    @property
+    def recorded_layers(self) -> list[int]:
+        """The layers, from 1, whose attributions all runs have recorded."""
+        return frames.layers_of(self._runs, recorded=True)
+
     def _layers(self) -> list[int]:
         return frames.layers_of(self._runs)
 
     def _recorded(self, methods: Names, layers: Numbers) -> tuple[list[str], list[int]]:
         """The methods and layers whose attributions are read."""
-        there = frames.methods_of(self._runs, recorded=True), frames.layers_of(self._runs, recorded=True)
-        return frames.chosen(methods, there[0], "method"), frames.chosen(layers, there[1], "layer")
+        chosen = frames.chosen(methods, self.recorded_methods, "method")
+        return chosen, frames.chosen(layers, self.recorded_layers, "layer")
 
 
 def _numbered(pairs: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:

@@ -186,7 +186,13 @@ def _probe(made: Written, special: bool) -> Any:
             columns["special"].append(mark if special else None)
             columns["label"].append(float(made.labels[index]))
             columns["text"].append(" ".join(tokens))
-    types = {"int32": pa.int32(), "int64": pa.int64(), "string": pa.string(), "bool": pa.bool_(), "double": pa.float64()}
+    types = {
+        "int32": pa.int32(),
+        "int64": pa.int64(),
+        "string": pa.string(),
+        "bool": pa.bool_(),
+        "double": pa.float64(),
+    }
     return pa.table({name: pa.array(columns[name], types[kind]) for name, (kind, _) in schema.PROBE_COLUMNS.items()})
 
 
