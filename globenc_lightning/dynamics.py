@@ -54,11 +54,12 @@ def drift(rows: Rows, pairs: Sequence[int | None], by: str) -> Rows:
         by: one of ``MEASURES``.
 
     Returns:
-        (v) 0 where the rows are alike; NaN where there is nothing to compare or, for Spearman, a row is constant.
+        (v) 0 where the rows are alike; NaN where there is nothing to compare, where there are fewer than two tokens, whose
+        order says nothing, or, for Spearman, where a row is constant.
     """
     found = np.full(len(rows), np.nan)
     places = [place for place, other in enumerate(pairs) if other is not None]
-    if not places or not rows.shape[1]:
+    if not places or rows.shape[1] < 2:
         return found
     others = [other for other in pairs if other is not None]
     new, old = rows[places], rows[others]

@@ -11,8 +11,9 @@ distribution, the interval is::
 
     mean +- sqrt(max(t(r - 1)^2 V_r - t(r - 1) z V_rb, 0) + t(b - 1)^2 V_b)
 
-``V_rb`` has degrees of freedom between those of the runs and infinity, and so its quantile. Percentiles of so few runs are too narrow; and so is one quantile for the whole, whose degrees of freedom are estimated
-(Satterthwaite 1946): it covers the mean in 92 % of studies of 3 runs and 200 examples, where 95 % are promised.
+``V_rb`` has degrees of freedom between those of the runs and infinity, and so its quantile. Percentiles of so few runs
+are too narrow; and so is one quantile for the whole, whose degrees of freedom are estimated (Satterthwaite 1946): it
+covers the mean in 92 % of studies of 3 runs and 200 examples, where 95 % are promised.
 
 How often a 95 % interval held the mean, in 2,000 simulated studies of 40 examples each; the columns are the standard
 deviations between runs, between examples, and of single pairs::
