@@ -29,7 +29,12 @@ def mass(runs: Sequence[Run], methods: Sequence[str], layers: Sequence[int], tok
         chosen = {example: marks[part.index.to_numpy()] for example, part in told.groupby("example")}
         for one in example_rows(run, methods, layers, special_tokens=True):
             mine = chosen[one.example]
-            part: dict[str, Any] = {"run": run.label, "seed": run.seed, "example": one.example, "tokens": int(mine.sum())}
+            part: dict[str, Any] = {
+                "run": run.label,
+                "seed": run.seed,
+                "example": one.example,
+                "tokens": int(mine.sum()),
+            }
             part |= {"step": np.tile(one.steps, len(one.series)), **series_columns(one.series, len(one.steps))}
             parts.append(part | {"mass": dynamics.mass(one.values, mine).ravel()})
     return long_table(parts, ["run", "seed", "step", "example", "method", "layer", "mass", "tokens"])
