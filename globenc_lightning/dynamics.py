@@ -54,8 +54,8 @@ def drift(rows: Rows, pairs: Sequence[int | None], by: str) -> Rows:
         by: one of ``MEASURES``.
 
     Returns:
-        (v) 0 where the rows are alike; NaN where there is nothing to compare, where there are fewer than two tokens, whose
-        order says nothing, or, for Spearman, where a row is constant.
+        (v) 0 where the rows are alike; NaN where there is nothing to compare, where there are fewer than two tokens
+        (a single one is always the largest), or, for Spearman, where a row is constant.
     """
     found = np.full(len(rows), np.nan)
     places = [place for place, other in enumerate(pairs) if other is not None]

@@ -43,7 +43,7 @@ def test_spearman_drift_is_scipys(against: str, steps: int) -> None:
             assert found[place] == pytest.approx(1 - spearmanr(rows[place], rows[other]).statistic, abs=1e-12)
 
 
-@pytest.mark.parametrize(("tokens", "most"), [(1, 1), (3, 1), (4, 1), (5, 2), (8, 2), (9, 3), (40, 10)])
+@pytest.mark.parametrize(("tokens", "most"), [(2, 1), (3, 1), (4, 1), (5, 2), (8, 2), (9, 3), (40, 10)])
 def test_jaccard_drift_is_that_of_the_sets_of_largest_tokens(tokens: int, most: int) -> None:
     assert dynamics.top_count(tokens) == most
     rows = draw(4, tokens, seed=2)
@@ -53,6 +53,14 @@ def test_jaccard_drift_is_that_of_the_sets_of_largest_tokens(tokens: int, most: 
         if other is not None:
             old, new = (set(sorted(range(tokens), key=lambda k, at=at: -rows[at, k])[:most]) for at in (other, place))
             assert found[place] == pytest.approx(1 - len(old & new) / len(old | new), abs=1e-12)
+
+
+@pytest.mark.parametrize("by", dynamics.MEASURES)
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_fewer_than_two_tokens_have_no_drift(tokens: int, by: str) -> None:
+    # A single token is always the largest: that it still is says nothing.
+    found = dynamics.drift(draw(3, tokens), dynamics.partners([True] * 3, "previous"), by)
+    assert np.isnan(found).all()
 
 
 @pytest.mark.parametrize("by", dynamics.MEASURES)

@@ -1,9 +1,11 @@
 """The share of attribution on a set of tokens over a training."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from globenc_lightning import dynamics
 from globenc_lightning.errors import RecordError
@@ -20,6 +22,7 @@ SETS = {
     "special": ("[special]",),
 }  # fmt: skip
 """Sets of tokens by name."""
+CONTRACTION = "n't"
 
 
 def wanted_tokens(tokens: str | Sequence[str]) -> list[str]:
@@ -36,8 +39,11 @@ def wanted_tokens(tokens: str | Sequence[str]) -> list[str]:
     return [text for one in given for text in SETS.get(one, (one,))]
 
 
-def marked_tokens(told: Any, wanted: Sequence[str]) -> Any:
+def marked_tokens(told: Any, wanted: Sequence[str]) -> NDArray[np.bool_]:
     """Returns which tokens of a probe are in a set: by themselves, or as part of a whole word that is.
+
+    A piece of a word is not the word ("no" in "nobody"), and signs before and after a word are no part of it ("not," is
+    "not", and a comma). ``"n't"`` stands for whole words that end so, however they were cut into tokens.
 
     Args:
         told: a row per example and token, as the record's probe.
@@ -47,19 +53,59 @@ def marked_tokens(told: Any, wanted: Sequence[str]) -> Any:
         A truth value per row.
     """
     names = {one.lower() for one in wanted}
-    special = [bool(one) if one is not None else False for one in told["special"].tolist()]
-    found = np.array(dynamics.marked([*told["token"]], special, [*names]), dtype=bool)
-    words = told.assign(bare=[_bare(one) for one in told["token"]], place=range(len(told)))
-    words = words[words["word"].notna()]
-    for _, part in words.groupby(["example", "word"], sort=False):
-        if len(part) > 1:
-            # A piece of a word is not the word: "no" in "nobody".
-            found[part["place"].to_numpy()] = "".join(part["bare"]).lower() in names
+    tokens = [*map(str, told["token"])]
+    special = [not unknown and bool(one) for one, unknown in zip(told["special"], told["special"].isna(), strict=True)]
+    found = np.array(dynamics.marked(tokens, special, [*names]), dtype=bool)
+    bare = [_bare(one) for one in tokens]
+    numbers = [None if unknown else one for one, unknown in zip(told["word"], told["word"].isna(), strict=True)]
+    words = [*zip(told["example"].tolist(), numbers, strict=True)]
+    by_example: dict[Any, list[list[int]]] = {}
+    for (example, word), places in itertools.groupby(range(len(tokens)), key=lambda place: words[place]):
+        if word is not None:
+            by_example.setdefault(example, []).append([*places])
+    for pieces in by_example.values():
+        for places in pieces:
+            if len(places) > 1:
+                _mark_word(found, places, bare, names)
+        if CONTRACTION in names:
+            _mark_contractions(found, pieces, bare)
     return found
 
 
+def _mark_word(found: NDArray[np.bool_], places: Sequence[int], bare: Sequence[str], names: set[str]) -> None:
+    """Mark the pieces of one word."""
+    signs = [not any(letter.isalnum() for letter in bare[place]) for place in places]
+    if all(signs):
+        return
+    first, last = signs.index(False), len(signs) - signs[::-1].index(False)
+    whole, core = (_joined(bare, part) for part in (places, places[first:last]))
+    for place, sign in zip(places, signs, strict=True):
+        if not sign:
+            found[place] = False
+    if whole in names:
+        found[[*places]] = True
+    elif core in names or (CONTRACTION in names and core.endswith(CONTRACTION)):
+        found[[*places[first:last]]] = True
+
+
+def _mark_contractions(found: NDArray[np.bool_], pieces: Sequence[Sequence[int]], bare: Sequence[str]) -> None:
+    """Mark "don't" where it was cut into the words "don", "'" and "t"."""
+    texts = [_joined(bare, places) for places in pieces]
+    for number in range(len(texts) - 2):
+        if texts[number].endswith("n") and texts[number + 1 : number + 3] == ["'", "t"]:
+            for places in pieces[number : number + 3]:
+                found[[*places]] = True
+    for text, places in zip(texts, pieces, strict=True):
+        if len(places) == 1 and text.endswith(CONTRACTION):
+            found[[*places]] = True
+
+
+def _joined(bare: Sequence[str], places: Sequence[int]) -> str:
+    return "".join(bare[place] for place in places).lower().replace("’", "'")
+
+
 def _bare(token: str) -> str:
-    return str(token).removeprefix("##").strip("▁").removesuffix("</w>")
+    return token.removeprefix("##").strip("▁").removesuffix("</w>")
 
 
 def mass(runs: Sequence[Run], methods: Sequence[str], layers: Sequence[int], tokens: str | Sequence[str]) -> Any:
