@@ -33,7 +33,10 @@ EXAMPLE_COLUMNS = {
     "example": ("int32", "the number of the example in the probe, from 0"),
     "task": ("string", "the kind of decision"),
     "score": ("float", "the score that is explained, whose gradient the saliency is"),
-    "predicted": ("int64", "the class, token or choice that is decided; a span's first token; null for a value"),
+    "predicted": (
+        "int64",
+        "the class, token, choice or partner that is decided; a span's first token; null for a value",
+    ),
     "label": ("double", "the class, token, choice or value that the data say; a span's first token; null if unknown"),
     "loss": (
         "double",

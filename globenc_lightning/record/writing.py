@@ -27,7 +27,6 @@ from globenc_lightning.record import schema
 from globenc_lightning.record.libraries import load_pyarrow
 from globenc_lightning.record.words import word_numbers
 from globenc_lightning.report.room import require_free
-from globenc_lightning.task.kinds import VALUES
 
 DTYPES = ("float32", "float16")
 LAST = "last"
@@ -36,6 +35,8 @@ UNFINISHED = ".part"
 PACKAGES = ("globenc-lightning", "torch", "transformers", "pytorch-lightning", "lightning", "numpy", "scipy")
 PARQUET = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
 """Attributions are all different numbers: dictionaries and statistics of them cost time and space."""
+UNCOUNTED = ("regression", "loss")
+"""Kinds that decide for a value, and for no class, token or partner."""
 BY_TOKEN = ("tokens", "labels", "truths")
 """What ``About`` holds of each example: it stands in the probe's file."""
 
@@ -106,6 +107,7 @@ class RunRecord:
         self._probe_written = ""
         self._about_written = ""
         self._begun = False
+        self._versions: dict[str, str] = {}
 
     def write(
         self,
@@ -134,6 +136,7 @@ class RunRecord:
         pyarrow = load_pyarrow()
         if not self._begun:
             self._clear_unfinished()
+            self._versions = _versions()
             self._begun = True
         self._write_about(measurement, about, extra or {})
         self._write_probe(pyarrow, measurement, probe, about)
@@ -204,7 +207,7 @@ class RunRecord:
             "run": self.run,
             "about": chosen,
             **extra,
-            "versions": _versions(),
+            "versions": self._versions,
             "probe": about.probe,
             "examples": len(measurement.names),
             "methods": methods,
@@ -385,7 +388,7 @@ def _examples(
         "example": [*range(size)],
         "task": [task] * size,
         "score": _numbers(measurement.score, size),
-        "predicted": [None if task in VALUES else int(one) for one in measurement.predicted],
+        "predicted": [None if task in UNCOUNTED else int(one) for one in measurement.predicted],
         "label": [one[0] if one else None for one in truths],
         "loss": _numbers(measurement.losses, size) if has_losses else [None] * size,
         "logits": [one.tolist() for one in measurement.logits] or [[]] * size,

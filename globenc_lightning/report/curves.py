@@ -359,7 +359,7 @@ def arranged(curves: Curves) -> Plot:
     absent = [method for method in STYLES if method in means and method not in drawn]
     caption = [*curves.caption, *([f"Without any defined {curves.unit}: {', '.join(absent)}."] if absent else [])]
     ends = {method: int(np.flatnonzero(np.isfinite(means[method]))[-1]) for method in drawn}
-    last = {method: float(means[method][ends[method]]) for method in drawn} | dict(curves.references)
+    last = {**{method: float(means[method][ends[method]]) for method in drawn}, **curves.references}
     by_height = sorted(last, key=lambda name: -last[name])
     heights = dict(
         zip(
