@@ -60,7 +60,7 @@ class Record:
         except (OSError, ValueError) as error:
             raise RecordError(f"{file} cannot be read as JSON: {error}") from error
         number = told.get("schema") if isinstance(told, dict) else None
-        if not isinstance(number, int):
+        if not isinstance(number, int) or isinstance(number, bool):
             raise RecordError(f"{file} is no file of a record: it tells no schema number.")
         if number > schema.SCHEMA:
             raise RecordError(
