@@ -52,8 +52,8 @@ class RecordOptions:
     Attributes:
         folder: a folder that several runs may share; None for ``globenc/`` in the logger's run folder.
         run: the run's name; None for the logger's name and version.
-        dtype: how attributions and saliency are stored, ``"float32"`` or ``"float16"``: three digits, and infinity above
-            65,504.
+        dtype: how attributions and saliency are stored, ``"float32"`` or ``"float16"`` (three digits, and infinity
+            above 65,504).
         methods: whose attributions are stored; None for all that are computed. Correlations are stored of all.
         layers: whose attributions are stored, as numbers from 1; ``"last"``; or None for all.
 

@@ -84,14 +84,14 @@ def test_a_run_that_went_on_with_other_options_is_read_as_one(tmp_path: Path) ->
 @pytest.mark.parametrize("place", ["nowhere", "a/b/nowhere", "file"])
 def test_no_such_folder(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RecordError, match="there is no folder .*: give the folder that"):
+    with pytest.raises(RecordError, match=r"there is no folder .*: give the folder that"):
         Record.open(tmp_path / place)
 
 
 @pytest.mark.parametrize("inside", ["", "about", "tokens/run=a"])
 def test_no_record_in_a_folder(tmp_path: Path, inside: str) -> None:
     (tmp_path / inside).mkdir(parents=True, exist_ok=True)
-    with pytest.raises(RecordError, match="there is no record in .*: a record has a folder about/"):
+    with pytest.raises(RecordError, match=r"there is no record in .*: a record has a folder about/"):
         Record.open(tmp_path)
 
 
@@ -167,7 +167,7 @@ def test_an_about_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
 def test_a_run_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
     run_with(tmp_path, "a", [1])
     run_with(tmp_path, "b", [1])
-    with pytest.raises(RecordError, match="there is no run 'c' in .*; it has a, b"):
+    with pytest.raises(RecordError, match=r"there is no run 'c' in .*; it has a, b"):
         Record.open(tmp_path).about("c")
 
 
