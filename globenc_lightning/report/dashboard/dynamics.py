@@ -23,9 +23,17 @@ TOP = 0.25
 
 def ranks(rows: Rows) -> Rows:
     """Ranks from 1 in each row (v, k); ties share their mean rank."""
-    smaller = (rows[:, None, :] < rows[:, :, None]).sum(2)
-    equal = (rows[:, None, :] == rows[:, :, None]).sum(2)
-    result: Rows = smaller + (equal + 1) / 2
+    order = np.argsort(rows, axis=1)
+    ascending = np.take_along_axis(rows, order, axis=1)
+    begins = np.ones(rows.shape, dtype=bool)
+    begins[:, 1:] = ascending[:, 1:] != ascending[:, :-1]
+    ends = np.ones(rows.shape, dtype=bool)
+    ends[:, :-1] = begins[:, 1:]
+    places = np.arange(rows.shape[1])
+    first = np.maximum.accumulate(np.where(begins, places, 0), axis=1)
+    last = np.minimum.accumulate(np.where(ends, places, rows.shape[1])[:, ::-1], axis=1)[:, ::-1]
+    result = np.empty(rows.shape)
+    np.put_along_axis(result, order, (first + last) / 2 + 1, axis=1)
     return result
 
 
@@ -66,7 +74,9 @@ def drift(rows: Rows, pairs: Sequence[int | None], by: str) -> Rows:
         shared = (tops[0] & tops[1]).sum(1)
         alike = shared / (tops[0] | tops[1]).sum(1)
     else:
-        x, y = (one - one.mean(1, keepdims=True) for one in (ranks(old), ranks(new)))
+        centred = ranks(rows)
+        centred -= centred.mean(1, keepdims=True)
+        x, y = centred[others], centred[places]
         scale = np.sqrt((x * x).sum(1) * (y * y).sum(1))
         alike = np.divide((x * y).sum(1), scale, out=np.full(len(scale), np.nan), where=scale > 0)
     unknown = np.isnan(new).any(1) | np.isnan(old).any(1)

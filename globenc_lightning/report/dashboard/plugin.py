@@ -47,6 +47,8 @@ KEPT_DETAILS = 48
 KEPT_INDICES = 64
 KEPT_ROWS = 256 * 2**20
 """So many bytes of readout rows are kept: 30 runs of 50 validations, 16 sentences of 24 tokens, take 110 MB."""
+COMPARED = ("target", "readout", "normalize", "exclude_special_tokens")
+"""Runs that differ in one of these settings are not averaged."""
 MOST_WORDS, LONGEST_WORD = 200, 200
 READ_AT_ONCE = 100
 MAX_REASONS = 20
@@ -665,13 +667,16 @@ def _table_of(run: str, tag: str, training: _Training) -> _Answer:
     if newest is None:
         return answer
     seen = [(one.record.moment.step, one.summary) for one in training.validations if one.record is not None]
-    tokens = [[*one.tokens] for one in newest.sentences]
+    # A run that chooses among several texts shows other tokens at each validation.
+    chooses = newest.words.get("task") == "choice" and newest.settings.get("probe")
+    shown = newest.settings["probe"] if chooses else [[*one.tokens] for one in newest.sentences]
     return answer | {
         "steps": [step for step, _ in seen],
         "methods": newest.methods,
         "layers": newest.layers,
         "examples": len(newest.sentences),
-        "probe": hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:12],
+        "probe": hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:12],
+        "settings": {name: newest.settings.get(name) for name in COMPARED},
         "places": [place for place, one in enumerate(training.validations) if one.record is not None],
         "mean": {
             method: [None if one is None else _numbers(one.mean[place]) for _, one in seen]
