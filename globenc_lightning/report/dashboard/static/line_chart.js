@@ -165,7 +165,7 @@ export function createLineChart({ label, tooltip, onPick, nameX }) {
 
     const digits = String(step).split(".")[1]?.length ?? 1;
     // A small scale tells more of its values.
-    exact = Math.max(2, digits);
+    exact = step < 0.05 ? digits + 1 : 2;
     const rules = Math.round((ceiling - floor) / step);
     for (const y of Array.from({ length: rules + 1 }, (_, i) => floor + i * step)) {
       picture.append(

@@ -76,15 +76,18 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
   /** A card with a title, hints and a chart. */
   function createCard(label, nameX, onPick, ...controls) {
     const title = html("h2");
+    const head = html("div", { class: "card-head" }, title);
     const hint = html("p", { class: "hint" });
     const chart = createLineChart({ label, tooltip, nameX, onPick });
     const rows = controls.length ? [html("div", { class: "toggle-row" }, ...controls)] : [];
-    const element = html("div", { class: "card" }, title, ...rows, hint, chart.element);
+    const element = html("div", { class: "card" }, head, ...rows, hint, chart.element);
     return { element, title, hint, chart };
   }
 
   /** @type {Scene|null} */
   let shown = null;
+  /** @type {{of: any[], value: number}} */
+  let floor = { of: [], value: 0 };
   const toStep = (x) => {
     const validation = shown?.selection.index.validations.findLast(({ step }) => step <= x);
     if (validation) update({ validation: validation.ordinal });
@@ -93,7 +96,8 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
   const training = createCard("Correlation over the training, mean over runs", nameStep, toStep);
   const layers = createCard("Correlation by layer, mean over runs", (x) => `layer ${x}`, (x) => update({ layer: x - 1 }));
   const near = html("label", { class: "check" }, nearBox, "Close up");
-  const drift = createCard("Drift over the training, mean over runs", nameStep, toStep, against.element, by.element, near);
+  const drift = createCard("Drift over the training, mean over runs", nameStep, toStep, against.element, by.element);
+  drift.title.after(near);
   const mass = createCard("Share of chosen tokens, mean over runs", nameStep, toStep, typed, ...presets);
   const cards = html("div", { class: "cards" }, training.element, drift.element, layers.element, mass.element);
   const element = html(
@@ -204,6 +208,13 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
     });
   }
 
+  /** @param {Scene} scene */
+  function knownFloor(scene) {
+    const of = [scene.alone, ...scene.methods, ...scene.tables];
+    if (of.length !== floor.of.length || of.some((one, i) => one !== floor.of[i])) floor = { of, value: floorOf(scene) };
+    return floor.value;
+  }
+
   /** @param {Map<string, string[]>} apart @param {number} count @param {string} run */
   function paintApart(apart, count, run) {
     const lost = [...apart.values()].flat().length;
@@ -233,7 +244,7 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
       return of ? { low: of.low[place]?.[l] ?? null, high: of.high[place]?.[l] ?? null } : { low: null, high: null };
     };
     const banded = (x, y, all) => ({ x, y, low: all.map(({ low }) => low), high: all.map(({ high }) => high) });
-    const floor = floorOf(shown);
+    const least = knownFloor(shown);
 
     const correlation = lines(shown, (method, place) =>
       banded(
@@ -244,7 +255,7 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
     );
     setText(training.title, `Correlation over the training, layer ${layer + 1}`);
     setText(training.hint, over);
-    training.chart.draw({ lines: correlation, ...steps, ...size, floor });
+    training.chart.draw({ lines: correlation, ...steps, ...size, floor: least });
 
     for (const { element: card } of [drift, mass]) card.classList.toggle("waiting", dynamics === null);
     const reads = "The attributions of these runs are being read …";
@@ -267,11 +278,9 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
       drift.hint,
       dynamics === null
         ? reads
-        : `How far each sentence’s row is from that of ${AGAINST[state.against]}, without special tokens: mean over ` +
-            `sentences, 0 where it has not moved.${bandName} ` +
-            (far
-              ? `Chance level, not drawn here: ${decimal(chance)}, that of shuffled tokens.`
-              : "Dotted: the chance level, that of shuffled tokens.") +
+        : `How far a sentence’s row is from that of ${AGAINST[state.against]}: mean over sentences, special tokens ` +
+            `left out.${bandName} ` +
+            (far ? `Chance, shuffled tokens: ${decimal(chance)}, not drawn here.` : "Dotted: chance, shuffled tokens.") +
             besides,
     );
     const withChance = far ? moved : [...moved, ...chanceLine(chance, moved)];
@@ -294,7 +303,7 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
       xName: "layer",
       marked: layer + 1,
       ...size,
-      floor,
+      floor: least,
     });
 
     const shares = lines(readScene, (method, place) => ({
@@ -406,12 +415,27 @@ function scaleOf(drawn, most) {
   return { floor: 0, ceiling: Math.min(Math.ceil(top / step - 1e-9) * step, most), step };
 }
 
-/** The round number below all correlations of these runs, so that the scale stands still while the slider moves. */
-function floorOf({ tables, methods }) {
+/**
+ * The round number below all that these runs ever show, bands included, so that the scale stands still while the slider
+ * moves.
+ * @param {Scene} scene
+ */
+function floorOf({ tables, methods, alone }) {
   let least = 0;
-  for (const { mean } of tables)
-    for (const method of methods)
-      for (const row of mean[method]) for (const value of row ?? []) least = Math.min(least, value ?? 0);
+  const note = (values) => {
+    for (const value of values ?? []) least = Math.min(least, value ?? 0);
+  };
+  for (const method of methods) {
+    for (const row of alone?.correlation[method].low ?? []) note(row);
+    for (let l = 0; l < (tables[0]?.layers ?? 0); l += 1) {
+      const { mean, low } = average(
+        tables.map((table) => ({ x: table.steps, y: table.mean[method].map((row) => row?.[l] ?? null) })),
+      );
+      note(mean);
+      note(low);
+    }
+    for (const table of tables) for (const row of table.mean[method]) note(row);
+  }
   return Math.max(Math.floor(2 * least) / 2, -1);
 }
 
