@@ -11,7 +11,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
-from benchmarks.dashboard import CLASS_NAMES, synthetic_measurement, synthetic_probe, write
+from benchmarks.dashboard import CLASS_NAMES, synthetic_measurement, synthetic_probe
 from globenc_lightning import METHODS
 from globenc_lightning.analysis import Settings
 from globenc_lightning.report import publish
@@ -163,8 +163,13 @@ def test_a_run_whose_attributions_cannot_be_read_keeps_its_correlations(tab: Tab
     alone = fetch(
         address,
         f"{PLUGIN}/dynamics",
-        **{"run": "first", "tag": "globenc", "layer": 1, "methods": '["N-Enc"]', "tokens": '["[special]"]'},
-        **{"against": "previous", "by": "spearman"},
+        run="first",
+        tag="globenc",
+        layer=1,
+        methods='["N-Enc"]',
+        tokens='["[special]"]',
+        against="previous",
+        by="spearman",
     ).content
     assert points(tab, MASS, "N-Enc") == pytest.approx(alone["mass"]["N-Enc"], abs=5e-3)
 
