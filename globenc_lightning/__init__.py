@@ -8,8 +8,9 @@ if TYPE_CHECKING:
     from globenc_lightning.callback import GlobEncCallback
     from globenc_lightning.functional.attribution import METHODS
     from globenc_lightning.probe import ProbeSet
+    from globenc_lightning.record.replay import record_checkpoint
 
-__all__ = ["METHODS", "Attributions", "GlobEncCallback", "ProbeSet", "attribute"]
+__all__ = ["METHODS", "Attributions", "GlobEncCallback", "ProbeSet", "attribute", "record_checkpoint"]
 
 # TensorBoard imports the plugin from inside this package, where there may be no torch, and must not wait for it where
 # there is: so a name is looked up when somebody asks for it.
@@ -19,6 +20,7 @@ _HOMES = {
     "GlobEncCallback": "globenc_lightning.callback",
     "ProbeSet": "globenc_lightning.probe",
     "attribute": "globenc_lightning.analysis",
+    "record_checkpoint": "globenc_lightning.record.replay",
 }
 
 if not TYPE_CHECKING:

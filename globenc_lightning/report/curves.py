@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -27,10 +28,39 @@ ABOVE = 30
 _BELOW = 58
 HEIGHT = ABOVE + _AXES_HEIGHT + _BELOW
 _Y_LIMIT = 1.04
+_REFERENCE = "#6b7075"
+_REFERENCE_DASHES = (0, (1.5, 2.5))
 DPI = 100
 _LABEL_PITCH = 20
 _SAMPLE_WIDTH = 26
 _LEADER_WIDTH = 26
+
+
+class Scale(NamedTuple):
+    """The y-axis of a plot.
+
+    Attributes:
+        name: What is measured.
+        low: Lower end of the axis.
+        high: Upper end.
+        ticks: The values with a line across and a number.
+        least: The least value there can be: bands end there.
+        most: The greatest one.
+        digits: Decimals of the numbers at the ticks.
+    """
+
+    name: str
+    low: float
+    high: float
+    ticks: Sequence[float]
+    least: float
+    most: float
+    digits: int = 1
+
+
+CORRELATION = Scale(
+    "Spearman’s ρ with gradient × input", -_Y_LIMIT, _Y_LIMIT, (-1.0, -0.5, 0.0, 0.5, 1.0), least=-1.0, most=1.0
+)
 
 
 class Curves(NamedTuple):
@@ -43,6 +73,9 @@ class Curves(NamedTuple):
         ticks: The numbers on the x-axis.
         x_name: Name of the x-axis.
         caption: Sentences that stand below.
+        scale: The y-axis.
+        references: Levels to compare the lines with, such as that of chance, by their names: dotted grey lines.
+        unit: What the lines are the mean of, as a sign.
     """
 
     x: _Floats
@@ -51,6 +84,9 @@ class Curves(NamedTuple):
     ticks: Sequence[int]
     x_name: str
     caption: list[str]
+    scale: Scale = CORRELATION
+    references: Mapping[str, float] = MappingProxyType({})
+    unit: str = "ρ"
 
 
 class Word(NamedTuple):
@@ -73,7 +109,7 @@ class Plot(NamedTuple):
         caption: Sentences that stand below.
         drawn: The methods with a line, in the order of painting.
         ends: For each of them the place of its last value.
-        heights: For each of them the height of its label at the right.
+        heights: For each of them, and for each reference, the height of its label at the right.
         x_limits: The x-axis' ends.
         tick_places: The marks on the x-axis.
         words: All texts.
@@ -246,8 +282,6 @@ def over_training(
     steps: Sequence[int], means: Mapping[str, ArrayLike], spread: Mapping[str, ArrayLike] | None = None
 ) -> Curves:
     """Put the means of a training in order; see `correlation_over_training`."""
-    from matplotlib.ticker import MaxNLocator
-
     x = np.asarray(steps, dtype=np.float64)
     arrays = {method: np.asarray(values, dtype=np.float64) for method, values in means.items()}
     halves = {method: np.asarray(values, dtype=np.float64) for method, values in (spread or {}).items()}
@@ -258,11 +292,19 @@ def over_training(
     caption = ["Lines: mean ρ of the last layer over the examples with a defined ρ; numbers: the line’s last point."]
     if any(np.isfinite(half).any() for half in halves.values()):
         caption.append("Bands: 95 % confidence interval of the mean (Student’s t).")
-    ticks = sorted({int(step) for step in x})
+    ticks = spaced(steps)
+    return Curves(x, arrays, halves, ticks=ticks, x_name="training step", caption=caption)
+
+
+def spaced(places: Sequence[int]) -> list[int]:
+    """Returns the numbers on the x-axis: all places, or round numbers between them where there are more than eight."""
+    from matplotlib.ticker import MaxNLocator
+
+    ticks = sorted({int(place) for place in places})
     if len(ticks) > 8:
         low, high = ticks[0], ticks[-1]
         ticks = [int(tick) for tick in MaxNLocator(8, integer=True).tick_values(low, high) if low <= tick <= high]
-    return Curves(x, arrays, halves, ticks=ticks, x_name="training step", caption=caption)
+    return ticks
 
 
 def _check(shapes: Mapping[str, tuple[int, ...]], name: str, wanted: str) -> None:
@@ -304,25 +346,26 @@ def label_heights(wanted: Sequence[float], pitch: float, low: float, high: float
 
 def arranged(curves: Curves) -> Plot:
     """Find a place for everything in a plot, and for the texts around it."""
-    x, means = curves.x, curves.means
+    x, means, scale = curves.x, curves.means, curves.scale
     pad = 0.025 * float(x.max() - x.min()) or 0.5
     x_low, x_high = float(x.min()) - pad, float(x.max()) + pad
 
     def y_pixel(value: float) -> float:
-        return ABOVE + (_Y_LIMIT - value) / (2 * _Y_LIMIT) * _AXES_HEIGHT
+        return ABOVE + (scale.high - value) / (scale.high - scale.low) * _AXES_HEIGHT
 
     # Fixed order of methods, whatever order the caller has; the prominent one is painted last.
     drawn = [method for method in STYLES if method in means and np.isfinite(means[method]).any()]
     drawn.sort(key=lambda method: STYLES[method].prominent)
     absent = [method for method in STYLES if method in means and method not in drawn]
-    caption = [*curves.caption, *([f"Without any defined ρ: {', '.join(absent)}."] if absent else [])]
+    caption = [*curves.caption, *([f"Without any defined {curves.unit}: {', '.join(absent)}."] if absent else [])]
     ends = {method: int(np.flatnonzero(np.isfinite(means[method]))[-1]) for method in drawn}
-    by_height = sorted(drawn, key=lambda method: -means[method][ends[method]])
+    last = {method: float(means[method][ends[method]]) for method in drawn} | curves.references
+    by_height = sorted(last, key=lambda name: -last[name])
     heights = dict(
         zip(
             by_height,
             label_heights(
-                [y_pixel(float(means[method][ends[method]])) for method in by_height],
+                [y_pixel(last[name]) for name in by_height],
                 _LABEL_PITCH,
                 ABOVE + _LABEL_PITCH / 2,
                 ABOVE + _AXES_HEIGHT - _LABEL_PITCH / 2,
@@ -334,19 +377,19 @@ def arranged(curves: Curves) -> Plot:
     half_line = canvas.line_height(small) // 2
     tick_labels = _tick_labels(curves.ticks, x_low, x_high)
     words = [
-        Word(_number(value, 1), _MARGIN_LEFT - 10, round(y_pixel(value)), "right", small, canvas.MUTED)
-        for value in (-1.0, -0.5, 0.0, 0.5, 1.0)
+        Word(_number(value, scale.digits), _MARGIN_LEFT - 10, round(y_pixel(value)), "right", small, canvas.MUTED)
+        for value in scale.ticks
     ]
     under = ABOVE + _AXES_HEIGHT + half_line
     words += [Word(text, round(place), under + 8, "middle", small, canvas.MUTED) for place, text in tick_labels.items()]
     words.append(Word(curves.x_name, _MARGIN_LEFT, under + 30, "left", small, canvas.MUTED))
-    y_name = "Spearman’s ρ with gradient × input"
-    words.append(Word(y_name, canvas.MARGIN, 4 + half_line, "left", small, canvas.MUTED))
-    for method, height in heights.items():
-        bold = STYLES[method].prominent
+    words.append(Word(scale.name, canvas.MARGIN, 4 + half_line, "left", small, canvas.MUTED))
+    for name, height in heights.items():
+        method = name in drawn
+        bold = method and STYLES[name].prominent
         left = _MARGIN_LEFT + _AXES_WIDTH + _LEADER_WIDTH + _SAMPLE_WIDTH + 6
-        value = _number(float(means[method][ends[method]]), 2)
-        words.append(Word(method, left, round(height), "left", size, canvas.INK, bold))
+        value = _number(last[name], 2)
+        words.append(Word(name, left, round(height), "left", size, canvas.INK if method else canvas.MUTED, bold))
         ink = canvas.INK if bold else canvas.MUTED
         words.append(Word(value, WIDTH - canvas.MARGIN, round(height), "right", size, ink, bold))
     return Plot(curves, " ".join(caption), drawn, ends, heights, (x_low, x_high), list(tick_labels), words)
@@ -403,6 +446,7 @@ def plotted(plot: Plot, head: int = 0, foot: int = 0) -> Any:
     from matplotlib.lines import Line2D
 
     (x, means, halves, *_), x_limits, ends, heights = plot.curves, plot.x_limits, plot.ends, plot.heights
+    scale = plot.curves.scale
     height = head + HEIGHT + foot
     figure = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI, facecolor="white", layout=cast(Any, "none"))
     axes = figure.add_axes(
@@ -410,7 +454,7 @@ def plotted(plot: Plot, head: int = 0, foot: int = 0) -> Any:
     )
     axes.set_axis_off()
     axes.set_xlim(*x_limits)
-    axes.set_ylim(-_Y_LIMIT, _Y_LIMIT)
+    axes.set_ylim(scale.low, scale.high)
 
     def line(xs: Any, ys: Any, inside: bool = True, **properties: Any) -> None:
         artist = Line2D(xs, ys, **{"linestyle": "-", "marker": "None", **properties})
@@ -423,7 +467,22 @@ def plotted(plot: Plot, head: int = 0, foot: int = 0) -> Any:
     def from_corner(px: float, py: float) -> tuple[float, float]:
         return px / WIDTH, 1 - (head + py) / height
 
-    for value in (-1.0, -0.5, 0.0, 0.5, 1.0):
+    def leader(at_x: float, at_y: float, name: str, colour: Any, drawing: Mapping[str, Any]) -> None:
+        """From the end of a line to its label, and a sample of the line beside that."""
+        edge = _MARGIN_LEFT + _AXES_WIDTH
+        at_end = axes.transData.transform((at_x, at_y))
+        start = from_corner(at_end[0], height - at_end[1] - head)
+        stop = from_corner(edge + _LEADER_WIDTH - 2, heights[name])
+        bend = from_corner(edge, 0)[0], start[1]
+        # Dotted inside the axes, so that nobody takes a leader for a line of data where the data end early.
+        thin: dict[str, Any] = {"inside": False, "color": colour, "linewidth": 0.9, "alpha": 0.6}
+        line((start[0], bend[0]), (start[1], bend[1]), linestyle=(0, (1, 3)), **thin)
+        line((bend[0], stop[0]), (bend[1], stop[1]), **thin)
+        left = from_corner(edge + _LEADER_WIDTH, heights[name])
+        right = from_corner(edge + _LEADER_WIDTH + _SAMPLE_WIDTH, heights[name])
+        line((left[0], (left[0] + right[0]) / 2, right[0]), (left[1],) * 3, inside=False, markevery=[1], **drawing)
+
+    for value in scale.ticks:
         shade, width = ("#9aa0a6", 1.2) if value == 0 else ("#e3e6e9", 0.8)
         line(x_limits, (value, value), color=shade, linewidth=width, zorder=1)
     for place in plot.tick_places:
@@ -438,7 +497,8 @@ def plotted(plot: Plot, head: int = 0, foot: int = 0) -> Any:
         half = halves.get(method)
         if half is not None:
             for run in _runs(defined & np.isfinite(half)):
-                low, high = np.maximum(mean[run] - half[run], -1), np.minimum(mean[run] + half[run], 1)
+                low = np.maximum(mean[run] - half[run], scale.least)
+                high = np.minimum(mean[run] + half[run], scale.most)
                 if len(run) == 1:
                     both = (float(low[0]), float(high[0]))
                     line((x[run[0]],) * 2, both, color=colour, linewidth=5, alpha=0.25, solid_capstyle="butt", zorder=3)
@@ -461,19 +521,11 @@ def plotted(plot: Plot, head: int = 0, foot: int = 0) -> Any:
             "solid_joinstyle": "round",
         }
         line(x, np.where(defined, mean, np.nan), markevery=_marked(defined, order), zorder=zorder, **drawing)
-        edge = _MARGIN_LEFT + _AXES_WIDTH
-        end = ends[method]
-        at_end = axes.transData.transform((x[end], mean[end]))
-        start = from_corner(at_end[0], height - at_end[1] - head)
-        stop = from_corner(edge + _LEADER_WIDTH - 2, heights[method])
-        bend = from_corner(edge, 0)[0], start[1]
-        # Dotted inside the axes, so that nobody takes a leader for a line of data where the data end early.
-        thin: dict[str, Any] = {"inside": False, "color": colour, "linewidth": 0.9, "alpha": 0.6}
-        line((start[0], bend[0]), (start[1], bend[1]), linestyle=(0, (1, 3)), **thin)
-        line((bend[0], stop[0]), (bend[1], stop[1]), **thin)
-        left = from_corner(edge + _LEADER_WIDTH, heights[method])
-        right = from_corner(edge + _LEADER_WIDTH + _SAMPLE_WIDTH, heights[method])
-        line((left[0], (left[0] + right[0]) / 2, right[0]), (left[1],) * 3, inside=False, markevery=[1], **drawing)
+        leader(float(x[ends[method]]), float(mean[ends[method]]), method, colour, drawing)
+    for name, value in plot.curves.references.items():
+        dotted: dict[str, Any] = {"color": _REFERENCE, "linewidth": 1.3, "linestyle": _REFERENCE_DASHES}
+        line(x_limits, (value, value), zorder=5, **dotted)
+        leader(x_limits[1], value, name, _REFERENCE, dotted)
     return figure
 
 

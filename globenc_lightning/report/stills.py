@@ -57,7 +57,7 @@ def save_sentence(
     history: History, path: str | os.PathLike[str], example: int, method: str | None, title: str | None, dpi: int
 ) -> Path:
     """Save one example over the training; see `History.save_sentence`."""
-    target = _checked_path(path, dpi)
+    target = checked_path(path, dpi)
     about = _about(history)
     if isinstance(example, bool) or not isinstance(example, int) or not 0 <= example < len(about.tokens):
         raise ValueError(f"there is no example {example!r}: the probe has {len(about.tokens)}, numbered from 0.")
@@ -95,7 +95,7 @@ def save_correlation(
     dpi: int,
 ) -> Path:
     """Save the curves of the correlation; see `History.save_correlation`."""
-    target = _checked_path(path, dpi)
+    target = checked_path(path, dpi)
     about = _about(history)
     chosen = list(about.methods) if methods is None else _known_methods(about, methods)
     compared = images.what_is_compared(about, images.target_words(about.target, about.score), about)
@@ -114,10 +114,15 @@ def save_correlation(
         heading = "Correlation of rollout and saliency over training"
     else:
         raise ValueError(f"by must be one of {', '.join(map(repr, KINDS))}; got {by!r}.")
-    return _save(target, dpi, lambda: _curves(shown, heading if title is None else title, compared))
+    return save_curves(target, dpi, shown, heading if title is None else title, compared)
 
 
-def _checked_path(path: str | os.PathLike[str], dpi: int) -> Path:
+def checked_path(path: str | os.PathLike[str], dpi: int) -> Path:
+    """Returns where a figure is written.
+
+    Raises:
+        ValueError: another format than SVG or PNG, or no number of dots per inch.
+    """
     target = Path(path)
     if target.suffix.lower() not in FORMATS:
         raise ValueError(f"the path must end in {' or '.join(FORMATS)}; got {str(target)!r}.")
@@ -145,6 +150,22 @@ def _known_methods(about: About, methods: Sequence[str]) -> list[str]:
 def _listed(history: History, most: int = 12) -> str:
     steps = [str(step) for step in dict.fromkeys(entry.step for entry in history.latest)]
     return ", ".join(steps if len(steps) <= most else [*steps[: most - 1], "…", steps[-1]])
+
+
+def save_curves(target: Path, dpi: int, shown: curves.Curves, title: str, subtitle: str) -> Path:
+    """Saves curves as a figure.
+
+    Args:
+        target: what :func:`checked_path` gave.
+        dpi: of a PNG.
+        shown: the curves.
+        title: wrapped where needed; may be empty.
+        subtitle: a second, quieter text.
+
+    Returns:
+        The path.
+    """
+    return _save(target, dpi, lambda: _curves(shown, title, subtitle))
 
 
 def _curves(shown: curves.Curves, title: str, subtitle: str) -> Scene:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from globenc_lightning.report.dashboard import dynamics, store
+from globenc_lightning import dynamics
+from globenc_lightning.report.dashboard import store
 from globenc_lightning.report.dashboard.answering import Answer, numbers
 from globenc_lightning.report.dashboard.trainings import Training, Validation, only_item
 

@@ -18,7 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from tensorboard.data import provider
 from tensorboard.plugins import base_plugin
 
-from globenc_lightning.report.dashboard import dynamics, many_runs, store
+from globenc_lightning import dynamics
+from globenc_lightning.report.dashboard import many_runs, store
 from globenc_lightning.report.dashboard.answering import (
     Answer,
     Recent,

@@ -1,6 +1,7 @@
 """How a run's attributions develop: drift from one validation to another, and the share of chosen tokens.
 
-Axes: ``v`` validation, ``b`` sentence, ``k`` token. numpy alone, as in the rest of the tab's server side.
+Axes: ``v`` validation, ``b`` sentence, ``k`` token. numpy alone: the tab imports it inside
+TensorBoard, a study beside pandas.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata, spearmanr
 
-from globenc_lightning.report.dashboard import dynamics
+from globenc_lightning import dynamics
 
 
 def draw(validations: int, tokens: int, seed: int = 0, steps: int = 0) -> np.ndarray:

@@ -1,0 +1,148 @@
+"""Prints a study in the terminal, and saves its figures."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from globenc_lightning.errors import RecordError
+from globenc_lightning.record.libraries import load
+from globenc_lightning.study.study import Study
+
+MOST_STEPS = 12
+"""So many steps of a long training are printed, the first and the last among them."""
+
+
+def print_study(
+    study: Study, methods: Sequence[str] | None = None, threshold: float = 0.1, console: Any = None
+) -> None:
+    """Print the runs, rho by method and step, drift by step, stabilization, and agreement where there are seeds.
+
+    Args:
+        study: the runs.
+        methods: those that are printed; all when None.
+        threshold: of drift, for stabilization.
+        console: where to; the standard output when None.
+    """
+    load("rich", "globenc show")
+    from rich.console import Console
+
+    console = console or Console()
+    chosen = [*(methods or study.methods)]
+    console.print(_runs(study))
+    last = study.layers
+    rho = study.summary(study.correlations(chosen, last), "rho", ["step", "method"])
+    console.print(_by_step(rho, chosen, f"rho with the saliency, layer {last}{_told(rho)}"))
+    try:
+        drift = study.drift(methods=chosen, layers=last)
+    except RecordError as error:
+        console.print(f"No drift: {error}", style="dim", markup=False)
+        return
+    if not len(drift):
+        console.print("No drift yet: it needs two analyses.", style="dim")
+        return
+    moved = study.summary(drift, "drift", ["step", "method"])
+    title = f"drift, 1 - Spearman's rho with the row before, layer {last}; chance {drift['chance'].mean():.2f}"
+    console.print(_by_step(moved, chosen, title + _told(moved)))
+    console.print(_stabilization(study, chosen, last, threshold))
+    if len(study) > 1:
+        try:
+            shared = study.agreement(methods=chosen, layers=last)
+        except RecordError as error:
+            console.print(f"No agreement between seeds: {error}", style="dim", markup=False)
+            return
+        alike = study.summary(shared, "agreement", ["step", "method"])
+        console.print(_by_step(alike, chosen, f"agreement between seeds, layer {last}{_told(alike)}"))
+
+
+def save_figures(study: Study, folder: Path, kind: str = "svg") -> Iterator[Path]:
+    """Save the figures of a study, and yield their paths; what there are no data for is left out.
+
+    Args:
+        study: the runs.
+        folder: where to; it is made.
+        kind: ``"svg"`` or ``"png"``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    yield study.save_ladder(folder / f"ladder_by_layer.{kind}", by="layer")
+    yield study.save_ladder(folder / f"ladder_over_training.{kind}", by="training")
+    for name, save in (("drift", study.save_drift), ("agreement", study.save_agreement)):
+        try:
+            yield save(folder / f"{name}.{kind}")
+        except (RecordError, ValueError):
+            # One analysis has not moved, and one run agrees with nobody.
+            continue
+
+
+def _runs(study: Study) -> Any:
+    from rich.table import Table
+
+    table = Table(title="Runs", title_justify="left")
+    frame = study.runs
+    columns = [one for one in frame.columns if one not in ("folder", "created")]
+    for column in columns:
+        table.add_column(str(column), justify="left" if column == "run" else "right", overflow="fold")
+    for row in frame[columns].itertuples(index=False):
+        table.add_row(*(_plain(value) for value in row))
+    return table
+
+
+def _by_step(frame: Any, methods: Sequence[str], title: str) -> Any:
+    """Means by step (rows) and method (columns)."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("step", justify="right")
+    for method in methods:
+        table.add_column(method, justify="right")
+    means = frame.pivot(index="step", columns="method", values="mean")
+    lows, highs = (frame.pivot(index="step", columns="method", values=one) for one in ("low", "high"))
+    for step in _thinned([*means.index]):
+        cells = [_with_interval(*(one.loc[step].get(method) for one in (means, lows, highs))) for method in methods]
+        table.add_row(str(step), *cells)
+    return table
+
+
+def _thinned(steps: list[int]) -> list[Any]:
+    if len(steps) <= MOST_STEPS:
+        return steps
+    places = sorted({round(place * (len(steps) - 1) / (MOST_STEPS - 1)) for place in range(MOST_STEPS)})
+    return [steps[place] for place in places]
+
+
+def _with_interval(mean: Any, low: Any, high: Any) -> str:
+    if mean is None or mean != mean:
+        return "undefined"
+    return f"{mean:.3f}" if low is None or low != low else f"{mean:.3f} ± {(high - low) / 2:.3f}"
+
+
+def _told(frame: Any) -> str:
+    """What the intervals of a table speak of."""
+    if not len(frame):
+        return ""
+    newest = frame.iloc[-1]
+    return f"; mean over {newest['examples']} examples and {newest['runs']} runs, ± 95 % interval over {newest['over']}"
+
+
+def _stabilization(study: Study, methods: Sequence[str], layer: int, threshold: float) -> Any:
+    from rich.table import Table
+
+    found = study.stabilization(threshold, methods=methods, layers=layer)
+    table = Table(title=f"first step after which the mean drift stays at or below {threshold:g}", title_justify="left")
+    table.add_column("run", overflow="fold")
+    for method in methods:
+        table.add_column(method, justify="right")
+    for run, part in found.groupby("run", sort=False):
+        steps = dict(zip(part["method"], part["step"], strict=True))
+        table.add_row(_plain(run), *("never" if _is_missing(steps[one]) else str(steps[one]) for one in methods))
+    return table
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or not value == value or str(value) == "<NA>"
+
+
+def _plain(value: Any) -> Any:
+    """A value as text, in which nothing is markup."""
+    from rich.text import Text
+
+    return Text("" if value is None or value != value else str(value))

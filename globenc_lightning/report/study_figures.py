@@ -1,0 +1,349 @@
+"""Figures of a study, for papers and notebooks: the ladder of methods, drift, agreement, and the mass of tokens.
+
+The layout is that of the stills of one training; bands are over runs and examples. The same study gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from globenc_lightning.errors import RecordError
+from globenc_lightning.report import curves, stills
+
+if TYPE_CHECKING:
+    from globenc_lightning.study import Study
+
+DPI = 200
+LEVEL = 95
+SHOWN_RUNS = 4
+CHANCE, UNIFORM = "chance", "uniform row"
+MEASURES = {"spearman": "Spearman’s ρ", "jaccard": "Jaccard of the top quarter"}
+PLAIN = {"special": "special tokens"}
+
+
+def save_ladder(
+    study: Study,
+    path: str | os.PathLike[str],
+    by: str = "layer",
+    *,
+    methods: str | Sequence[str] | None = None,
+    title: str | None = None,
+    dpi: int = DPI,
+) -> Path:
+    """Saves the correlation with the saliency of all methods, by layer or over the training.
+
+    Args:
+        study: the runs.
+        path: ends in ``.svg`` or ``.png``.
+        by: ``"layer"``, at the last step that all runs have; or ``"training"``, at the last layer.
+        methods: one or several; all when None.
+        title: another title; an empty one leaves it out.
+        dpi: of a PNG.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: a path, a number or a choice that cannot be used.
+        RecordError: the runs have no step in common, or a method that is not there was asked for.
+    """
+    target = stills.checked_path(path, dpi)
+    if by not in stills.KINDS:
+        raise ValueError(f"by must be one of {', '.join(map(repr, stills.KINDS))}; got {by!r}.")
+    if by == "layer":
+        step = _shared_step(study)
+        found = study.correlations(methods)
+        table = study.summary(found[found["step"] == step], "rho", ["method", "layer"])
+        heading, x, x_name = f"Correlation of rollout and saliency by layer, step {step}", "layer", "layer"
+    else:
+        table = study.summary(study.correlations(methods, study.layers), "rho", ["method", "step"])
+        heading, x, x_name = f"Correlation of rollout and saliency over training, layer {study.layers}", "step", ""
+    return _saved(target, dpi, study, table, x, heading, title, x_name or "training step", curves.CORRELATION, "ρ")
+
+
+def save_drift(
+    study: Study,
+    path: str | os.PathLike[str],
+    *,
+    against: str = "previous",
+    by: str = "spearman",
+    methods: str | Sequence[str] | None = None,
+    layer: int | None = None,
+    special_tokens: bool = False,
+    title: str | None = None,
+    dpi: int = DPI,
+) -> Path:
+    """Saves how far the rows move over the training, beside the drift of rows whose tokens were shuffled.
+
+    Args:
+        study: the runs.
+        path: ends in ``.svg`` or ``.png``.
+        against: the row at the ``"previous"``, the ``"first"`` or the ``"last"`` analysis.
+        by: ``"spearman"``, or ``"jaccard"`` of the largest quarter of the tokens.
+        methods: one or several; all when None.
+        layer: from 1; the last one that is recorded when None.
+        special_tokens: whether special tokens count.
+        title: another title; an empty one leaves it out.
+        dpi: of a PNG.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: a path or a number that cannot be used.
+        RecordError: a choice that is not there, or fewer than two analyses in every run.
+    """
+    target = stills.checked_path(path, dpi)
+    layer = _layer(study, layer)
+    found = study.drift(against, by, methods, layer, special_tokens=special_tokens)
+    if found.empty:
+        raise RecordError("drift compares the analyses of a run, and no run has two of them yet.")
+    table = study.summary(found, "drift", ["method", "step"])
+    chance = _references({CHANCE: found.loc[found["drift"].notna(), "chance"].mean()})
+    other = {"previous": "the analysis before", "first": "the first analysis", "last": "the last analysis"}[against]
+    scale = _scale(f"1 − {MEASURES[by]} with the row at {other}", table, chance, 0, 2 if by == "spearman" else 1)
+    notes = [_counted(special_tokens), f"{CHANCE.capitalize()}: rows whose tokens were shuffled."]
+    heading = f"Drift of the readout rows over training, layer {layer}"
+    return _saved(
+        target, dpi, study, table, "step", heading, title, "training step", scale, "drift", references=chance, notes=notes
+    )
+
+
+def save_agreement(
+    study: Study,
+    path: str | os.PathLike[str],
+    *,
+    between: str = "seed",
+    by: str = "spearman",
+    methods: str | Sequence[str] | None = None,
+    layer: int | None = None,
+    special_tokens: bool = False,
+    title: str | None = None,
+    dpi: int = DPI,
+) -> Path:
+    """Saves how alike the rows of different runs are over the training.
+
+    Args:
+        study: the runs.
+        path: ends in ``.svg`` or ``.png``.
+        between: ``"seed"``, ``"run"``, or the name of a hyperparameter.
+        by: ``"spearman"``, or ``"jaccard"`` of the largest quarter of the tokens.
+        methods: one or several; all when None.
+        layer: from 1; the last one that is recorded when None.
+        special_tokens: whether special tokens count.
+        title: another title; an empty one leaves it out.
+        dpi: of a PNG.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: a path or a number that cannot be used.
+        RecordError: a choice that is not there, no pair of runs, or no step at which a pair decides the same.
+    """
+    target = stills.checked_path(path, dpi)
+    layer = _layer(study, layer)
+    found = study.agreement(between, by, methods, layer, special_tokens=special_tokens)
+    if found.empty:
+        raise RecordError("no two runs predict the same of any example at any step: there is nothing to compare.")
+    table = study.summary(found, "agreement", ["method", "step"])
+    chance = _references({CHANCE: found.loc[found["agreement"].notna(), "chance"].mean()})
+    scale = _scale(f"{MEASURES[by]} of the rows of two runs", table, chance, -1 if by == "spearman" else 0, 1)
+    compared = _range(found.groupby(["method", "step"])["example"].nunique())
+    pairs = found.drop_duplicates(["run", "other_run"])
+    notes = [
+        f"Compared: {_count(len(pairs), 'pair')} of runs that differ in {between}, on examples that both of a pair "
+        f"predict the same ({compared} of {_size(study)}).",
+        _counted(special_tokens),
+        f"{CHANCE.capitalize()}: rows whose tokens were shuffled.",
+    ]
+    heading = f"Agreement between runs over training, layer {layer}"
+    return _saved(
+        target, dpi, study, table, "step", heading, title, "training step", scale, "agreement",
+        references=chance, notes=notes,
+    )  # fmt: skip
+
+
+def save_mass(
+    study: Study,
+    path: str | os.PathLike[str],
+    tokens: str | Sequence[str],
+    *,
+    methods: str | Sequence[str] | None = None,
+    layer: int | None = None,
+    title: str | None = None,
+    dpi: int = DPI,
+) -> Path:
+    """Saves the share of attribution on a set of tokens over the training, beside that of a row without preferences.
+
+    Args:
+        study: the runs.
+        path: ends in ``.svg`` or ``.png``.
+        tokens: ``"negations"``, ``"punctuation"``, ``"special"``, a token or word, or several of them.
+        methods: one or several; all when None.
+        layer: from 1; the last one that is recorded when None.
+        title: another title; an empty one leaves it out.
+        dpi: of a PNG.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: a path or a number that cannot be used.
+        RecordError: a choice that is not there, or no example has such a token.
+    """
+    target = stills.checked_path(path, dpi)
+    layer = _layer(study, layer)
+    found = study.mass(tokens, methods, layer)
+    # An example without such a token says nothing of how the model treats it.
+    found = found[found["tokens"] > 0]
+    names = [tokens] if isinstance(tokens, str) else [*tokens]
+    told = ", ".join(PLAIN.get(one, one) for one in names[:6]) + (", …" if len(names) > 6 else "")
+    if found.empty:
+        raise RecordError(f"no example of the probe has a token of {told}: there is no share to draw.")
+    table = study.summary(found, "mass", ["method", "step"])
+    lengths = study.probe.groupby("example").size()
+    held = found.drop_duplicates("example").set_index("example")["tokens"]
+    uniform = _references({UNIFORM: float((held / lengths[held.index]).mean())})
+    scale = _scale("share of the row’s attribution", table, uniform, 0, 1)
+    notes = [
+        f"Tokens: {told}; {_count(len(held), 'example')} of {_size(study)} that "
+        f"{'has' if len(held) == 1 else 'have'} one.",
+        f"{UNIFORM.capitalize()}: every token of an example has the same share.",
+    ]
+    heading = f"Attribution on {told} over training, layer {layer}"
+    return _saved(
+        target, dpi, study, table, "step", heading, title, "training step", scale, "share",
+        references=uniform, notes=notes,
+    )  # fmt: skip
+
+
+def _saved(
+    target: Path,
+    dpi: int,
+    study: Study,
+    table: Any,
+    x: str,
+    heading: str,
+    title: str | None,
+    x_name: str,
+    scale: curves.Scale,
+    unit: str,
+    *,
+    references: Mapping[str, float] | None = None,
+    notes: Sequence[str] = (),
+) -> Path:
+    """Draws a summary, a line per method over ``x``, and writes it."""
+    places = sorted(table[x].unique().tolist())
+    if not table["mean"].notna().any():
+        raise RecordError(f"nothing to draw: not one {unit} is defined.")
+    by_method = {method: part.set_index(x).reindex(places) for method, part in table.groupby("method", sort=False)}
+    shown = curves.Curves(
+        np.asarray(places, dtype=np.float64),
+        {method: part["mean"].to_numpy(dtype=np.float64) for method, part in by_method.items()},
+        {method: (part["high"] - part["mean"]).to_numpy(dtype=np.float64) for method, part in by_method.items()},
+        ticks=curves.spaced(places),
+        x_name=x_name,
+        caption=[*_said(table, unit), *notes],
+        scale=scale,
+        references=references or {},
+        unit=unit,
+    )
+    return stills.save_curves(target, dpi, shown, heading if title is None else title, _runs(study))
+
+
+def _said(table: Any, unit: str) -> list[str]:
+    """What the lines and the bands are, and of how many runs and examples."""
+    drawn = table[table["mean"].notna()]
+    pairs = unit == "agreement"
+    runs, examples = drawn["runs"], drawn["examples"]
+    units = f"{_range(runs)} {'pair' if pairs else 'run'}{'' if runs.max() == 1 else 's'}"
+    if pairs:
+        units += " of runs"
+    sizes = f"{_range(examples)} example{'' if examples.max() == 1 else 's'}"
+    lines = f"Lines: mean {unit} over {units} and {sizes}; numbers: the line’s last point."
+    found = [one for one in drawn["over"].unique() if drawn.loc[drawn["over"] == one, "low"].notna().any()]
+    if not found:
+        return [lines, "No bands: an interval needs two runs or two examples."]
+    band = f"{LEVEL} % interval of the mean"
+    if len(found) == 1 and found[0] == "examples alone":
+        one = "one pair of runs" if pairs else "one run"
+        return [lines, f"Bands: {band} over examples alone: {one} tells nothing about other seeds."]
+    return [lines, f"Bands: {band} over {', or '.join(sorted(found, reverse=True))} (bootstrap of both)."]
+
+
+def _runs(study: Study) -> str:
+    """The runs by name, with their seeds, and the size of the probe."""
+    table = study.runs
+    names = [
+        str(run) if seed is None or seed != seed else f"{run} (seed {int(seed)})"
+        for run, seed in zip(table["run"], table["seed"], strict=True)
+    ]
+    more = len(names) - SHOWN_RUNS
+    listed = ", ".join(names if more <= 0 else names[:SHOWN_RUNS]) + (f" and {more} more" if more > 0 else "")
+    return f"{_count(len(names), 'run')}: {listed}; a probe of {_count(_size(study), 'example')}"
+
+
+def _size(study: Study) -> int:
+    return int(study.probe["example"].nunique())
+
+
+def _layer(study: Study, layer: int | None) -> int:
+    """The layer that is drawn: the last one whose attributions all runs have."""
+    return study.recorded_layers[-1] if layer is None else layer
+
+
+def _shared_step(study: Study) -> int:
+    """The last step that all runs have.
+
+    Raises:
+        RecordError: there is none.
+    """
+    steps = [{*part["step"]} for _, part in study.examples().groupby("run")]
+    shared = set.intersection(*steps)
+    if not shared:
+        raise RecordError(
+            "the runs have no step in common, so there is none at which their layers can be compared: choose runs with "
+            "study.load(..., runs=[...]), or draw by='training'."
+        )
+    return int(max(shared))
+
+
+def _references(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items() if np.isfinite(value)}
+
+
+def _scale(name: str, table: Any, references: Mapping[str, float], least: float, most: float) -> curves.Scale:
+    """A y-axis that holds zero, all lines with their bands, and the references."""
+    from matplotlib.ticker import MaxNLocator
+
+    values = np.concatenate([table[one].to_numpy(dtype=np.float64) for one in ("mean", "low", "high")])
+    values = np.clip([*values[np.isfinite(values)], *references.values(), 0.0], least, most)
+    low, high = float(values.min()), float(values.max())
+    high = low + 0.1 if high - low < 0.1 else high
+    ticks = [float(one) for one in MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
+    ticks = [min(max(one, least), most) for one in ticks]
+    ticks = [one for one in dict.fromkeys(ticks) if one <= high or one - high < 0.5 * (ticks[-1] - ticks[-2])]
+    low, high = min(low, ticks[0]), max(high, ticks[-1])
+    pad = 0.02 * (high - low)
+    digits = 1 if all(abs(one * 10 - round(one * 10)) < 1e-6 for one in ticks) else 2
+    digits = digits if all(abs(one * 100 - round(one * 100)) < 1e-6 for one in ticks) else 3
+    return curves.Scale(name, low - pad, high + pad, ticks, least, most, digits)
+
+
+def _counted(special_tokens: bool) -> str:
+    return "Special tokens count." if special_tokens else "Special tokens are left out."
+
+
+def _range(counts: Any) -> str:
+    fewest, most = int(counts.min()), int(counts.max())
+    return f"{fewest}" if fewest == most else f"{fewest}–{most}"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
