@@ -110,7 +110,18 @@ def save_drift(
     notes = [_counted(special_tokens), f"{CHANCE.capitalize()}: rows whose tokens were shuffled."]
     heading = f"Drift of the readout rows over training, layer {layer}"
     return _saved(
-        target, dpi, study, table, "step", heading, title, "training step", scale, "drift", references=chance, notes=notes
+        target,
+        dpi,
+        study,
+        table,
+        "step",
+        heading,
+        title,
+        "training step",
+        scale,
+        "drift",
+        references=chance,
+        notes=notes,
     )
 
 

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,37 @@ from globenc_lightning.report.dashboard import store
 from globenc_lightning.report.dashboard.answering import Answer, numbers
 from globenc_lightning.report.dashboard.trainings import Training, Validation, only_item
 
-Rows = NDArray[np.float32]
-
 COMPARED = ("target", "readout", "normalize", "exclude_special_tokens")
 """Runs that differ in one of these settings are not averaged."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Every readout row of a training, as it is stored.
+
+    Attributes:
+        codes: (v, m, l, k) shares of the largest of each row, in steps of 1 / ``store.ROW_LEVELS``.
+        known: (v, m, b) whether a sentence's rows are there.
+        starts: (b + 1) where each sentence's tokens begin, and where the last one's end.
+    """
+
+    codes: NDArray[np.uint16]
+    known: NDArray[np.bool_]
+    starts: NDArray[np.int64]
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory they take."""
+        return self.codes.nbytes + self.known.nbytes
+
+    def of(self, method: int, layer: int) -> list[NDArray[np.float64]]:
+        """(b) times (v, k) one method's rows of one layer, NaN where there are none."""
+        found = []
+        for sentence, (first, last) in enumerate(itertools.pairwise(self.starts)):
+            rows = self.codes[:, method, layer, first:last].astype(np.float64)
+            rows[~self.known[:, method, sentence]] = np.nan
+            found.append(rows)
+        return found
 
 
 def table_of(run: str, tag: str, training: Training) -> Answer:
@@ -74,7 +102,7 @@ def dynamics_of(
     Args:
         training: its validations.
         newest: the newest that has figures.
-        rows: (v, m, l, k) what :func:`empty_rows` and :func:`fill` made.
+        rows: what :func:`empty_rows` and :func:`fill` made.
         methods: any of the training's.
         layer: counted from 0.
         against: one of ``dynamics.AGAINST``.
@@ -86,12 +114,10 @@ def dynamics_of(
     chosen = [dynamics.marked(one.tokens, one.special, wanted) for one in sentences]
     known = [one.summary is not None and one.summary.sentences == sentences for one in training.validations]
     pairs = dynamics.partners(known, against)
-    starts = starts_of(newest)
     answer: Answer = {"drift": {}, "mass": {}, "chance": dynamics.chance([sum(one) for one in plain], by)}
     answer["chosen"] = [sum(one) for one in chosen]
     for method in methods:
-        table = rows[:, list(newest.methods).index(method), layer].astype(np.float64)
-        each = [table[:, first:last] for first, last in itertools.pairwise(starts)]
+        each = rows.of(list(newest.methods).index(method), layer)
         moved = [dynamics.drift(one[:, of], pairs, by) for one, of in zip(each, plain, strict=True)]
         shares = [dynamics.mass(one, of) for one, of in zip(each, chosen, strict=True)]
         answer["drift"][method] = dynamics.mean(np.stack(moved))
@@ -100,27 +126,30 @@ def dynamics_of(
 
 
 def empty_rows(training: Training, newest: store.Summary) -> Rows:
-    """Room (v, m, l, k) for every readout row of a training, NaN so far."""
-    shape = (len(training.validations), len(newest.methods), newest.layers, int(starts_of(newest)[-1]))
-    return np.full(shape, np.nan, dtype=np.float32)
+    """Room for every readout row of a training."""
+    counts = len(training.validations), len(newest.methods)
+    starts = np.cumsum([0, *(len(one.tokens) for one in newest.sentences)])
+    codes = np.zeros((*counts, newest.layers, int(starts[-1])), dtype=np.uint16)
+    return Rows(codes, np.zeros((*counts, len(newest.sentences)), dtype=bool), starts)
 
 
-def starts_of(newest: store.Summary) -> NDArray[np.int64]:
-    """Where each sentence's tokens begin, and where the last one's end."""
-    return np.cumsum([0, *(len(one.tokens) for one in newest.sentences)])
-
-
-def fill(rows: Rows, validation: Validation, newest: store.Summary, data: Any) -> None:
-    """Put one validation's rows into its place; what cannot be read, or is of another validation, stays empty."""
+def fill(rows: Rows, place: int, validation: Validation, newest: store.Summary, data: Any) -> None:
+    """Put one validation's rows into its place; what cannot be read, or is of another validation, stays unknown."""
     try:
         detail = store.detail_from_bytes(only_item(data))
     except store.RecordError:
         return
-    starts = starts_of(newest)
     lengths = tuple(len(one.tokens) for one in newest.sentences)
     if validation.summary is None or detail.moment != validation.summary.moment or detail.lengths != lengths:
         return
-    for place, method in enumerate(newest.methods):
+    for number, method in enumerate(newest.methods):
         for sentence, codes in detail.rows.get(method, {}).items():
             if len(codes) == newest.layers:
-                rows[place, :, starts[sentence] : starts[sentence + 1]] = codes
+                rows.codes[place, number, :, rows.starts[sentence] : rows.starts[sentence + 1]] = codes
+                rows.known[place, number, sentence] = True
+
+
+def take_over(rows: Rows, old: Rows, places: Sequence[tuple[int, int]]) -> None:
+    """Copy validations of a training that had fewer: pairs of a place and the earlier place."""
+    for place, earlier in places:
+        rows.codes[place], rows.known[place] = old.codes[earlier], old.known[earlier]
