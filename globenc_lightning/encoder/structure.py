@@ -18,6 +18,8 @@ width.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations, islice
+from math import comb
 from typing import Any, NamedTuple
 
 import torch
@@ -475,11 +477,14 @@ def separating_sets(mask: Tensor) -> list[Tensor]:
         mask: (b, s) true for real tokens; only its width counts.
 
     Returns:
-        (s,) each: the tokens whose number has a certain binary digit, and those whose number has not.
+        (s,) each; every token lies in another half of them, so that there are as few sets as there can be.
     """
-    place = torch.arange(mask.shape[1])
-    digits = [(place >> digit & 1).bool() for digit in range(max(mask.shape[1] - 1, 0).bit_length())]
-    return [one for digit in digits for one in (digit, ~digit)]
+    width, count = mask.shape[1], 0
+    # Of Sperner's theorem: so many different halves of ``count`` sets are there, and none lies within another.
+    while comb(count, count // 2) < width:
+        count += 1
+    members = list(islice(combinations(range(count), count // 2), width))
+    return [torch.tensor([number in member for member in members]) for number in range(count)]
 
 
 def drawn_sets(mask: Tensor) -> list[Tensor]:
