@@ -1300,13 +1300,12 @@ def _connected(reader: Reader, run: _Run, batch: Any, settings: Settings, keep_m
         batch.weights = weights if reader.reads == "token" else None
     by_token = reader.reads not in (*READOUTS, "elsewhere")
     readout = "cls" if reader.reads == "elsewhere" else reader.reads
-    ways = [
-        (readout, weight) if by_token else (effective_readout(structure, readout), None)
-        for structure, weight in zip(reader.read, weights, strict=True)
-    ]
-    waited = [
-        layers.read(*way, call.mask) for layers, way, call in zip(found.layers, ways, found.calls, strict=True)
-    ]
+    waited = []
+    for layers, structure, call, weight in zip(found.layers, reader.read, found.calls, weights, strict=True):
+        if by_token:
+            waited.append(layers.read(readout, weight, call.mask))
+        else:
+            waited.append(layers.read(effective_readout(structure, readout), None, call.mask))
     return found if all(waited) else attempt(readout, weights if by_token else None)
 
 

@@ -332,10 +332,24 @@ def _resolve_layer(index: int, recording: Recording, norms: Mapping[int, Norm], 
             "something between the two layers changes the hidden states (a convolution or another norm), and there is "
             "no rule for it."
         )
-    raise UnsupportedEncoderError(
-        f"{where}: no norm takes the output of {projections[0].name} plus an earlier hidden state: this is neither a "
-        "post-LN nor a pre-LN layer."
+    joined = next(
+        (call.name for call in after if _is_on_joined_texts(call, width=projections[0].outputs[0].shape[-1])), None
     )
+    reason = "this is neither a post-LN nor a pre-LN layer."
+    if joined is not None:
+        reason = (
+            f"{joined} is given tensors that are not of the axes (examples, tokens, width), as where the texts of a "
+            "batch are joined to one before the feed-forward network, and there is no rule for it."
+        )
+    raise UnsupportedEncoderError(
+        f"{where}: no norm takes the output of {projections[0].name} plus an earlier hidden state: {reason}"
+    )
+
+
+def _is_on_joined_texts(call: ModuleCall, width: int) -> bool:
+    """Whether a call is that of what may be a norm, with tensors of other axes than hidden states have."""
+    shapes = [tuple(one.shape) for one in call.module.parameters(recurse=False)]
+    return call.leaf and not call.inputs and bool(shapes) and set(shapes) == {(width,)}
 
 
 def _second_half(

@@ -660,7 +660,7 @@ def _is_trained(tensor: Tensor, trained: Sequence[Tensor]) -> bool:
     total = tensor.nan_to_num().float().sum()
     if not total.requires_grad:
         return False
-    # The nearest parameter has a gradient, as a rule, and a short way to it; those of all would be a whole backward pass.
+    # The nearest parameter has a gradient, as a rule, and a short way to it; all of them take a whole backward pass.
     for count, parameter in enumerate(_parameters_behind(total, trained)):
         if count >= NEAREST:
             wanted = [one for one in trained if one.requires_grad]
