@@ -72,6 +72,12 @@ def test_equal_rows_have_not_moved_and_missing_ones_are_unknown(by: str) -> None
     assert np.isnan(found[[0, 2, 3]]).all()
 
 
+@pytest.mark.parametrize("by", dynamics.MEASURES)
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_a_row_of_one_token_cannot_move(tokens: int, by: str) -> None:
+    assert np.isnan(dynamics.drift(draw(3, tokens), [None, 0, 1], by)).all()
+
+
 def test_a_constant_row_has_no_spearman_drift() -> None:
     rows = np.array([[1.0, 2.0, 3.0], [2.0, 2.0, 2.0]])
     assert np.isnan(dynamics.drift(rows, [None, 0], "spearman")).all()

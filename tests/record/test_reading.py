@@ -1,162 +1,226 @@
-"""Reading a record: whole tables, parts of them, and files that are not what they should be."""
-
 import json
+import os
+import shutil
+import threading
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from globenc_lightning import GlobEncCallback
 from globenc_lightning.errors import GlobEncWarning, RecordError
 from globenc_lightning.record import schema
 from globenc_lightning.record.reading import Record
-from tests.study.records import LENGTHS, write_run
-from tests.training import Sentences, Steps, fit
+from globenc_lightning.record.writing import RecordOptions
+from tests.record.analyses import LENGTHS, made, run_with
 
 
-def test_a_record_has_the_runs_and_steps_that_were_written(tmp_path: Path) -> None:
-    write_run(tmp_path, "b", steps=(30, 10, 20))
-    write_run(tmp_path, "a", steps=(5,), seed=1)
-    record = Record.open(str(tmp_path))
-    assert record.folder == tmp_path
-    assert record.runs == ("a", "b")
-    assert record.steps("a") == [5]
-    assert record.steps("b") == [10, 20, 30]
-    assert record.about("a")["seed"] == 1
+def file_of(folder: Path, kind: str, step: int, run: str = "a") -> Path:
+    return schema.step_file(folder, kind, run, step)
 
 
-def test_tables_hold_what_was_written(tmp_path: Path) -> None:
-    made = write_run(tmp_path, "one")
-    record = Record.open(tmp_path)
-    tokens = record.tokens("one")
-    assert len(tokens) == 3 * sum(LENGTHS)
-    for method in ("N-Enc", "W-Res"):
-        for layer in (1, 2):
-            expected = np.concatenate([row for step in (10, 20, 30) for row in made.rows[step, method, layer]])
-            assert tokens[f"{method}/0{layer}"].to_numpy() == pytest.approx(expected, abs=1e-12)
-    examples = record.examples("one")
-    assert len(examples) == 3 * len(LENGTHS)
-    assert examples["predicted"].to_pylist() == [one for step in (10, 20, 30) for one in made.predicted[step]]
-    probe = record.probe("one")
-    assert probe["token"].to_pylist() == [token for tokens in made.tokens for token in tokens]
-
-
-def test_only_the_columns_and_steps_that_are_asked_for_are_read(tmp_path: Path) -> None:
-    write_run(tmp_path, "one")
-    record = Record.open(tmp_path)
-    tokens = record.tokens("one", columns=["N-Enc/02"], steps=[30, 10, 99])
-    assert tokens.column_names == ["step", "example", "position", "N-Enc/02"]
-    assert sorted(set(tokens["step"].to_pylist())) == [10, 30]
-    examples = record.examples("one", columns=["label"], steps=[20])
-    assert examples.column_names == ["step", "example", "label"]
-    assert set(examples["step"].to_pylist()) == {20}
-
-
-@pytest.mark.parametrize("kind", [schema.TOKENS, schema.EXAMPLES])
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
-def test_a_damaged_file_is_named_and_the_others_are_read(tmp_path: Path, kind: str, damage: str) -> None:
-    write_run(tmp_path, "one")
-    file = schema.step_file(tmp_path, kind, "one", 20)
+def cut(file: Path) -> None:
     data = file.read_bytes()
-    file.write_bytes({"truncated": data[: len(data) // 2], "empty": b"", "text": b"step,example\n20,0\n"}[damage])
+    file.write_bytes(data[: len(data) // 2])
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def scribble(file: Path) -> None:
+    file.write_bytes(b"PAR1 this is no table PAR1")
+
+
+def test_runs_and_their_steps_are_found(tmp_path: Path) -> None:
+    run_with(tmp_path, "b", [7, 3])
+    run_with(tmp_path, "a", [10_000_000_000])
+    record = Record.open(str(tmp_path))
+    assert record.runs == ("a", "b")
+    assert record.steps("b") == [3, 7]
+    assert record.steps("a") == [10_000_000_000]
+
+
+def test_tables_hold_every_step_in_order(tmp_path: Path) -> None:
+    run_with(tmp_path, "a", [9, 2, 30])
+    record, total = Record.open(tmp_path), sum(LENGTHS)
+    assert record.tokens("a")["step"].to_pylist() == [2] * total + [9] * total + [30] * total
+    assert record.examples("a")["step"].to_pylist() == [2] * 4 + [9] * 4 + [30] * 4
+    saliency = np.concatenate([one.numpy() for one in made(9).measurement.saliency])
+    assert np.array_equal(record.tokens("a", steps=[9])["saliency"].to_numpy(), saliency)
+    assert record.probe("a")["token"].to_pylist() == [token for one in made().measurement.names for token in one]
+
+
+def test_columns_and_steps_can_be_chosen(tmp_path: Path) -> None:
+    run_with(tmp_path, "a", [1, 2, 3])
     record = Record.open(tmp_path)
-    read: Any = record.tokens if kind == schema.TOKENS else record.examples
-    with pytest.warns(GlobEncWarning, match=file.name):
-        table = read("one")
-    assert set(table["step"].to_pylist()) == {10, 30}
+    tokens = record.tokens("a", ["N-Enc/02", "position"], steps=[3, 1, 8])
+    assert tokens.column_names == ["step", "example", "position", "N-Enc/02"]
+    assert sorted(set(tokens["step"].to_pylist())) == [1, 3]
+    assert record.examples("a", ["rho/N-Res/01"]).column_names == ["step", "example", "rho/N-Res/01"]
 
 
-def test_a_run_whose_files_are_all_damaged_is_an_error(tmp_path: Path) -> None:
-    write_run(tmp_path, "one", steps=(10, 20))
-    for step in (10, 20):
-        schema.step_file(tmp_path, schema.TOKENS, "one", step).write_bytes(b"PAR1")
-    with pytest.warns(GlobEncWarning, match="step-00000010"), pytest.raises(RecordError, match="no analysis"):
-        Record.open(tmp_path).tokens("one")
+@pytest.mark.parametrize("column", ["N-Enc/09", "Q/01", "salience"])
+def test_a_column_that_is_nowhere_is_refused_with_those_that_are(tmp_path: Path, column: str) -> None:
+    run_with(tmp_path, "a", [1])
+    with pytest.raises(RecordError, match=f"has the column '{column}'; they have step, example, position, saliency"):
+        Record.open(tmp_path).tokens("a", [column])
 
 
-def test_a_damaged_probe_is_named(tmp_path: Path) -> None:
-    write_run(tmp_path, "one")
-    schema.probe_file(tmp_path, "one").write_bytes(b"")
-    with pytest.raises(RecordError, match=r"probe\.parquet"):
-        Record.open(tmp_path).probe("one")
+def test_a_run_that_went_on_with_other_options_is_read_as_one(tmp_path: Path) -> None:
+    run_with(tmp_path, "a", [1], RecordOptions(dtype="float16", layers="last"))
+    run_with(tmp_path, "a", [2], RecordOptions(methods=["N-Enc"]))
+    tokens = Record.open(tmp_path).tokens("a")
+    total = sum(LENGTHS)
+    last, first, other = (tokens[name].to_pylist() for name in ("N-Enc/02", "N-Enc/01", "N-Res/02"))
+    assert None not in last
+    assert first[:total] == other[total:] == [None] * total
+    assert None not in first[total:] + other[:total]
+    both = Record.open(tmp_path).tokens("a", ["N-Enc/01"])["N-Enc/01"].to_pylist()
+    assert both == first
 
 
-def test_a_step_that_lacks_one_of_its_files_is_not_there_yet(tmp_path: Path) -> None:
-    write_run(tmp_path, "one")
-    schema.step_file(tmp_path, schema.EXAMPLES, "one", 30).unlink()
-    # What a writer leaves that was killed.
-    half = schema.step_file(tmp_path, schema.TOKENS, "one", 40)
-    half.with_name(f".{half.name}.123.part").write_bytes(b"PAR1")
-    record = Record.open(tmp_path)
-    assert record.steps("one") == [10, 20]
-    assert set(record.tokens("one")["step"].to_pylist()) == {10, 20}
+@pytest.mark.parametrize("place", ["nowhere", "a/b/nowhere", "file"])
+def test_no_such_folder(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordError, match=r"there is no folder .*: give the folder that"):
+        Record.open(tmp_path / place)
 
 
-def test_folders_without_a_record_are_refused_with_what_to_write(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match=r"there is no folder .*missing.*record="):
-        Record.open(tmp_path / "missing")
-    with pytest.raises(RecordError, match=r"no record in .*record=True writes globenc/"):
+@pytest.mark.parametrize("inside", ["", "about", "tokens/run=a"])
+def test_no_record_in_a_folder(tmp_path: Path, inside: str) -> None:
+    (tmp_path / inside).mkdir(parents=True, exist_ok=True)
+    with pytest.raises(RecordError, match=r"there is no record in .*: a record has a folder about/"):
         Record.open(tmp_path)
-    file = tmp_path / "file"
-    file.write_text("")
-    with pytest.raises(RecordError, match="there is no folder"):
-        Record.open(file)
 
 
-def test_an_unknown_run_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
-    write_run(tmp_path, "one")
+@pytest.mark.parametrize("damage", [cut, empty, scribble])
+@pytest.mark.parametrize("kind", [schema.TOKENS, schema.EXAMPLES])
+def test_a_damaged_file_is_named_and_the_others_are_read(
+    tmp_path: Path, damage: Callable[[Path], None], kind: str
+) -> None:
+    run_with(tmp_path, "a", [1, 2, 3])
+    damaged = file_of(tmp_path, kind, 2)
+    damage(damaged)
     record = Record.open(tmp_path)
-    for read in (record.about, record.tokens, record.examples, record.probe):
-        with pytest.raises(RecordError, match="two"):
-            read("two")
-    with pytest.raises(RecordError, match="it has one"):
-        record.about("two")
+    read = record.tokens if kind == schema.TOKENS else record.examples
+    with pytest.warns(GlobEncWarning, match="left out, since they cannot be read") as caught:
+        table = read("a")
+    assert sorted(set(table["step"].to_pylist())) == [1, 3]
+    assert [str(damaged) in str(one.message) for one in caught] == [True]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert set(read("a", steps=[1, 3])["step"].to_pylist()) == {1, 3}
+
+
+def test_without_one_file_that_can_be_read_there_is_no_table(tmp_path: Path) -> None:
+    run_with(tmp_path, "a", [1])
+    cut(file_of(tmp_path, schema.TOKENS, 1))
+    with pytest.warns(GlobEncWarning), pytest.raises(RecordError, match="has no analysis that can be read, or none"):
+        Record.open(tmp_path).tokens("a")
+    shutil.rmtree(tmp_path / schema.TOKENS)
+    with pytest.raises(RecordError, match="has no analysis that can be read, or none yet"):
+        Record.open(tmp_path).examples("a")
+
+
+@pytest.mark.parametrize("damage", [cut, empty, scribble, Path.unlink])
+def test_a_probe_that_cannot_be_read_is_named(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    run_with(tmp_path, "a", [1])
+    file = schema.probe_file(tmp_path, "a")
+    damage(file)
+    with pytest.raises(RecordError, match="cannot be read as Parquet") as caught:
+        Record.open(tmp_path).probe("a")
+    assert str(file) in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "said"),
     [
-        ("{", "cannot be read as JSON"),
         ("", "cannot be read as JSON"),
-        ("[]", "no schema number"),
-        ('{"schema": "1"}', "no schema number"),
-        ('{"schema": true}', "no schema number"),
-        ('{"schema": 99}', r"schema number 99.*reads up to 1.*install a later version"),
+        ('{"schema": 1', "cannot be read as JSON"),
+        ("\x00\x01", "cannot be read as JSON"),
+        ("[1]", "tells no schema number"),
+        ("{}", "tells no schema number"),
+        ('{"schema": "1"}', "tells no schema number"),
+        ('{"schema": true}', "tells no schema number"),
+        ('{"schema": 2}', "schema number 2, and this version .* reads up to 1: install a later version"),
+        ('{"schema": 900}', "schema number 900"),
     ],
 )
-def test_an_about_file_that_cannot_be_used_is_named(tmp_path: Path, text: str, told: str) -> None:
-    write_run(tmp_path, "one")
-    schema.about_file(tmp_path, "one").write_text(text)
-    with pytest.raises(RecordError, match=told) as caught:
-        Record.open(tmp_path).about("one")
-    assert "one.json" in str(caught.value)
+def test_an_about_file_that_tells_nothing_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    run_with(tmp_path, "a", [1])
+    file = schema.about_file(tmp_path, "a")
+    file.write_text(text)
+    with pytest.raises(RecordError, match=said) as caught:
+        Record.open(tmp_path).about("a")
+    assert str(file) in str(caught.value)
 
 
-def test_about_that_is_no_text_is_named(tmp_path: Path) -> None:
-    write_run(tmp_path, "one")
-    schema.about_file(tmp_path, "one").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecordError, match=r"one\.json cannot be read"):
-        Record.open(tmp_path).about("one")
+def test_an_about_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    run_with(tmp_path, "a", [1])
+    schema.about_file(tmp_path, "a").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(RecordError, match="cannot be read as JSON"):
+        Record.open(tmp_path).about("a")
 
 
-def test_the_record_of_a_training_has_what_its_history_has(tmp_path: Path) -> None:
-    callback = GlobEncCallback(Sentences().first(4), record=tmp_path / "shared")
-    fit(Steps(), callback, max_epochs=2)
-    record = Record.open(tmp_path / "shared")
-    (run,) = record.runs
-    entries = callback.history.latest
-    assert record.steps(run) == [entry.step for entry in entries]
-    about = record.about(run)
-    examples, tokens = record.examples(run), record.tokens(run)
-    for entry in entries:
-        mine = [place for place, step in enumerate(examples["step"].to_pylist()) if step == entry.step]
-        rows = [place for place, step in enumerate(tokens["step"].to_pylist()) if step == entry.step]
-        for method in about["methods"]:
-            for layer in range(1, about["layers"] + 1):
-                rho = examples[schema.rho_column(method, layer)].to_numpy()[mine]
-                assert rho == pytest.approx(entry.by_example[method][:, layer - 1].numpy(), abs=1e-6, nan_ok=True)
-            last = tokens[schema.attribution_column(method, about["layers"])].to_numpy()[rows]
-            expected = np.concatenate([row.numpy() for row in entry.rows[method]])
-            assert last == pytest.approx(expected, abs=1e-6)
-    assert json.loads(schema.about_file(tmp_path / "shared", run).read_text())["schema"] == schema.SCHEMA
+def test_a_run_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    run_with(tmp_path, "a", [1])
+    run_with(tmp_path, "b", [1])
+    with pytest.raises(RecordError, match=r"there is no run 'c' in .*; it has a, b"):
+        Record.open(tmp_path).about("c")
+
+
+def test_what_is_still_written_is_passed_over(tmp_path: Path) -> None:
+    run_with(tmp_path, "a", [1])
+    whole = file_of(tmp_path, schema.TOKENS, 1)
+    shutil.copy(whole, whole.with_name(f".step-00000002.parquet.{os.getpid()}.part"))
+    (tmp_path / schema.ABOUT / ".b.json.17.part").write_text("{")
+    shutil.copy(whole, file_of(tmp_path, schema.TOKENS, 3))
+    record = Record.open(tmp_path)
+    assert record.runs == ("a",)
+    # Whoever finds the examples finds the tokens: the third analysis is not there yet.
+    assert record.steps("a") == [1]
+    assert set(record.tokens("a")["step"].to_pylist()) == {1}
+
+
+def test_reading_works_at_any_moment_of_writing(tmp_path: Path) -> None:
+    run_with(tmp_path, "a", [1])
+    done = threading.Event()
+
+    def write() -> None:
+        for step in range(2, 60):
+            # Every third analysis replaces an earlier one, as a resumed run does.
+            run_with(tmp_path, "a", [step if step % 3 else step // 3])
+        done.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    reads = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        while not done.is_set():
+            record = Record.open(tmp_path)
+            assert record.about("a")["run"] == "a"
+            tokens, examples = record.tokens("a"), record.examples("a")
+            assert len(tokens) % sum(LENGTHS) == len(examples) % len(LENGTHS) == 0
+            reads += 1
+    thread.join()
+    assert reads > 5
+
+
+def test_numbers_that_json_has_not_stand_as_text(tmp_path: Path) -> None:
+    run = run_with(tmp_path, "a", [])
+    odd = {"rate": float("nan"), "most": float("inf"), ("a", 1): [1.5, {"deep": float("-inf")}], "path": Path("x")}
+    made(1).write(run, extra={"hyperparameters": odd})
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    told = json.loads(schema.about_file(tmp_path, "a").read_text(), parse_constant=refuse)
+    assert told["hyperparameters"] == {
+        "rate": "nan",
+        "most": "inf",
+        "('a', 1)": [1.5, {"deep": "-inf"}],
+        "path": "x",
+    }

@@ -1,77 +1,88 @@
-"""Groups of examples: label, right or wrong, and the data map, against sums one example at a time."""
+"""Tests of the groups of examples: by label, right or wrong, and region of the data map."""
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from globenc_lightning import study
-from globenc_lightning.study.groups import _probability
+from globenc_lightning.study.groups import _probability, _regions
 from tests.study.records import write_run
 
-LENGTHS = tuple(4 + index % 5 for index in range(31))
 
+def test_groups_are_those_of_a_loop(tmp_path: Path) -> None:
+    lengths = (5,) * 12
+    made = {f"run-{seed}": write_run(tmp_path, f"run-{seed}", seed=seed, lengths=lengths) for seed in range(2)}
 
-def test_groups_are_those_of_one_example_at_a_time(tmp_path: Path) -> None:
-    runs = {
-        f"seed-{seed}": write_run(tmp_path, f"seed-{seed}", seed=seed, lengths=LENGTHS, steps=(1, 2, 3, 4))
-        for seed in (1, 2)
-    }
     found = study.load(tmp_path).groups()
-    assert len(found) == 2 * len(LENGTHS)
-    for name, run in runs.items():
-        mine = found[found["run"] == name].set_index("example")
-        sure = []
-        for example, label in enumerate(run.labels):
-            over = []
-            for logits in run.logits.values():
-                powers = [math.exp(one) for one in logits[example]]
-                over.append(powers[label] / sum(powers))
-            mean = sum(over) / len(over)
-            spread = math.sqrt(sum((one - mean) ** 2 for one in over) / len(over))
-            sure.append((mean, spread))
-            row = mine.loc[example]
-            assert (row["confidence"], row["variability"]) == pytest.approx((mean, spread), abs=1e-6)
-            assert row["label"] == label
-            assert bool(row["right"]) == (run.predicted[4][example] == label)
-        most = sorted(range(len(LENGTHS)), key=lambda example: -sure[example][1])[: round(len(LENGTHS) / 3)]
-        for example, (mean, _) in enumerate(sure):
-            region = "ambiguous" if example in most else "easy" if mean >= 0.5 else "hard"
-            assert mine.loc[example]["region"] == region
-        assert set(mine["region"]) == {"ambiguous", "easy", "hard"}
+
+    assert len(found) == 24
+    for one in found.to_dict("records"):
+        run, example = made[one["run"]], one["example"]
+        label = run.labels[example]
+        sure = [float(softmax(np.float32(run.logits[step][example]).astype(float))[label]) for step in (10, 20, 30)]
+        mean = sum(sure) / 3
+        assert one["label"] == label
+        assert one["confidence"] == pytest.approx(mean, abs=1e-9)
+        assert one["variability"] == pytest.approx(math.sqrt(sum((each - mean) ** 2 for each in sure) / 3), abs=1e-9)
+        assert one["right"] == (run.predicted[30][example] == label)
+    assert {*found["right"]} == {True, False}
+    for _, part in found.groupby("run"):
+        ambiguous = part.nlargest(4, "variability")["example"]
+        assert {*part[part["region"] == "ambiguous"]["example"]} == {*ambiguous}
+        rest = part[~part["example"].isin(ambiguous)]
+        assert (rest["region"] == np.where(rest["confidence"] >= 0.5, "easy", "hard")).all()
 
 
 @pytest.mark.parametrize(
     ("logits", "label", "task", "expected"),
     [
-        ([0.0, 0.0], 1.0, "classification", 0.5),
-        ([800.0, -800.0], 0.0, "classification", 1.0),
-        ([math.log(3)], 1.0, "binary", 0.75),
-        ([math.log(3)], 0.0, "binary", 0.25),
+        ([0.0, 0.0, 0.0, 0.0], 3.0, "classification", 0.25),
+        ([1000.0, 0.0], 0.0, "classification", 1.0),
+        ([0.0], 1.0, "binary", 0.5),
+        ([2.0], 0.0, "binary", 1 / (1 + math.exp(2.0))),
+        ([0.0, 0.0], None, "classification", math.nan),
+        ([0.0, 0.0], math.nan, "classification", math.nan),
+        ([0.0, 0.0], 5.0, "classification", math.nan),
+        ([0.0, 0.0], -100.0, "classification", math.nan),
         ([], 1.0, "classification", math.nan),
-        ([0.0, 1.0], math.nan, "classification", math.nan),
-        ([0.0, 1.0], 2.0, "classification", math.nan),
-        ([0.0, 1.0], -100.0, "classification", math.nan),
-        ([0.0, 1.0], 1.0, "multi-label", math.nan),
-        ([0.7], 0.7, "regression", math.nan),
+        ([0.3], 0.7, "regression", math.nan),
+        ([0.3, 0.1], 1.0, "multi-label", math.nan),
     ],
 )
-def test_probability_of_the_label(logits: list[float], label: float, task: str, expected: float) -> None:
-    assert _probability(logits, label, task) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+def test_the_probability_of_the_label_is_known_for_classes(
+    logits: list[float], label: Any, task: str, expected: float
+) -> None:
+    assert _probability(logits, label, task) == pytest.approx(expected, nan_ok=True)
 
 
-def test_a_summary_can_be_told_by_group(tmp_path: Path) -> None:
-    write_run(tmp_path, "one", lengths=LENGTHS)
+@pytest.mark.parametrize("logits", [[-1000.0], [1000.0]])
+def test_a_certain_logit_overflows_nowhere(logits: list[float]) -> None:
+    with np.errstate(all="raise", under="ignore"):
+        assert _probability(logits, 1.0, "binary") in (0.0, 1.0)
+
+
+def test_examples_without_a_probability_have_no_region() -> None:
+    found = _regions(np.array([0.9, np.nan, 0.2, 0.6]), np.array([0.0, np.nan, 0.0, 0.3]))
+
+    assert found == ["easy", None, "hard", "ambiguous"]
+    assert _regions(np.array([np.nan]), np.array([np.nan])) == [None]
+
+
+def test_means_are_kept_apart_by_group(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path, f"run-{seed}", seed=seed, lengths=(5,) * 12)
     loaded = study.load(tmp_path)
-    rho = loaded.correlations("N-Enc", 2)
-    by = loaded.groups().set_index("example")
+    rho, groups = loaded.correlations("N-Enc", 2), loaded.groups()
+
     for group in ("label", "right", "region"):
-        table = loaded.summary(rho, "rho", ["step"], group=group)
-        assert {*table[group]} == {*by[group]}
-        for row in table.itertuples():
-            members = by.index[by[group] == getattr(row, group)]
-            part = rho[(rho["step"] == row.step) & rho["example"].isin(members)]["rho"]
-            assert row.mean == pytest.approx(part.mean(), abs=1e-12)
-            assert row.examples == part.notna().sum()
-    assert np.isclose(table["examples"].sum(), 3 * len(LENGTHS))
+        found = loaded.summary(rho, "rho", group=group, draws=10)
+        for one in found.to_dict("records"):
+            chosen = groups[groups[group] == one[group]][["run", "example"]]
+            mine = rho[rho["step"] == one["step"]].merge(chosen)
+            assert one["mean"] == pytest.approx(mine["rho"].mean())
+            assert one["examples"] == mine["example"].nunique()
+        assert len(found) == 3 * groups[group].nunique()
