@@ -7,6 +7,7 @@
 
 PYTHON ?= python3
 DEMO_ARGS ?=
+STUDY_ARGS ?=
 TEST_ARGS ?=
 VERSIONS_ARGS ?=
 LIGHTNING_ARGS ?=
@@ -28,13 +29,16 @@ LIGHTNING := $(shell sed -n 's/^pytorch-lightning==/lightning==/p' constraints.t
 INSTALL := -m pip install --quiet --constraint constraints.txt $(TORCH) --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lightning loggers readers versions lint format types ci clean
+.PHONY: help demo study test lightning loggers readers versions lint format types ci clean
 
 help: ## show these commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: $(DEMO_READY) ## fine-tune a real encoder with the callback (a few minutes)
 	$(DEMO_ENV)/bin/python examples/finetune_sentiment.py $(DEMO_ARGS)
+
+study: $(DEMO_READY) ## fine-tune with three seeds, record them and compare them (some minutes)
+	$(DEMO_ENV)/bin/python examples/study_seeds.py $(STUDY_ARGS)
 
 test: $(TEST_READY) ## run the whole test suite
 	$(TEST_ENV)/bin/python -m pytest $(TEST_ARGS)
@@ -70,7 +74,7 @@ clean: ## remove the environments and the tools' caches
 
 $(DEMO_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEMO_ENV)
-	$(DEMO_ENV)/bin/python $(INSTALL) ".[examples]"
+	$(DEMO_ENV)/bin/python $(INSTALL) ".[examples,record]"
 	@touch $@
 
 $(TEST_READY): pyproject.toml constraints.txt
