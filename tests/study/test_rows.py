@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from scipy import stats
 
 from globenc_lightning import study
+from globenc_lightning.record import schema
 from tests.study.records import LENGTHS, Written, write_run
 
 
@@ -191,3 +194,18 @@ def test_agreement_is_that_of_each_pair_of_runs_where_both_decide_the_same(
     for key, value in expected.items():
         assert got[key] == pytest.approx(value, abs=1e-12, nan_ok=True), key
     assert len(expected) < 7 * 2 * 2 * len(LENGTHS)
+
+
+def test_a_row_of_another_text_is_compared_with_none(tmp_path: Path) -> None:
+    write_run(tmp_path, "one", steps=(10, 20, 30))
+    file = schema.step_file(tmp_path, schema.EXAMPLES, "one", 10)
+    table = parquet.read_table(file, partitioning=None)
+    hashes = ["another", *table["text_hash"].to_pylist()[1:]]
+    place = table.column_names.index("text_hash")
+    parquet.write_table(table.set_column(place, "text_hash", pa.array(hashes)), file)
+
+    found = study.load(tmp_path).drift().set_index(["example", "step"])["drift"]
+
+    assert found[0, 20].isna().all()
+    assert found[0, 30].notna().all()
+    assert found[3, 20].notna().all()
