@@ -56,6 +56,14 @@ def test_jaccard_drift_is_that_of_the_sets_of_largest_tokens(tokens: int, most: 
 
 
 @pytest.mark.parametrize("by", dynamics.MEASURES)
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_fewer_than_two_tokens_have_no_drift(tokens: int, by: str) -> None:
+    # A single token is always the largest: that it still is says nothing.
+    found = dynamics.drift(draw(3, tokens), dynamics.partners([True] * 3, "previous"), by)
+    assert np.isnan(found).all()
+
+
+@pytest.mark.parametrize("by", dynamics.MEASURES)
 def test_equal_rows_have_not_moved_and_missing_ones_are_unknown(by: str) -> None:
     rows = np.repeat(draw(1, 6), 4, axis=0)
     rows[2] = np.nan

@@ -51,7 +51,6 @@ def test_lines_for_several_loaders_in_one_batch_run(kind: Any, mode: str) -> Non
 
     callback, messages = trained()
     offered = [line for message in messages for line in LINE.findall(message)]
-    print(len(callback.history), messages)
     assert offered
     for line in offered:
         again, told = trained(**arguments(line))
