@@ -15,14 +15,14 @@ distribution, the interval is::
 are too narrow; and so is one quantile for the whole, whose degrees of freedom are estimated (Satterthwaite 1946): it
 covers the mean in 92 % of studies of 3 runs and 200 examples, where 95 % are promised.
 
-How often a 95 % interval held the mean, in 2,000 simulated studies of 40 examples each; the columns are the standard
+How often a 95 % interval held the mean, in 4,000 simulated studies of 40 examples each; the columns are the standard
 deviations between runs, between examples, and of single pairs::
 
     runs    .05 .15 .10    .15 .05 .10    .05 0 .10    .02 .02 .20
-    2              .969           .942         .939           .979
-    3              .967           .946         .937           .964
-    5              .975           .950         .948           .966
-    10             .951           .952         .950           .960
+    2              .972           .951         .940           .975
+    3              .973           .952         .951           .973
+    5              .963           .951         .946           .961
+    10             .954           .950         .952           .957
 
 Two runs give an interval, but one that is about as wide as all that the figure can be: t(1) is 12.7, t(2) 4.3.
 
