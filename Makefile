@@ -9,6 +9,7 @@ PYTHON ?= python3
 DEMO_ARGS ?=
 STUDY_ARGS ?=
 TEST_ARGS ?=
+TEST_WORKERS ?= 2
 VERSIONS_ARGS ?=
 LIGHTNING_ARGS ?=
 
@@ -41,7 +42,7 @@ study: $(DEMO_READY) ## fine-tune with three seeds, record them and compare them
 	$(DEMO_ENV)/bin/python examples/study_seeds.py $(STUDY_ARGS)
 
 test: $(TEST_READY) ## run the whole test suite
-	$(TEST_ENV)/bin/python -m pytest $(TEST_ARGS)
+	OMP_NUM_THREADS=1 $(TEST_ENV)/bin/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile $(TEST_ARGS)
 
 lightning: $(LIGHTNING_READY) ## run the callback's tests with lightning and without pytorch_lightning
 	$(LIGHTNING_ENV)/bin/python tests/lightning_package.py $(LIGHTNING_ARGS)
