@@ -113,7 +113,6 @@ class RunRecord:
         self._probe_written = ""
         self._about_written = ""
         self._begun = False
-        self._versions: dict[str, str] = {}
 
     def write(
         self,
@@ -142,7 +141,6 @@ class RunRecord:
         pyarrow = load_pyarrow()
         if not self._begun:
             self._clear_unfinished()
-            self._versions = _versions()
             self._begun = True
         self._write_about(measurement, about, extra or {})
         self._write_probe(pyarrow, measurement, probe, about)
@@ -228,7 +226,7 @@ class RunRecord:
             "run": self.run,
             "about": chosen,
             **extra,
-            "versions": self._versions,
+            "versions": _versions(),
             "probe": about.probe,
             "examples": len(measurement.names),
             "methods": methods,
