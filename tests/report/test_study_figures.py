@@ -273,3 +273,24 @@ def test_pyplot_is_never_imported(three: Any, tmp_path: Path) -> None:
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "record"), str(tmp_path)], check=True, timeout=300)
+
+
+def test_numbers_and_labels_stand_at_the_heights_of_their_values() -> None:
+    scale = curves.Scale("share", -0.01, 0.51, (0.0, 0.25, 0.5), least=0, most=1, digits=2)
+    shown = curves.Curves(
+        np.array([1.0, 2.0]),
+        {"N-Enc": np.array([0.1, 0.4])},
+        {},
+        ticks=[1, 2],
+        x_name="layer",
+        caption=[],
+        scale=scale,
+        references={"chance": 0.15},
+    )
+    plot = curves.arranged(shown)
+    places = {word.text: word.y for word in plot.words}
+    # The axis is 400 pixels high, from .51 at the top to -.01.
+    for text, value in (("0.00", 0.0), ("0.25", 0.25), ("0.50", 0.5), ("N-Enc", 0.4), ("chance", 0.15)):
+        assert places[text] == pytest.approx(curves.ABOVE + (0.51 - value) / 0.52 * 400, abs=1), text
+    assert places["0.40"] == places["N-Enc"]
+    assert places["0.15"] == places["chance"]
