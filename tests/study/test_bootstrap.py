@@ -76,10 +76,9 @@ def test_draws_have_the_variances_of_an_analysis_of_variance() -> None:
 
 
 REALISTIC = [
-    (3, 200, 0.05, 0.15, 0.10),
+    (3, 120, 0.05, 0.15, 0.10),
     (3, 40, 0.15, 0.05, 0.10),
     (5, 60, 0.15, 0.05, 0.10),
-    (5, 200, 0.05, 0.15, 0.10),
     (10, 40, 0.02, 0.02, 0.20),
 ]
 """Runs, examples, and standard deviations between runs, between examples, of single pairs of both."""
