@@ -91,25 +91,27 @@ def order_lightning(paths: Sequence[Path]) -> list[Saved]:
 
 
 def step_of(checkpoint: Mapping[str, Any]) -> int:
-    """Returns the step of a checkpoint's figures: the one at which the training logs a validation's metrics.
+    """Returns the step of a checkpoint's figures, which is the one that the training recorded for the same weights.
 
-    Lightning logs them one step before ``global_step``, since that has been counted on already. Where the callback has
-    remembered a validation at that step, it is the one; else the loop says at which step it would log.
+    A validation stands one step before ``global_step``, where Lightning logs its metrics: ``global_step`` has been
+    counted on already. So does every other checkpoint, however it was saved, unless the callback has analysed this very
+    training step (``at_steps``): such a step stands at the number of optimizer steps taken.
     """
     steps = int(checkpoint.get("global_step", 0))
     state = callback_state(checkpoint)
-    if state is not None and newest_step(state) == steps - 1:
-        return steps - 1
+    if state is not None and _newest_step(state) == steps:
+        return steps
     loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.state_dict", {})
-    return int(loop.get("_batches_that_stepped", steps))
+    # At the end of an epoch, Lightning has counted this on, too; several optimizers count global_step alone.
+    return max(0, min(int(loop.get("_batches_that_stepped", steps)), steps - 1))
 
 
-def newest_step(state: Mapping[str, Any]) -> int | None:
-    """Returns the step of the last validation that a callback's state remembers."""
-    if state.get("latest") is not None:
-        return int(state["latest"])
-    entries = [one for one in state.get("history", ()) if one.get("validation", True)]
-    return int(entries[-1]["step"]) if entries else None
+def _newest_step(state: Mapping[str, Any]) -> int | None:
+    """The step of the last analysis that a callback's state remembers, itself or by pointing to a record."""
+    known = [int(one["step"]) for one in state.get("history", ())]
+    if state.get("record") is not None:
+        known.append(int(state["record"]["until"]))
+    return max(known, default=None)
 
 
 def callback_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
