@@ -302,3 +302,21 @@ def test_nudge_moves_the_weights_and_comes_back() -> None:
 @pytest.mark.parametrize(("power", "sizes"), [(2.0, (8, 16, 64)), (0.0, (1, 2, 3)), (1.5, (1, 4))])
 def test_exponent(power: float, sizes: Sequence[int]) -> None:
     assert common.exponent(sizes, [3 * size**power for size in sizes]) == pytest.approx(power, abs=1e-9)
+
+
+@pytest.mark.slow
+def test_browser(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    browser = pytest.importorskip("benchmarks.browser")
+    browser.main(["--quick", *THREADS, "--json", str(tmp_path / "figures.json")])
+    printed = capsys.readouterr().out
+    assert_says_where(printed)
+    rows = rows_below(printed, "2 runs of 3 validations")
+    assert [row.split("  ")[0] for row in rows if row.startswith(("first opened", "a step of the slider  "))] == [
+        "first opened: the correlations",
+        "first opened: all",
+        "a step of the slider",
+    ]
+    figures = figures_of(tmp_path / "figures.json")
+    # two tables and two answers about attributions, and nothing for a step of the slider
+    assert figures["first opened: all"][0]["requests"] == 4  # type: ignore[index]
+    assert {one["requests"] for one in figures["a step of the slider"]} == {0}  # type: ignore[attr-defined]
