@@ -140,7 +140,7 @@ class RhoTable(pl.Callback):
         """Print what has been added to the history since the last call."""
         for entry in self.globenc.history[self.printed :]:
             rho = "  ".join(f"{entry.correlation[m][-1].item():>{width}.3f}" for m, width in self.columns.items())
-            accuracy = "-" if val_acc is None else f"{val_acc:.3f}"
+            accuracy = f"{val_acc:.3f}" if entry.validation and val_acc is not None else "-"
             print(f"{entry.step:>6}  {accuracy:>7}  {rho}", flush=True)
         self.printed = len(self.globenc.history)
 

@@ -1,0 +1,236 @@
+"""Saved checkpoints give the very figures that the run recorded, for Lightning and for Hugging Face."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from transformers import Trainer, TrainingArguments
+
+from globenc_lightning import GlobEncCallback, ProbeSet, attribute, record_checkpoint
+from globenc_lightning.errors import GlobEncError, ProbeError
+from globenc_lightning.measurement import HistoryEntry
+from globenc_lightning.record import checkpoints
+from globenc_lightning.record.reading import Record
+from globenc_lightning.record.replay import Replay
+from globenc_lightning.record.writing import RunRecord
+from tests.record.modules import Classifier, OwnHead
+from tests.training import Sentences, classifier, fit, loader, tokenizer
+
+CLOSE = {"atol": 1e-6, "rtol": 0.0}
+
+
+def saved_run(folder: Path, module: Any, callback: GlobEncCallback, *others: Any, **options: Any) -> list[Path]:
+    """Train, with a checkpoint after every validation."""
+    keep = ModelCheckpoint(folder / "checkpoints", "{step}", save_top_k=-1, every_n_epochs=1)
+    torch.manual_seed(0)
+    fit(module, callback, *others, keep, **{"max_epochs": 3, "enable_checkpointing": True, **options})
+    return sorted((folder / "checkpoints").glob("*.ckpt"))
+
+
+def replayed(paths: Sequence[Path], kind: Any, folder: Path, **arguments: Any) -> list[HistoryEntry]:
+    """Measure checkpoints as the command does: with the probe and the settings in them."""
+    found = []
+    for one in checkpoints.order_lightning(paths):
+        state = checkpoints.callback_state(checkpoints.load_lightning(one.path))
+        assert state is not None
+        replay = Replay(folder, one.run, choices=checkpoints.choices_of(state))
+        replay.restore(state)
+        found.append(replay.measure(checkpoints.build(kind, one.path, arguments), one.step, one.epoch))
+    return found
+
+
+def assert_equal(found: Sequence[HistoryEntry], expected: Sequence[HistoryEntry]) -> None:
+    assert [one.step for one in found] == [one.step for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.epoch == other.epoch
+        assert [*one.by_example] == [*other.by_example]
+        for method in one.by_example:
+            torch.testing.assert_close(one.by_example[method], other.by_example[method], equal_nan=True, **CLOSE)
+            for row, others in zip(one.rows[method], other.rows[method], strict=True):
+                torch.testing.assert_close(row, others, **CLOSE)
+        for row, others in zip(one.saliency, other.saliency, strict=True):
+            torch.testing.assert_close(row, others, **CLOSE)
+        torch.testing.assert_close(one.score, other.score, **CLOSE)
+        assert one.predicted.tolist() == other.predicted.tolist()
+        assert one.position == other.position
+
+
+def assert_same_files(folder: Path, run: str, other: Path, name: str) -> None:
+    """Every number of two runs, as their files hold them."""
+    mine, theirs = Record.open(folder), Record.open(other)
+    steps = mine.steps(run)
+    for table in ("tokens", "examples"):
+        left = getattr(mine, table)(run, steps=steps).to_pandas()
+        right = getattr(theirs, table)(name, steps=steps).to_pandas()
+        assert [*left] == [*right]
+        for column in left:
+            if column == "validation":
+                continue
+            if left[column].dtype.kind == "f":
+                values = (torch.from_numpy(one[column].to_numpy(copy=True)) for one in (left, right))
+                torch.testing.assert_close(*values, equal_nan=True, **CLOSE)
+            elif column == "logits":
+                for one, another in zip(left[column], right[column], strict=True):
+                    assert one == pytest.approx(another, abs=1e-6)
+            else:
+                assert left[column].map(str).tolist() == right[column].map(str).tolist(), column
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (Classifier, {}),
+        (OwnHead, {"num_examples": 5}),
+        (Classifier, {"target": "label", "normalize": True, "readout": "mean", "methods": ["N-Enc", "W"]}),
+        (Classifier, {"probe": ["word1 word2 word3", "word4 word5"], "tokenizer": tokenizer()}),
+    ],
+    ids=["defaults", "own-head", "settings", "texts"],
+)
+@pytest.mark.parametrize("records", [False, True], ids=["history", "record"])
+def test_checkpoints_of_a_run_give_the_figures_that_it_recorded(
+    kind: Any, settings: dict[str, Any], records: bool, tmp_path: Path
+) -> None:
+    callback = GlobEncCallback(**settings, record=tmp_path / "record" if records else None)
+    paths = saved_run(tmp_path / "run", kind(), callback)
+    assert len(paths) == 3
+    found = replayed(paths, kind, tmp_path / "replayed")
+    expected = [one for one in callback.history if one.step > 0]
+    assert_equal(found, expected)
+    assert not torch.equal(found[0].by_example["N-Enc"], found[2].by_example["N-Enc"])
+    if records:
+        (run,) = Record.open(tmp_path / "record").runs
+        assert_same_files(tmp_path / "replayed", "run", tmp_path / "record", run)
+
+
+def test_averaged_weights_are_those_that_the_validation_saw(tmp_path: Path) -> None:
+    callback = GlobEncCallback()
+    paths = saved_run(tmp_path / "run", Classifier(), callback, EMAWeightAveraging(decay=0.5))
+    assert_equal(replayed(paths, Classifier, tmp_path / "replayed"), callback.history[-3:])
+
+
+@pytest.mark.parametrize("records", [False, True], ids=["history", "record"])
+def test_checkpoints_of_training_steps_stand_at_the_steps_that_were_analysed(records: bool, tmp_path: Path) -> None:
+    callback = GlobEncCallback(
+        Sentences(seed=3).first(4), at_steps=[1, 3, 6], record=tmp_path / "record" if records else None
+    )
+    keep = ModelCheckpoint(tmp_path / "run", "{step}", save_top_k=-1, every_n_train_steps=1)
+    fit(Classifier(), callback, keep, train=loader(Sentences(32, seed=1), 4), enable_checkpointing=True)
+    found = replayed(sorted((tmp_path / "run").glob("*.ckpt")), Classifier, tmp_path / "replayed")
+    by_step = {one.step: one for one in found}
+    expected = [one for one in callback.history if not one.validation]
+    assert [one.step for one in expected] == [1, 3, 6]
+    assert_equal([by_step[one.step] for one in expected], expected)
+
+
+def test_a_checkpoint_of_no_callback_stands_at_the_step_at_which_its_validation_was_logged(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path / "run", "{step}", save_top_k=-1, every_n_epochs=1)
+    fit(Classifier(), keep, max_epochs=2, enable_checkpointing=True)
+    assert [one.step for one in checkpoints.order_lightning([*(tmp_path / "run").glob("*.ckpt")])] == [1, 3]
+
+
+def test_folders_of_the_hugging_face_trainer_give_the_figures_of_their_weights(tmp_path: Path) -> None:
+    model, probe = classifier(num_hidden_layers=2), Sentences(seed=3).first(5)
+    arguments = TrainingArguments(
+        str(tmp_path / "out"), max_steps=4, save_steps=2, report_to=[], use_cpu=True, disable_tqdm=True
+    )
+    weights = {}
+
+    class Keeps(Trainer):
+        def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+            super()._save_checkpoint(*args, **kwargs)
+            model.eval()
+            weights[self.state.global_step] = attribute(model, probe)
+            model.train()
+
+    Keeps(model, arguments, train_dataset=Sentences(16, seed=1)).train()
+    saved = checkpoints.order_folders([*(tmp_path / "out").glob("checkpoint-*")], "bert")
+    assert [one.step for one in saved] == [2, 4]
+    for one in saved:
+        entry = record_checkpoint(
+            checkpoints.build_folder(one.path), probe, step=one.step, folder=tmp_path / "record", run="out"
+        )
+        expected = weights[one.step]
+        for method, rho in expected.correlation.items():
+            torch.testing.assert_close(entry.by_example[method], rho.double(), equal_nan=True, **CLOSE)
+    assert RunRecord(tmp_path / "record", "out").steps() == [2, 4]
+
+
+def test_a_hugging_face_run_and_its_folders_have_the_same_record(tmp_path: Path) -> None:
+    from pytorch_lightning import Callback
+
+    from tests.training import Steps
+
+    probe = Sentences(seed=3).first(5)
+    callback = GlobEncCallback(probe, record=tmp_path / "record")
+
+    class Saves(Callback):
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            if not trainer.sanity_checking:
+                pl_module.model.save_pretrained(tmp_path / f"checkpoint-{callback.history[-1].step}")
+
+    fit(Steps(), callback, Saves(), max_epochs=3)
+    for one in checkpoints.order_folders([*tmp_path.glob("checkpoint-*")], "bert"):
+        epoch = next(entry.epoch for entry in callback.history if entry.step == one.step)
+        record_checkpoint(
+            checkpoints.build_folder(one.path), probe, step=one.step, epoch=epoch, folder=tmp_path / "replayed"
+        )
+    (run,) = Record.open(tmp_path / "record").runs
+    assert len(RunRecord(tmp_path / "replayed", "replay").steps()) == 3
+    assert_same_files(tmp_path / "replayed", "replay", tmp_path / "record", run)
+
+
+@pytest.mark.parametrize("form", ["batch", "texts", "probe", "loader"])
+def test_a_model_with_a_head_takes_a_probe_in_every_form(form: str, tmp_path: Path) -> None:
+    model, texts = classifier(num_hidden_layers=2).eval(), ["word1 word2 word3", "word4 word5"]
+    batch = dict(tokenizer()(texts, padding=True, return_tensors="pt"))
+    batch.pop("token_type_ids", None)
+    rows = [{name: values[place] for name, values in batch.items()} for place in range(2)]
+    given = {
+        "batch": batch,
+        "texts": texts,
+        "probe": ProbeSet.from_texts(texts, tokenizer()),
+        "loader": loader(rows, batch_size=2),  # type: ignore[arg-type]
+    }[form]
+    entry = record_checkpoint(model, given, step=3, folder=tmp_path, tokenizer=tokenizer() if form == "texts" else None)
+    for method, rho in attribute(model, batch).correlation.items():
+        torch.testing.assert_close(entry.by_example[method], rho.double(), equal_nan=True, **CLOSE)
+
+
+def test_what_is_measured_is_left_as_it_was(tmp_path: Path) -> None:
+    module = Classifier()
+    module.eval()
+    module.model.encoder = getattr(module.model, "encoder", None) or module.model.bert.encoder
+    module.train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    modes, numbers, drawn = [one.training for one in module.modules()], torch.get_rng_state(), random.getstate()
+    record_checkpoint(module, Sentences().first(3), step=1, folder=tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert modes == [one.training for one in module.modules()]
+    assert torch.equal(numbers, torch.get_rng_state())
+    assert drawn == random.getstate()
+    assert all(one.grad is None for one in module.parameters())
+
+
+def test_a_step_is_replaced_and_what_is_told_besides_is_kept(tmp_path: Path) -> None:
+    first, second = classifier(num_hidden_layers=2), classifier(num_hidden_layers=2)
+    with torch.no_grad():
+        second.classifier.weight.mul_(-1)
+    probe = Sentences().first(3)
+    for model in (first, second):
+        record_checkpoint(model, probe, step=5, folder=tmp_path, run="a", extra={"seed": 4})
+    (entry,) = RunRecord(tmp_path, "a").entries()
+    torch.testing.assert_close(entry.by_example["N-Enc"], attribute(second.eval(), probe).correlation["N-Enc"].double())
+    about = json.loads((tmp_path / "about" / "a.json").read_text("utf-8"))
+    assert about["seed"] == 4
+
+
+def test_a_probe_of_another_kind_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    for given, error in ((["one text"], GlobEncError), ({}, (GlobEncError, ValueError)), (None, ProbeError)):
+        with pytest.raises(error):
+            record_checkpoint(classifier(), given, step=1, folder=tmp_path / "record")
+    assert not [*(tmp_path / "record").rglob("*.parquet")]
