@@ -1,6 +1,9 @@
 """The record that a callback keeps: resumed, copied, shared by several runs, and pointed to by checkpoints."""
 
+import os
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,12 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from globenc_lightning import GlobEncCallback
 from globenc_lightning.errors import GlobEncWarning
 from globenc_lightning.record import schema
-from globenc_lightning.record.writing import RecordOptions, RunRecord
+from globenc_lightning.record.writing import UNFINISHED, RecordOptions, RunRecord
 from tests.record.test_writing import assert_same_entries
 from tests.test_checkpoints import assert_same_history
 from tests.training import Memory, Sentences, Steps, build_trainer, classifier, fit, loader, said
 
+ROOT = Path(__file__).parents[2]
 SETTINGS: dict[str, Any] = {"heatmap_examples": 0, "methods": ["W", "N-Enc"], "num_examples": 6}
 EPOCHS = 4
 
@@ -208,6 +212,60 @@ def test_a_resumed_training_s_record_is_that_of_an_undisturbed_one(
     assert messages == []
     assert_same_record(tmp_path / "record", folder / "record")
     assert_same_history(resumed, whole)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from globenc_lightning import GlobEncCallback
+from tests.record.made import made
+from tests.record.test_keeping import SETTINGS, keeps, train
+from globenc_lightning.record.writing import RunRecord
+
+folder = Path(sys.argv[1])
+# What the first writing in a process takes besides is not spent in every child.
+RunRecord(folder / "first", "run").write(*made())
+replace = Path.replace
+for last in sys.argv[2:]:
+    child = os.fork()
+    if not child:
+        placed = []
+
+        def counted(path, target):
+            placed.append(target)
+            if len(placed) == int(last):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return replace(path, target)
+
+        Path.replace = counted
+        train(GlobEncCallback(**SETTINGS, record=folder / last / "record"), keeps(folder / last))
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL, last
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is killed in the middle of its work")
+def test_a_killed_training_s_record_is_that_of_an_undisturbed_one_after_a_resume(
+    undisturbed: tuple[Path, GlobEncCallback], tmp_path: Path
+) -> None:
+    folder, whole = undisturbed
+    # The first analysis puts 4 files in place and each later one 2: of step 5, the tokens are the 9th file.
+    killed = {"9": [0, 1, 3], "10": [0, 1, 3], "11": [0, 1, 3, 5]}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", KILLED, str(tmp_path), *killed]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=180)
+    for name, steps in killed.items():
+        record = RunRecord(tmp_path / name / "record", "run")
+        assert record.steps() == steps
+        left = [*(tmp_path / name / "record").rglob(f"*{UNFINISHED}")]
+        assert left, "it was killed beside its writing"
+        newest = max((tmp_path / name).glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
+        resumed = GlobEncCallback(**SETTINGS, record=tmp_path / name / "record")
+        train(resumed, ckpt_path=newest)
+        assert_same_record(tmp_path / name / "record", folder / "record")
+        assert_same_history(resumed, whole)
+        assert not [*(tmp_path / name / "record").rglob(f"*{UNFINISHED}")]
 
 
 def test_steps_of_a_training_that_never_was_are_removed(
