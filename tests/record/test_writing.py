@@ -349,7 +349,8 @@ from globenc_lightning.record.writing import RunRecord
 from tests.record.made import made
 
 folder, draw = Path(sys.argv[1]), random.Random(0)
-written = made(sentences=40, layers=4, tokens=20)
+# Large enough that much of the time goes into writing: a file that is written in its place is found cut off.
+written = made(sentences=300, layers=12, tokens=20)
 # What the first writing in a process takes besides is not spent in every child.
 RunRecord(folder / "first", "run").write(*written)
 for moment in range(20):
@@ -376,14 +377,14 @@ def test_every_file_is_whole_after_kill_9_at_twenty_moments(tmp_path: Path) -> N
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, env=environment, check=True, timeout=120)
     record = RunRecord(tmp_path, "run")
-    wanted = made(sentences=40, layers=4, tokens=20)[2]
+    wanted = made(sentences=300, layers=12, tokens=20)[2]
     assert len(record.steps()) >= 10
     assert_same_entries(record.entries(), [replace(wanted, step=step) for step in record.steps()])
     for file in tmp_path.rglob("*.parquet"):
         assert parquet.read_table(file, partitioning=None).num_rows > 0
     assert all(json.loads(file.read_text()) for file in tmp_path.rglob("*.json"))
     # What the last of them was writing goes when the next one begins, and its analysis is made anew.
-    measurement, probe, entry, about = made(sentences=40, layers=4, tokens=20)
+    measurement, probe, entry, about = made(sentences=300, layers=12, tokens=20)
     record.write(measurement, probe, replace(entry, step=5000), about)
     assert not [*tmp_path.rglob(f"*{writing.UNFINISHED}")]
 
