@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from pyarrow import parquet
 
@@ -22,7 +23,7 @@ from globenc_lightning.record.writing import RecordOptions, RunRecord
 from tests.neutrality import equal
 from tests.record.made import made
 from tests.task.zoo import CASES, TRAINING, VALIDATION, Case
-from tests.training import Sentences, Steps, build_trainer, fit, loader, tokenizer
+from tests.training import Sentences, Steps, build_trainer, final_state, fit, loader, tokenizer
 
 ROOT = Path(__file__).parents[2]
 UNCOUNTED = ("regression", "loss")
@@ -326,6 +327,31 @@ def test_a_folder_that_cannot_be_made_stops_no_training(tmp_path: Path) -> None:
     assert trainer.global_step == 2
     with pytest.raises(OSError, match="file"):
         fit(Steps(), GlobEncCallback(record=tmp_path / "file", on_error="raise"))
+
+
+@pytest.mark.parametrize("fault", ["a full disk", "no room", "a file in its place"])
+def test_a_training_whose_record_fails_is_the_one_without_a_record(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def trained(*callbacks: GlobEncCallback) -> dict[str, Any]:
+        # Dropout draws from the generators.
+        pl.seed_everything(3, verbose=False)
+        return final_state(fit(Steps(), *callbacks))
+
+    without = trained()
+    if fault == "a full disk":
+        monkeypatch.setattr(parquet, "write_table", full)
+    elif fault == "no room":
+        monkeypatch.setattr(writing, "require_free", full)
+    else:
+        (tmp_path / "record").write_text("")
+    with pytest.warns(GlobEncWarning, match="No space left|NotADirectoryError|FileExistsError"):
+        found = trained(GlobEncCallback(record=tmp_path / "record"))
+    assert {name: equal(found[name], one) for name, one in without.items()} == dict.fromkeys(without, True)
+    assert not [*tmp_path.rglob("*.parquet"), *tmp_path.rglob(f"*{writing.UNFINISHED}")]
 
 
 def test_what_a_killed_process_was_writing_is_cleared(tmp_path: Path) -> None:
