@@ -17,10 +17,10 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
 
@@ -305,10 +305,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # tokenizing in the loop is fast enough here
 
     train_loader, val_loader = make_loaders(rows, model_folder, options)
-    print(
-        f"{len(train_loader.dataset)} training and {len(val_loader.dataset)} held-out sentences, "
-        f"labels {', '.join(label_names)}"
-    )
+    train_size, val_size = (len(cast(Sized, one.dataset)) for one in (train_loader, val_loader))
+    print(f"{train_size} training and {val_size} held-out sentences, labels {', '.join(label_names)}")
 
     globenc = GlobEncCallback()
     logger = TensorBoardLogger(options.output, name="sentiment")

@@ -38,7 +38,7 @@ def test_a_validation_that_waits_for_a_batch_is_missing_and_the_next_is_not(form
         if due in steps[1:]:
             waited += 1
             assert ["are of a class of their own" in message for message in messages] == [True]
-            assert resumed._missing_steps == [due]
+            assert resumed.history.missing_steps == [due]
         assert [entry.step for entry in resumed.history] == [step for step in steps if step != due or step == 0]
         if due == steps[-1]:
             # No batch came any more.
@@ -48,6 +48,43 @@ def test_a_validation_that_waits_for_a_batch_is_missing_and_the_next_is_not(form
         assert whole.probe is not None
         assert resumed.probe.fingerprint() == whole.probe.fingerprint()
     assert waited >= 2
+
+
+FORMS = ("dataclass", "named tuple")
+
+
+class TakesBoth(TakesOwnForm):
+    """Its two validation loaders give batches of different classes."""
+
+    def loss_of(self, batch: Any) -> Tensor:
+        self.form = FORMS[isinstance(batch, tuple)]
+        return super().loss_of(batch)
+
+
+def test_a_probe_of_two_loaders_whose_batches_are_of_different_classes_comes_back(tmp_path: Path) -> None:
+    def training(callbacks: list[pl.Callback], path: Path | None = None) -> None:
+        torch.manual_seed(0)
+        trainer = build_trainer(callbacks, max_epochs=3, enable_checkpointing=len(callbacks) > 1)
+        data = [in_form(form) for form in FORMS]
+        trainer.fit(TakesBoth(form=FORMS[0]), data[0]["train"], [one["val"] for one in data], ckpt_path=path)
+
+    # The first loader has twenty.
+    def limited() -> GlobEncCallback:
+        return GlobEncCallback(**QUIET, num_examples=24)
+
+    whole = limited()
+    training([whole, ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)])
+    assert whole.probe is not None
+    assert {part.loader for part in whole.probe.parts} == {0, 1}
+    resumed = limited()
+    with said() as messages:
+        training([resumed], tmp_path / "epoch=1.ckpt")
+    assert messages == []
+    assert [entry.step for entry in resumed.history] == [entry.step for entry in whole.history]
+    assert resumed.probe is not None
+    assert resumed.probe.fingerprint() == whole.probe.fingerprint()
+    for one, other in zip(resumed.probe.parts, whole.probe.parts, strict=True):
+        assert type(one.batch) is type(other.batch)
 
 
 class Marked(Steps):

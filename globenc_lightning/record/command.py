@@ -311,8 +311,8 @@ def _parser() -> argparse.ArgumentParser:
                      "probe of the GlobEncCallback in the checkpoint")  # fmt: skip
     one.add_argument("--text-column", default="text", metavar="NAME")
     one.add_argument("--label-column", default="label", metavar="NAME")
-    one.add_argument("--num-examples", type=_counted, metavar="N", help="default: all of a file; of a loader "
-                     f"as many as the callback took, or {NUM_EXAMPLES}")  # fmt: skip
+    one.add_argument("--num-examples", type=_counted, metavar="N", help="default: all of a file; of a loader as many "
+                     f"as the callback took, or {NUM_EXAMPLES}")  # fmt: skip
     one.add_argument("--tokenizer", metavar="FOLDER", help="default: the model's own")
     one.add_argument("--arguments", metavar="JSON", help="of the LightningModule, in place of those in the checkpoint")
     one.add_argument("--datamodule", metavar="PACKAGE.MODULE:CLASS", help="whose val_dataloader is the probe's loader")

@@ -11,7 +11,7 @@ from globenc_lightning.errors import RecordError
 from globenc_lightning.record.libraries import load_pandas
 from globenc_lightning.study.frames import examples, hyperparameters
 from globenc_lightning.study.loading import Run
-from globenc_lightning.study.rows import ExampleRows, example_rows, long_table, series_columns
+from globenc_lightning.study.rows import ExampleRows, example_rows, long_table, remark_unknown_tokens, series_columns
 
 
 def checked(value: str, values: Sequence[str], name: str) -> str:
@@ -45,6 +45,7 @@ def drift(
     """
     checked(against, dynamics.AGAINST, "against")
     checked(by, dynamics.MEASURES, "by")
+    remark_unknown_tokens(runs, special_tokens)
     parts = []
     for run in runs:
         for one in example_rows(run, methods, layers, special_tokens):
@@ -125,6 +126,7 @@ def agreement(
     """
     checked(by, dynamics.MEASURES, "by")
     pairs = [*_pairs(runs, between)]
+    remark_unknown_tokens(runs, special_tokens)
     decided = {run.label: _decided(run) for run in runs}
     parts = []
     # One method after another: the rows of many runs with all methods may not fit the memory.
@@ -182,9 +184,11 @@ def _pairs(runs: Sequence[Run], between: str) -> Iterator[tuple[Run, Run]]:
             found = True
             yield left, right
     if not found:
+        both = [*others, *([] if between in ("seed", "run") else ["seed"])]
+        apart = [name for name in both if len({repr(one.get(name)) for one in told}) > 1]
         raise RecordError(
-            f"no two runs differ in {between!r} and agree in everything else that is known of them "
-            f"({', '.join(others) or 'nothing'}): compare with agreement(between='run')."
+            f"no two runs differ in {between!r} and agree in everything else that is known of them; they differ in "
+            f"{', '.join(apart) or 'nothing'}. To compare all of them, write agreement(between='run')."
         )
 
 

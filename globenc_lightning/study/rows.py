@@ -3,6 +3,7 @@
 Axes: ``m`` method and layer, ``t`` analysis, ``k`` token.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from globenc_lightning.errors import GlobEncWarning
 from globenc_lightning.record import schema
 from globenc_lightning.record.libraries import load_pandas
 from globenc_lightning.study.frames import probe
@@ -75,6 +77,18 @@ def example_rows(
             rows[number, place[kept], position[kept]] = column[kept]
         counts = np.ones(len(part), bool) if special_tokens else ~(part["special"] == True).to_numpy()  # noqa: E712
         yield ExampleRows(int(example), series, steps, rows, counts)
+
+
+def remark_unknown_tokens(runs: Sequence[Run], special_tokens: bool) -> None:
+    """Warn that special tokens were to be left out, and are not known."""
+    unknown = [] if special_tokens else [run.label for run in runs if probe(run)["special"].isna().any()]
+    if unknown:
+        warnings.warn(
+            f"the probe of {', '.join(unknown[:5])} does not tell which tokens are special: there, all of them count. "
+            "A callback that knows the tokenizer records it: GlobEncCallback(tokenizer=...).",
+            GlobEncWarning,
+            stacklevel=4,
+        )
 
 
 def long_table(parts: Sequence[dict[str, Any]], columns: Sequence[str]) -> Any:

@@ -11,7 +11,18 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from benchmarks import common, correlation, dashboard, logging_cost, naive, overhead, resident, scaling, training
+from benchmarks import (
+    common,
+    correlation,
+    dashboard,
+    logging_cost,
+    naive,
+    overhead,
+    record,
+    resident,
+    scaling,
+    training,
+)
 from globenc_lightning import attribute
 
 TINY = common.MODELS["tiny"]
@@ -210,6 +221,24 @@ def test_logging_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     for one in [one for several in results.values() for one in several]:
         assert min(one.values()) > 0
         assert sum(one.values()) == pytest.approx(2 * one["total"])
+
+
+def test_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--examples", "6", "--tokens", "5", "--layers", "2", "--validations", "2", "--long", "8"]
+    record.main([*THREADS, *sizes, "--pairs", "2", "--json", str(tmp_path / "out.json")])
+
+    printed = capsys.readouterr().out
+    assert_says_where(printed)
+    assert len(rows_below(printed, "6 examples x 5 tokens x 2 layers x N-Enc and N-Res, 2 validations")) == 10
+    results = figures_of(tmp_path / "out.json")
+    for one in results["large"].values():
+        assert min(one["validation bytes"], one["probe bytes"], one["first write"], *one["writes"]) > 0
+        assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in one["reads"].values())
+    # Without a record a checkpoint grows with every validation; with one it does not, but for the digits of a step.
+    without, pointed = zip(*results["checkpoints"].values(), strict=True)
+    assert [*results["checkpoints"]] == ["1", "2", "4", "8"]
+    assert without[-1] > 4 * without[0]
+    assert pointed[-1] <= pointed[0] + 64
 
 
 def test_dashboard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

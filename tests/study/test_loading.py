@@ -1,13 +1,15 @@
 """Which runs a study takes, what it refuses to mix, and what it says of it."""
 
+import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from globenc_lightning import study
-from globenc_lightning.errors import RecordError
+from globenc_lightning.errors import GlobEncWarning, RecordError
 from globenc_lightning.record import schema
 from tests.study.records import write_run
 
@@ -105,14 +107,48 @@ def test_different_probes_are_refused_and_one_can_be_chosen(tmp_path: Path) -> N
 def test_encoders_of_different_depth_are_refused(tmp_path: Path) -> None:
     write_run(tmp_path, "a", layers=2)
     write_run(tmp_path, "b", layers=3)
-    with pytest.raises(RecordError, match=r"different depth.*a has 2, b has 3"):
+    for probe in (None, "one probe"):
+        with pytest.raises(RecordError, match=r"different depth.*a has 2, b has 3"):
+            study.load(tmp_path, probe=probe)
+
+
+@pytest.mark.parametrize(("choice", "value"), [("readout", "mean"), ("task", "regression"), ("normalize", True)])
+def test_runs_whose_figures_are_of_other_things_are_named(tmp_path: Path, choice: str, value: object) -> None:
+    for name, chosen in (("a", "cls"), ("b", "cls"), ("c", value)):
+        write_run(tmp_path, name)
+        file = schema.about_file(tmp_path, name)
+        told = json.loads(file.read_text())
+        told["about"][choice] = chosen
+        file.write_text(json.dumps(told))
+    with pytest.warns(GlobEncWarning, match=rf"these runs differ in {choice}: cls \(a, b\); {value} \(c\)"):
         study.load(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        study.load(tmp_path, runs=["a", "b"])
+
+
+def test_unknown_special_tokens_are_not_left_out_in_silence(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path, f"run-{seed}", seed=seed, special=False)
+    loaded = study.load(tmp_path)
+    for call in (loaded.drift, loaded.agreement):
+        with pytest.warns(GlobEncWarning, match="run-0, run-1 does not tell which tokens are special"):
+            told = call()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert told.equals(call(special_tokens=True))
 
 
 def test_methods_and_layers_are_those_that_all_runs_have(tmp_path: Path) -> None:
     write_run(tmp_path, "a", methods=("N-Enc", "W-Res", "W"), recorded_layers=(1, 2))
     write_run(tmp_path, "b", methods=("W", "N-Enc"), recorded_layers=(2,), seed=1)
-    loaded = study.load(tmp_path)
+    with pytest.warns(GlobEncWarning) as told:
+        loaded = study.load(tmp_path)
+    assert [str(one.message) for one in told] == [
+        "not all runs have the correlations of method W-Res: left out.",
+        "not all runs have the attributions of method W-Res: left out.",
+        "not all runs have the attributions of layer 1: left out.",
+    ]
     assert loaded.methods == ["N-Enc", "W"]
     assert set(loaded.correlations()["method"]) == {"N-Enc", "W"}
     assert loaded.recorded_layers == [2]

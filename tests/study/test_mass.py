@@ -54,6 +54,7 @@ def found(tokens: str, *wanted: str, known: bool = True) -> str:
         ("<s> ▁I ▁don 't ▁like </s>", ["negations"], "▁don 't"),
         ("[CLS] does n ' t like [SEP]", ["negations"], "n ' t"),
         ("[CLS] don t [SEP]", ["negations"], ""),
+        ("<s> ▁don ' ▁t </s>", ["don't"], ""),
         ("[CLS] notable not ##able knot [SEP]", ["negations"], ""),
         # Several words.
         ("[CLS] a waste of time , waste oft [SEP]", ["waste of"], "waste of"),
