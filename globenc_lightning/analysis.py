@@ -279,6 +279,7 @@ class Reader:
         proven: which of these were proven with a second set of weights: a head that begins at zero gives the same on
             any batch.
         encoder_call: where the model is called itself: which call of an encoder is shown, the others after it.
+        within: where in the user's batches the mapping is that the model is called on, as code: ``"['first']"``.
     """
 
     model: nn.Module
@@ -298,6 +299,7 @@ class Reader:
     chunks: dict[tuple[int, tuple[int, ...]], list[Chunk]] = field(default_factory=dict)
     proven: set[tuple[int, tuple[int, ...]]] = field(default_factory=set)
     encoder_call: int = 0
+    within: str = ""
 
     @property
     def structure(self) -> Structure | None:
