@@ -56,7 +56,7 @@ def replayed(kind: str, folder: Path, *options: str) -> int:
         (Classifier, {}),
         (Classifier, {"target": "label", "readout": "mean", "normalize": True, "methods": ["N-ResOut", "N-Enc"]}),
         (Classifier, {"exclude_special_tokens": True, "probe": SENTENCES, "tokenizer": tokenizer(), **ORDINARY}),
-        (Classifier, {"probe": ProbeSet.from_rows([Sentences(9)[place] for place in range(2, 9)]), **ORDINARY}),
+        (Classifier, {"probe": ProbeSet.from_batch(Sentences(9, seed=3).first(7)), **ORDINARY}),
         (Headed, ORDINARY),
         (Tuples, ORDINARY),
     ],
@@ -188,7 +188,7 @@ def test_record_checkpoint_takes_texts_a_probe_a_batch_and_a_loader_and_leaves_t
     probes: dict[str, Any] = {
         "batch": batch,
         "loader": loader(Sentences(5, labels=False), batch_size=3),
-        "probe": ProbeSet.from_rows([Sentences(labels=False)[place] for place in range(5)]),
+        "probe": ProbeSet.from_batch(batch),
     }
     expected = attribute(model, batch, methods=METHODS)
     for run, probe in probes.items():
