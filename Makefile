@@ -7,7 +7,9 @@
 
 PYTHON ?= python3
 DEMO_ARGS ?=
+STUDY_ARGS ?=
 TEST_ARGS ?=
+TEST_WORKERS ?= 2
 VERSIONS_ARGS ?=
 LIGHTNING_ARGS ?=
 
@@ -28,7 +30,7 @@ LIGHTNING := $(shell sed -n 's/^pytorch-lightning==/lightning==/p' constraints.t
 INSTALL := -m pip install --quiet --constraint constraints.txt $(TORCH) --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lightning loggers readers versions lint format types ci clean
+.PHONY: help demo study test lightning loggers readers versions lint format types ci clean
 
 help: ## show these commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -36,8 +38,11 @@ help: ## show these commands
 demo: $(DEMO_READY) ## fine-tune a real encoder with the callback (a few minutes)
 	$(DEMO_ENV)/bin/python examples/finetune_sentiment.py $(DEMO_ARGS)
 
+study: $(DEMO_READY) ## fine-tune with three seeds, record them and compare them (some minutes)
+	$(DEMO_ENV)/bin/python examples/study_seeds.py $(STUDY_ARGS)
+
 test: $(TEST_READY) ## run the whole test suite
-	$(TEST_ENV)/bin/python -m pytest $(TEST_ARGS)
+	OMP_NUM_THREADS=1 $(TEST_ENV)/bin/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile $(TEST_ARGS)
 
 lightning: $(LIGHTNING_READY) ## run the callback's tests with lightning and without pytorch_lightning
 	$(LIGHTNING_ENV)/bin/python tests/lightning_package.py $(LIGHTNING_ARGS)
@@ -70,7 +75,7 @@ clean: ## remove the environments and the tools' caches
 
 $(DEMO_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEMO_ENV)
-	$(DEMO_ENV)/bin/python $(INSTALL) ".[examples]"
+	$(DEMO_ENV)/bin/python $(INSTALL) ".[examples,record]"
 	@touch $@
 
 $(TEST_READY): pyproject.toml constraints.txt

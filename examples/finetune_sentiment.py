@@ -17,10 +17,10 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
 
@@ -140,7 +140,7 @@ class RhoTable(pl.Callback):
         """Print what has been added to the history since the last call."""
         for entry in self.globenc.history[self.printed :]:
             rho = "  ".join(f"{entry.correlation[m][-1].item():>{width}.3f}" for m, width in self.columns.items())
-            accuracy = "-" if val_acc is None else f"{val_acc:.3f}"
+            accuracy = f"{val_acc:.3f}" if entry.validation and val_acc is not None else "-"
             print(f"{entry.step:>6}  {accuracy:>7}  {rho}", flush=True)
         self.printed = len(self.globenc.history)
 
@@ -237,6 +237,59 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def make_loaders(
+    rows: Sequence[tuple[str, int]], model_folder: str, options: argparse.Namespace
+) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Return the loaders of the training sentences and of those that are held out.
+
+    Args:
+        rows: Texts with their classes.
+        model_folder: Folder of the encoder, with its tokenizer.
+        options: ``seed`` of the split, ``train_size``, ``val_size``, ``batch_size``, ``max_length``.
+    """
+    rows = list(rows)
+    random.Random(options.seed).shuffle(rows)
+    val_size = min(options.val_size, max(1, len(rows) // 5))
+    val_rows, train_rows = rows[:val_size], rows[val_size : val_size + options.train_size]
+    collate = Collator(AutoTokenizer.from_pretrained(model_folder, local_files_only=True), options.max_length)
+    # Shuffled, but with sentences of similar length together: a third less padding to compute.
+    sampler = LengthGroupedSampler(options.batch_size, lengths=[len(text) for text, _ in train_rows])
+    train_loader = DataLoader(Sentences(train_rows), options.batch_size, sampler=sampler, collate_fn=collate)
+    return train_loader, DataLoader(Sentences(val_rows), options.batch_size, collate_fn=collate)
+
+
+def make_trainer(
+    callbacks: Sequence[pl.Callback], logger: TensorBoardLogger, batches: int, options: argparse.Namespace
+) -> pl.Trainer:
+    """Return a Trainer on one device that prints nothing itself.
+
+    Args:
+        callbacks: Its callbacks.
+        logger: Its logger.
+        batches: Training batches of an epoch.
+        options: ``epochs``, and ``validations`` in the whole run.
+    """
+    return pl.Trainer(
+        max_epochs=options.epochs,
+        val_check_interval=max(1, options.epochs * batches // options.validations),
+        check_val_every_n_epoch=None,  # the interval counts on through the epochs
+        devices=1,
+        logger=logger,
+        callbacks=list(callbacks),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=min(10, batches),
+    )
+
+
+def tensorboard_command(folder: Path) -> str:
+    """Return the command line that opens TensorBoard on a folder."""
+    beside_python = Path(sys.executable).with_name("tensorboard")
+    tensorboard = "tensorboard" if shutil.which("tensorboard") else str(beside_python)
+    return f"{tensorboard} --logdir {shlex.quote(str(folder))}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fine-tune, and tell where to look at the result.
 
@@ -251,34 +304,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pl.seed_everything(options.seed)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # tokenizing in the loop is fast enough here
 
-    random.Random(options.seed).shuffle(rows)
-    val_size = min(options.val_size, max(1, len(rows) // 5))
-    val_rows, train_rows = rows[:val_size], rows[val_size : val_size + options.train_size]
-    collate = Collator(AutoTokenizer.from_pretrained(model_folder, local_files_only=True), options.max_length)
-    # Shuffled, but with sentences of similar length together: a third less padding to compute.
-    sampler = LengthGroupedSampler(options.batch_size, lengths=[len(text) for text, _ in train_rows])
-    train_loader = DataLoader(Sentences(train_rows), options.batch_size, sampler=sampler, collate_fn=collate)
-    val_loader = DataLoader(Sentences(val_rows), options.batch_size, collate_fn=collate)
-    print(f"{len(train_rows)} training and {len(val_rows)} held-out sentences, labels {', '.join(label_names)}")
+    train_loader, val_loader = make_loaders(rows, model_folder, options)
+    train_size, val_size = (len(cast(Sized, one.dataset)) for one in (train_loader, val_loader))
+    print(f"{train_size} training and {val_size} held-out sentences, labels {', '.join(label_names)}")
 
     globenc = GlobEncCallback()
-    trainer = pl.Trainer(
-        max_epochs=options.epochs,
-        val_check_interval=max(1, options.epochs * len(train_loader) // options.validations),
-        check_val_every_n_epoch=None,  # the interval counts on through the epochs
-        devices=1,
-        logger=TensorBoardLogger(options.output, name="sentiment"),
-        callbacks=[globenc, RhoTable(globenc)],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=min(10, len(train_loader)),
-    )
+    logger = TensorBoardLogger(options.output, name="sentiment")
+    trainer = make_trainer([globenc, RhoTable(globenc)], logger, len(train_loader), options)
     trainer.fit(SentimentClassifier(model_folder, label_names, options.learning_rate), train_loader, val_loader)
 
-    beside_python = Path(sys.executable).with_name("tensorboard")
-    tensorboard = "tensorboard" if shutil.which("tensorboard") else str(beside_python)
-    print(f"\nLook at the heatmaps and curves with:\n  {tensorboard} --logdir {shlex.quote(str(options.output))}")
+    print(f"\nLook at the heatmaps and curves with:\n  {tensorboard_command(options.output)}")
 
 
 if __name__ == "__main__":

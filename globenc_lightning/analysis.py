@@ -384,6 +384,10 @@ def _resolved(kept: Any) -> Any:
     return kept
 
 
+MOST_WAITING = 2**24
+"""So many entries of rollouts are kept, 64 MB, until it is known which of their rows are read."""
+
+
 @dataclass(eq=False)
 class _Layers:
     """What the layers of one call of an encoder gave so far; ``m`` is a method.
@@ -394,6 +398,7 @@ class _Layers:
         depth: how many layers there are.
         keep_maps: whether every layer's maps and rollouts are kept.
         weights: (b, q) how much of each token's row is read; the row of ``readout`` when None.
+        waits: whether the rollouts of all layers are kept until it is known which rows are read, see :meth:`read`.
         local: method -> (b, l, q, k), filled layer by layer.
         rollout: method -> (b, l, q, k), filled layer by layer.
         rows: (b, m, k) for each layer.
@@ -406,16 +411,20 @@ class _Layers:
     depth: int
     keep_maps: bool
     weights: Tensor | None = None
+    waits: bool = False
     local: dict[str, Tensor] = field(default_factory=dict)
     rollout: dict[str, Tensor] = field(default_factory=dict)
     rows: list[Tensor] = field(default_factory=list)
     exponents: list[Tensor] = field(default_factory=list)
     previous: Tensor | None = None
     _maps: Tensor | None = None
+    _waiting: list[Tensor] = field(default_factory=list)
 
     def add(self, done: LayerDone, kernel: Callable[..., Tensor]) -> None:
         """Take one layer more: its maps, one step of the rollout, the row that is read."""
         methods, (b, s) = self.settings.methods, done.mask.shape
+        if self.waits and len(methods) * self.depth * b * s * s > MOST_WAITING:
+            return
         inputs = layer_inputs(done.layer, done.activations, done.weights, mixed="W-Res" in methods)
         if self._maps is None:
             # The same memory for every layer: fresh pages would cost more than what is computed in them.
@@ -427,13 +436,35 @@ class _Layers:
         self.previous = rolled.view_as(step)
         self.exponents.append(exponent.view(len(methods), b))
         rollouts = self.previous.transpose(0, 1)
-        if self.weights is None:
-            self.rows.append(readout_row(rollouts, done.mask, self.readout))
+        if self.waits:
+            self._waiting.append(rollouts)
         else:
-            self.rows.append(torch.einsum("bq,bmqk->bmk", self.weights.to(rollouts), rollouts))
+            self.rows.append(self._row(rollouts, done.mask))
         if self.keep_maps:
             self._keep(self.local, self._maps, done.place)
             self._keep(self.rollout, self.previous, done.place)
+
+    def read(self, readout: str, weights: Tensor | None, mask: Tensor) -> bool:
+        """Read the rows of rollouts that have waited for it.
+
+        Args:
+            readout: which row is read.
+            weights: (b, q) how much of each token's row; the row of ``readout`` when None.
+            mask: (b, s) true for real tokens.
+
+        Returns:
+            Whether they were kept: too many of them are not.
+        """
+        self.readout, self.weights = readout, weights
+        self.rows = [self._row(rollouts, mask) for rollouts in self._waiting]
+        self._waiting = []
+        return bool(self.rows)
+
+    def _row(self, rollouts: Tensor, mask: Tensor) -> Tensor:
+        """The row (b, m, k) of rollouts (b, m, q, k) that is read."""
+        if self.weights is None:
+            return readout_row(rollouts, mask, self.readout)
+        return torch.einsum("bq,bmqk->bmk", self.weights.to(rollouts), rollouts)
 
     def _keep(self, kept: dict[str, Tensor], maps: Tensor, place: int) -> None:
         _, b, s, _ = maps.shape
@@ -1257,15 +1288,15 @@ def _rows_of(decision: Decision, scores: Tensor, place: Tensor, calls: tuple[Enc
 def _connected(reader: Reader, run: _Run, batch: Any, settings: Settings, keep_maps: bool) -> _Found:
     """One forward and one backward, or two where what the decision reads has to be known first."""
 
-    def attempt(readout: str, weights: list[Tensor] | None, look: bool = False) -> _Found:
+    def attempt(readout: str, weights: list[Tensor] | None, waits: bool = False) -> _Found:
         if not reader.connected:
             try:
-                return _attempt(reader, run, batch, settings, keep_maps, readout, weights, look, connected=False)
+                return _attempt(reader, run, batch, settings, keep_maps, readout, weights, waits, connected=False)
             except ModelCallError as error:
                 if not isinstance(error, CutGraphError) and not isinstance(error.__cause__, RuntimeError):
                     raise
         # The forward cuts the graph, or drops parts of it that it cannot compute again while it is read.
-        found = _attempt(reader, run, batch, settings, keep_maps, readout, weights, look, connected=True)
+        found = _attempt(reader, run, batch, settings, keep_maps, readout, weights, waits, connected=True)
         reader.connected = True
         return found
 
@@ -1286,13 +1317,19 @@ def _connected(reader: Reader, run: _Run, batch: Any, settings: Settings, keep_m
         if name == "token" and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(weights, known, strict=True)):
             return found
     else:
-        found = attempt("cls", None, look=True)
+        found = attempt("cls", None, waits=True)
     reader.reads, weights = _reads(reader, found)
     if isinstance(batch, Chunk):
         batch.weights = weights if reader.reads == "token" else None
-    if reader.reads in (*READOUTS, "elsewhere"):
-        return attempt("cls" if reader.reads == "elsewhere" else reader.reads, None)
-    return attempt(reader.reads, weights)
+    by_token = reader.reads not in (*READOUTS, "elsewhere")
+    readout = "cls" if reader.reads == "elsewhere" else reader.reads
+    waited = []
+    for layers, structure, call, weight in zip(found.layers, reader.read, found.calls, weights, strict=True):
+        if by_token:
+            waited.append(layers.read(readout, weight, call.mask))
+        else:
+            waited.append(layers.read(effective_readout(structure, readout), None, call.mask))
+    return found if all(waited) else attempt(readout, weights if by_token else None)
 
 
 def _reads(reader: Reader, found: _Found) -> tuple[str, list[Tensor]]:
@@ -1350,24 +1387,23 @@ def _attempt(
     keep_maps: bool,
     readout: str,
     weights: list[Tensor] | None,
-    look: bool,
+    waits: bool,
     *,
     connected: bool,
 ) -> _Found:
     """One forward and one backward, with the autograd graph as the model's forward leaves it, or kept connected.
 
-    Without the maps where it is but a ``look`` at what the decision reads.
+    Where it ``waits``, the rows are read once it is known which, see :class:`_Layers`.
     """
     places = [place for place, one in enumerate(reader.structures) if isinstance(one, Structure)]
     collected: dict[int, _Layers] = {}
     for number, (place, structure) in enumerate(zip(places, reader.read, strict=True)):
         row = readout if weights is not None else effective_readout(structure, readout)
         weight = None if weights is None else weights[number]
-        collected[place] = _Layers(settings, row, len(structure.layers), keep_maps, weight)
+        collected[place] = _Layers(settings, row, len(structure.layers), keep_maps, weight, waits)
 
     def on_layer(done: LayerDone) -> None:
-        if not look:
-            collected[done.call].add(done, partial(reader.kernels.kernel, (done.call, done.place)))
+        collected[done.call].add(done, partial(reader.kernels.kernel, (done.call, done.place)))
 
     texts = batch.batch if isinstance(batch, Chunk) else batch
 
@@ -1387,7 +1423,7 @@ def _attempt(
         gradients: tuple[Tensor | None, ...] = tuple(None for _ in sources)
         prove = None
         if judged.total.requires_grad:
-            if judged.apart and judged.rows is not None and not look:
+            if judged.apart and judged.rows is not None:
                 prove = prove_rows(judged.scores, judged.rows, result.calls[0].last)
             with _told("the backward pass from the score to the hidden states"):
                 gradients = torch.autograd.grad(judged.total, sources, allow_unused=True)

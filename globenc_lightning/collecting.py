@@ -14,7 +14,7 @@ from globenc_lightning.encoder.reading import find_encoders
 from globenc_lightning.encoder.structure import Structure
 from globenc_lightning.errors import EmptyProbeError, ProbeError
 from globenc_lightning.measurement import Measurement
-from globenc_lightning.probe import ProbeSet, fingerprint, main_input
+from globenc_lightning.probe import ProbeSet, fingerprint, loaders_waited_for, main_input
 from globenc_lightning.reasons import Reasons
 from globenc_lightning.task.batches import copied, leaves, needs_template, size_of
 from globenc_lightning.task.replaying import Part, part_of
@@ -51,6 +51,7 @@ class Collector:
         self._seen_batches = False
         self._template: Any = None
         self._stored: Mapping[str, Any] | None = None
+        self._templates: dict[int, Any] = {}
         self._looked_for_tokenizer = False
         self._named_by_encoder = False
         self._shared = False
@@ -264,7 +265,7 @@ class Collector:
         own = self.probe.parts if self.probe is not None else ()
         template = own[0].batch if own else self._template
         try:
-            probe = ProbeSet.from_state_dict(state, template)
+            probe = ProbeSet.from_state_dict(state, template, {part.loader: part.batch for part in own})
             tokenizer = self._within_reach(model, places)
             # The tokens are those of the first process; further texts are named by what is within reach here.
             self.probe, self._texts = replace(probe, tokenizer=tokenizer if probe.is_named else None), None
@@ -314,11 +315,23 @@ class Collector:
             self.probe, self._texts, self._parts = stored, None, []
             self._looked_for_tokenizer = False
 
-    def restore_like(self, batch: Any, model: nn.Module, places: Places) -> None:
-        """Put the probe of a checkpoint into the form of a batch: a checkpoint names no classes."""
-        if self._stored is not None:
+    def restore_like(self, batch: Any, loader: int, model: nn.Module, places: Places) -> None:
+        """Put the probe of a checkpoint into the form of the loaders' batches: a checkpoint names no classes.
+
+        Args:
+            batch: a batch of a loader.
+            loader: the loader's number. The probe waits until each of its loaders has shown one.
+            model: the module that is trained.
+            places: where a tokenizer may be kept.
+        """
+        if self._stored is None:
+            return
+        if loader not in self._templates:
+            self._templates[loader] = copied(batch)
+        if not loaders_waited_for(self._stored, self._templates):
             stored, self._stored = self._stored, None
-            self.probe = ProbeSet.from_state_dict(stored, batch)
+            templates, self._templates = self._templates, {}
+            self.probe = ProbeSet.from_state_dict(stored, templates=templates)
             self.compare_tokenizers(model, places)
 
     def go_back(self, state: Mapping[str, Any] | None) -> None:

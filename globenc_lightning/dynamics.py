@@ -24,9 +24,17 @@ TOP = 0.25
 
 def ranks(rows: Rows) -> Rows:
     """Ranks from 1 in each row (v, k); ties share their mean rank."""
-    smaller = (rows[:, None, :] < rows[:, :, None]).sum(2)
-    equal = (rows[:, None, :] == rows[:, :, None]).sum(2)
-    result: Rows = smaller + (equal + 1) / 2
+    order = np.argsort(rows, axis=-1, kind="stable")
+    ordered = np.take_along_axis(rows, order, -1)
+    differs = ordered[..., 1:] != ordered[..., :-1]
+    edge = np.ones((*rows.shape[:-1], 1), dtype=bool)
+    places = np.arange(rows.shape[-1])
+    # Where the run of equal values around each place begins and ends.
+    first = np.maximum.accumulate(np.where(np.concatenate([edge, differs], -1), places, 0), axis=-1)
+    ends = np.where(np.concatenate([differs, edge], -1), places, rows.shape[-1])
+    last = np.flip(np.minimum.accumulate(np.flip(ends, -1), axis=-1), -1)
+    result = np.empty(rows.shape)
+    np.put_along_axis(result, order, (first + last) / 2 + 1, axis=-1)
     return result
 
 
@@ -49,30 +57,41 @@ def drift(rows: Rows, pairs: Sequence[int | None], by: str) -> Rows:
     """How far one sentence's row moved: 1 - similarity to the row of another validation.
 
     Args:
-        rows: (v, k) the tokens that count; NaN where a validation has no figures.
+        rows: (..., v, k) the tokens that count; NaN where a validation has no figures.
         pairs: what :func:`partners` gave.
         by: one of ``MEASURES``.
 
     Returns:
-        (v) 0 where the rows are alike; NaN where there is nothing to compare or, for Spearman, a row is constant.
+        (..., v) 0 where the rows are alike; NaN where there is nothing to compare: no figures, fewer than two tokens
+        or, for Spearman, a constant row.
     """
-    found = np.full(len(rows), np.nan)
+    found = np.full(rows.shape[:-1], np.nan)
     places = [place for place, other in enumerate(pairs) if other is not None]
-    if not places or not rows.shape[1]:
-        return found
     others = [other for other in pairs if other is not None]
-    new, old = rows[places], rows[others]
-    if by == "jaccard":
-        tops = [_tops(one) for one in (old, new)]
-        shared = (tops[0] & tops[1]).sum(1)
-        alike = shared / (tops[0] | tops[1]).sum(1)
-    else:
-        x, y = (one - one.mean(1, keepdims=True) for one in (ranks(old), ranks(new)))
-        scale = np.sqrt((x * x).sum(1) * (y * y).sum(1))
-        alike = np.divide((x * y).sum(1), scale, out=np.full(len(scale), np.nan), where=scale > 0)
-    unknown = np.isnan(new).any(1) | np.isnan(old).any(1)
-    found[places] = np.where(unknown, np.nan, 1 - alike)
+    if places:
+        compared = comparable(rows, by)
+        found[..., places] = 1 - similarity(compared[..., places, :], compared[..., others, :], by)
     return found
+
+
+def comparable(rows: Rows, by: str) -> Rows:
+    """What :func:`similarity` compares rows (..., v, k) by: ranks around 0, or 1 for the largest tokens; else NaN."""
+    if rows.shape[-1] < 2:
+        # The largest of one token is the same for every model.
+        return np.full(rows.shape, np.nan)
+    made = ranks(rows) - (rows.shape[-1] + 1) / 2 if by == "spearman" else _tops(rows).astype(np.float64)
+    made[np.isnan(rows).any(-1)] = np.nan
+    return made
+
+
+def similarity(one: Rows, other: Rows, by: str) -> Rows:
+    """How alike rows are (..., v), out of what :func:`comparable` gave (..., v, k); NaN where that cannot be told."""
+    shared = (one * other).sum(-1)
+    if by == "spearman":
+        scale = np.sqrt((one * one).sum(-1) * (other * other).sum(-1))
+    else:
+        scale = one.sum(-1) + other.sum(-1) - shared
+    return np.divide(shared, scale, out=np.full(shared.shape, np.nan), where=scale > 0)
 
 
 def top_count(tokens: int) -> int:
@@ -81,11 +100,11 @@ def top_count(tokens: int) -> int:
 
 
 def _tops(rows: Rows) -> NDArray[np.bool_]:
-    """Which tokens of each row (v, k) are among its largest; of equal ones, the first."""
-    most = top_count(rows.shape[1])
-    order = np.argsort(-rows, axis=1, kind="stable")[:, :most]
+    """Which tokens of each row (..., v, k) are among its largest; of equal ones, the first."""
+    most = top_count(rows.shape[-1])
+    order = np.argsort(-rows, axis=-1, kind="stable")[..., :most]
     tops = np.zeros(rows.shape, dtype=bool)
-    np.put_along_axis(tops, order, True, axis=1)
+    np.put_along_axis(tops, order, True, axis=-1)
     return tops
 
 
@@ -145,9 +164,9 @@ def marked(tokens: Sequence[str], special: Sequence[bool], wanted: Mapping[str, 
 
 
 def mass(rows: Rows, chosen: Sequence[bool]) -> Rows:
-    """The share (v) of a sentence's attribution (v, k) that lies on chosen tokens; NaN where there are no figures."""
-    total = rows.sum(1)
-    found: Rows = np.divide(rows[:, list(chosen)].sum(1), total, out=np.full(len(rows), np.nan), where=total > 0)
+    """The share (..., v) of a sentence's attribution (..., v, k) on chosen tokens; NaN where there are no figures."""
+    total = rows.sum(-1)
+    found: Rows = np.divide(rows[..., list(chosen)].sum(-1), total, out=np.full(total.shape, np.nan), where=total > 0)
     return found
 
 

@@ -25,6 +25,11 @@ from globenc_lightning.task.replaying import Chunk
 
 HEAD_READS = ("elsewhere", "other tokens", "readout")
 """What a head can be found to read, the strangest first."""
+BY_EXAMPLE = (
+    *("rows", "saliency", "predicted", "probability", "names", "score", "position", "answers", "truths", "ids"),
+    *("values", "chances", "logits", "losses"),
+)
+"""What a measurement holds one of per example, in a list or along the first axis of a tensor."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +110,18 @@ class Measurement:
     def value(self, index: int) -> float:
         """The value of an example's decision; NaN where it gives none."""
         return float(self.values[index]) if len(self.values) else float("nan")
+
+    def first(self, most: int) -> "Measurement":
+        """Returns the figures of so many of the first examples: what is shown one by one of a large probe."""
+        if len(self.names) <= most:
+            return self
+        parts = {name: value[:most] for name, value in vars(self).items() if name in BY_EXAMPLE}
+        return replace(
+            self,
+            correlation={method: rho[:most] for method, rho in self.correlation.items()},
+            last={index: maps for index, maps in self.last.items() if index < most},
+            **parts,
+        )
 
     def summary(self) -> dict[str, CorrelationSummary]:
         """Mean, spread and counts over the probe set: method -> one number per layer."""

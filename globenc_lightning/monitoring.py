@@ -123,7 +123,7 @@ class Monitor:
         """Take a batch of a validation as it passes by, if the probe is made of it."""
         collector, model, places = self._collector, training.module, training.places
         if collector.waits_for_a_batch:
-            self._try_noted(training, lambda: collector.restore_like(batch, model, places))
+            self._try_noted(training, lambda: collector.restore_like(batch, loader, model, places))
         if collector.is_wanted and not self.refused:
             collector.keep_template(batch)
             if training.is_first:

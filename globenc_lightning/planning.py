@@ -5,8 +5,9 @@ gives the very logits that it gives on the whole one. That is what makes in-batc
 and padding at the left right.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from globenc_lightning.errors import (
     is_out_of_memory,
 )
 from globenc_lightning.probe import ProbeSet
-from globenc_lightning.task.batches import columns_of, rows_of, size_of
+from globenc_lightning.task.batches import columns_of, padding_masks, rows_of, size_of
 from globenc_lightning.task.kinds import BY_TOKEN, Decision
 from globenc_lightning.task.replaying import Chunk, Part, Replay, Step, count_labels, same
 
@@ -201,16 +202,39 @@ def _examples(decision: Decision, mask: Tensor | None, part: Part) -> int:
 
 
 def _find(reader: Reader, part: Part) -> None:
-    """Find the decision with two examples, which take little memory; else with the whole batch."""
-    size = size_of(part.batch)
-    few = Chunk(part.batch, part, (), ())
-    if size is not None and size > 2:
+    """Find the decision with two examples, which take little time and memory; else with the whole batch."""
+    for batch in _few(part):
         try:
-            return find_decision(reader, replace(few, batch=rows_of(part.batch, (part.chosen * 2)[:2])))
+            return find_decision(reader, Chunk(batch, part, (), ()))
         except GlobEncError:
-            # Some steps want the whole batch.
+            # Some steps want the whole batch, or texts of their whole width.
             pass
-    return find_decision(reader, few)
+    return find_decision(reader, Chunk(part.batch, part, (), ()))
+
+
+def _few(part: Part) -> Iterator[Any]:
+    """Batches of two examples, those with the longest texts: without columns of padding, then with them.
+
+    What is shown of a structure is shown for texts up to their length.
+    """
+    size = size_of(part.batch)
+    if size is None or size <= 2:
+        return
+    masks = padding_masks(part.batch, size)
+    chosen = part.chosen
+    if masks:
+        lengths = torch.stack([mask.sum(1) for mask in masks]).amax(0).tolist()
+        chosen = sorted(sorted(chosen, key=lambda row: -lengths[row])[:2])
+    rows = (chosen * 2)[:2]
+    batch = rows_of(part.batch, rows)
+    shorter = batch
+    for mask in masks:
+        used = mask[rows].any(0).nonzero().flatten()
+        if len(used) and int(used[-1]) + 1 - int(used[0]) < mask.shape[1]:
+            shorter = columns_of(shorter, mask[rows], slice(int(used[0]), int(used[-1]) + 1))
+    if shorter is not batch:
+        yield shorter
+    yield batch
 
 
 def _divided(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from globenc_lightning.encoder.calling import LABELS
 from globenc_lightning.errors import EmptyProbeError, GlobEncWarning, ProbeError
-from globenc_lightning.task.batches import leaves, restored, stored
+from globenc_lightning.task.batches import leaves, needs_template, restored, stored
 from globenc_lightning.task.replaying import Part
 from globenc_lightning.tokenizers import naming, spelling_of
 
@@ -212,12 +212,16 @@ class ProbeSet:
         return probe.with_tokens(tokenizer)
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any], template: Any = None) -> "ProbeSet":
+    def from_state_dict(
+        cls, state: Mapping[str, Any], template: Any = None, templates: Mapping[int, Any] | None = None
+    ) -> "ProbeSet":
         """The probe set that :meth:`state_dict` was called on.
 
         Args:
             state: what it returned.
             template: a batch of the same form, for those that hold dataclasses or named tuples.
+            templates: such a batch of each data loader, by the loader's number; loaders may give batches of different
+                classes. The template where a loader has none here.
 
         Raises:
             ProbeError: such a template is needed, and none was given.
@@ -235,7 +239,7 @@ class ProbeSet:
             tuple(state["texts"]),
             tuple(
                 Part(
-                    restored(one["batch"], template),
+                    restored(one["batch"], (templates or {}).get(one["loader"], template)),
                     one["place"],
                     one["loader"],
                     one["wanted"],
@@ -505,6 +509,20 @@ def main_input(batch: Mapping[str, Any]) -> str | None:
             if str(key).endswith(name) and isinstance(value, Tensor) and value.dim() > 0:
                 return str(key)
     return None
+
+
+def loaders_waited_for(state: Mapping[str, Any], shown: Mapping[int, Any]) -> set[int]:
+    """The data loaders that have to show a batch before a probe of a checkpoint can be put together.
+
+    Args:
+        state: what :meth:`ProbeSet.state_dict` returned.
+        shown: a batch of each data loader that has shown one, by the loader's number.
+
+    Returns:
+        The numbers of those whose batches hold dataclasses or named tuples, which a checkpoint does not name.
+    """
+    parts = state.get("parts", ())
+    return {part["loader"] for part in parts if needs_template(part["batch"])} - set(shown)
 
 
 def _width(batch: Any) -> int:

@@ -183,10 +183,15 @@ def recorded(options: argparse.Namespace) -> dict[str, Any]:
     return {**fails(options), "probe": Sentences(options.examples).first(options.examples)}
 
 
+def kept(options: argparse.Namespace) -> dict[str, Any]:
+    """As ``given``, with a record, and a training step that is analysed besides the validations."""
+    return {**given(options), "record": options.folder / "record", "at_steps": [1]}
+
+
 CASES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     one.__name__: one
     for one in (
-        *(given, collected, fails, fails_and_raises, recorded, sharded),
+        *(given, collected, fails, fails_and_raises, recorded, kept, sharded),
         *(tuples, dataclasses, travels_not, gathers, gathers_by_torch, is_not_found),
     )
 }
@@ -207,7 +212,7 @@ def main() -> None:
     strategy = parts.pop("strategy")
     form = {"collate_fn": parts.pop("collate", None)}
     size = parts.pop("batch", 4)
-    if options.case in ("given", "collected", "tuples"):
+    if options.case in ("given", "collected", "tuples", "kept"):
         module.configure_optimizers = lambda: still(module.parameters())  # type: ignore[method-assign]
     callback, logger = GlobEncCallback(heatmap_examples=1, **parts), Album()
     board = TensorBoardLogger(str(options.folder), name=None, version="board")

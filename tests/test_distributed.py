@@ -13,6 +13,7 @@ import torch
 
 from globenc_lightning import METHODS, GlobEncCallback, attribute
 from globenc_lightning.processes import sharded_over_processes
+from globenc_lightning.record.writing import RunRecord
 from globenc_lightning.report.dashboard import store
 from tests.training import Sentences, Steps, events, fit, said
 
@@ -180,6 +181,24 @@ def test_a_probe_that_does_not_travel_between_processes_is_refused_in_words(tmp_
     for one in (first, second):
         assert one["steps"] == 4
         assert one["history"] == []
+
+
+def test_one_process_writes_the_record_of_all(tmp_path: Path) -> None:
+    (alone,) = run("kept", tmp_path / "1", 1)
+    first, second = run("kept", tmp_path / "2", 2)
+    assert [entry["step"] for entry in alone["history"]] == [0, 1, 1, 3]
+    for one in (first, second):
+        assert [entry["step"] for entry in one["history"]] == [0, 1, 1, 3]
+        assert one["messages"] == alone["messages"]
+    records = [RunRecord(tmp_path / number / "record", "memory-version_0") for number in ("1", "2")]
+    assert records[0].steps() == records[1].steps() == [0, 1, 3]
+    files = [sorted(file.name for file in record.folder.rglob("*") if file.is_file()) for record in records]
+    assert files[0] == files[1]
+    for one, other in zip(*(record.entries() for record in records), strict=True):
+        for method in METHODS:
+            assert_close(one.by_example[method].tolist(), other.by_example[method].tolist(), 1e-5)
+            for row, wanted in zip(one.rows[method], other.rows[method], strict=True):
+                assert_close(row.tolist(), wanted.tolist(), 1e-5)
 
 
 def test_a_whole_model_is_not_taken_for_a_spread_one() -> None:

@@ -43,7 +43,7 @@ def test_spearman_drift_is_scipys(against: str, steps: int) -> None:
             assert found[place] == pytest.approx(1 - spearmanr(rows[place], rows[other]).statistic, abs=1e-12)
 
 
-@pytest.mark.parametrize(("tokens", "most"), [(1, 1), (3, 1), (4, 1), (5, 2), (8, 2), (9, 3), (40, 10)])
+@pytest.mark.parametrize(("tokens", "most"), [(2, 1), (3, 1), (4, 1), (5, 2), (8, 2), (9, 3), (40, 10)])
 def test_jaccard_drift_is_that_of_the_sets_of_largest_tokens(tokens: int, most: int) -> None:
     assert dynamics.top_count(tokens) == most
     rows = draw(4, tokens, seed=2)
@@ -56,12 +56,26 @@ def test_jaccard_drift_is_that_of_the_sets_of_largest_tokens(tokens: int, most: 
 
 
 @pytest.mark.parametrize("by", dynamics.MEASURES)
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_fewer_than_two_tokens_have_no_drift(tokens: int, by: str) -> None:
+    # A single token is always the largest: that it still is says nothing.
+    found = dynamics.drift(draw(3, tokens), dynamics.partners([True] * 3, "previous"), by)
+    assert np.isnan(found).all()
+
+
+@pytest.mark.parametrize("by", dynamics.MEASURES)
 def test_equal_rows_have_not_moved_and_missing_ones_are_unknown(by: str) -> None:
     rows = np.repeat(draw(1, 6), 4, axis=0)
     rows[2] = np.nan
     found = dynamics.drift(rows, [None, 0, 1, 2], by)
     assert found[1] == pytest.approx(0)
     assert np.isnan(found[[0, 2, 3]]).all()
+
+
+@pytest.mark.parametrize("by", dynamics.MEASURES)
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_a_row_of_one_token_cannot_move(tokens: int, by: str) -> None:
+    assert np.isnan(dynamics.drift(draw(3, tokens), [None, 0, 1], by)).all()
 
 
 def test_a_constant_row_has_no_spearman_drift() -> None:

@@ -1,7 +1,7 @@
 import copy
 import pickle
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -10,7 +10,8 @@ from transformers import BatchEncoding
 
 from globenc_lightning import ProbeSet, attribute
 from globenc_lightning.errors import ProbeError
-from globenc_lightning.probe import is_by_token
+from globenc_lightning.probe import is_by_token, loaders_waited_for
+from globenc_lightning.task.replaying import Part
 from globenc_lightning.tokenizers import spelling_of
 from tests import models
 from tests.vocabulary import bert_tokenizer, byte_level_tokenizer
@@ -524,3 +525,43 @@ def test_a_tokenizer_is_known_by_its_names_and_by_its_spelling(tokenizer: Any) -
     for known in (probe, spelled):
         assert known.is_named_by(bytewise)
         assert not known.is_named_by(tokenizer)
+
+
+class Titled(NamedTuple):
+    ids: Tensor
+    label: Tensor
+
+
+class Quoted(NamedTuple):
+    ids: Tensor
+    label: Tensor
+
+
+@dataclass
+class Spoken:
+    ids: Tensor
+    sure: Tensor
+
+
+def of_class(kind: Any) -> Any:
+    return kind(torch.arange(6).view(2, 3), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("kinds", [(Titled, Quoted), (Titled, Spoken), (Spoken, Titled), (dict, Titled)])
+def test_each_loader_has_a_template_of_its_own(kinds: tuple[Any, Any]) -> None:
+    batches = {
+        place: {"ids": torch.ones(2, 3), "label": torch.zeros(2)} if kind is dict else of_class(kind)
+        for place, kind in enumerate(kinds)
+    }
+    probe = ProbeSet.from_parts([Part(batch, 0, place, 2) for place, batch in batches.items()])
+    state = probe.state_dict()
+    waits = {place for place, kind in enumerate(kinds) if kind is not dict}
+    assert loaders_waited_for(state, {}) == waits
+    assert loaders_waited_for(state, {0: batches[0]}) == waits - {0}
+    assert loaders_waited_for(state, batches) == set()
+    again = ProbeSet.from_state_dict(state, templates=batches)
+    for part, kind in zip(again.parts, kinds, strict=True):
+        assert type(part.batch) is kind
+    if kinds[0] is not dict:
+        with pytest.raises(ProbeError, match="a class that no batch has shown"):
+            ProbeSet.from_state_dict(state, templates={0: batches[0]})

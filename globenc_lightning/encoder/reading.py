@@ -208,7 +208,7 @@ def find_structures(
             f"there is no Hugging Face encoder in {type(model).__name__}: GlobEncCallback needs a module that holds a "
             "transformers model (a PreTrainedModel such as AutoModel.from_pretrained gives), for example as self.model."
         )
-    failures: list[tuple[bool, Exception]] = []
+    failures: list[tuple[bool, bool, Exception]] = []
     # Where the forward cuts or drops the autograd graph, the proof needs it whole.
     for connected in (False, True):
         for encoders in choices:
@@ -222,12 +222,14 @@ def find_structures(
             except (UnsupportedEncoderError, RuntimeError) as error:
                 if is_out_of_memory(error):
                     raise
-                failures.append((connected, error))
+                failures.append((connected, bool(seen), error))
             else:
                 # An error holds the frames it was raised in, and they hold the activations.
                 failures.clear()
                 return found
-    plain, whole = (next(error for flag, error in failures if flag is wanted) for wanted in (False, True))
+    # Of modules that may be meant by the encoder, those that are called have the reason.
+    failures.sort(key=lambda one: not one[1])
+    plain, whole = (next(error for flag, _, error in failures if flag is wanted) for wanted in (False, True))
     raise whole if isinstance(whole, GlobEncError) else plain
 
 

@@ -18,6 +18,8 @@ width.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations, islice
+from math import comb
 from typing import Any, NamedTuple
 
 import torch
@@ -330,10 +332,24 @@ def _resolve_layer(index: int, recording: Recording, norms: Mapping[int, Norm], 
             "something between the two layers changes the hidden states (a convolution or another norm), and there is "
             "no rule for it."
         )
-    raise UnsupportedEncoderError(
-        f"{where}: no norm takes the output of {projections[0].name} plus an earlier hidden state: this is neither a "
-        "post-LN nor a pre-LN layer."
+    joined = next(
+        (call.name for call in after if _is_on_joined_texts(call, width=projections[0].outputs[0].shape[-1])), None
     )
+    reason = "this is neither a post-LN nor a pre-LN layer."
+    if joined is not None:
+        reason = (
+            f"{joined} is given tensors that are not of the axes (examples, tokens, width), as where the texts of a "
+            "batch are joined to one before the feed-forward network, and there is no rule for it."
+        )
+    raise UnsupportedEncoderError(
+        f"{where}: no norm takes the output of {projections[0].name} plus an earlier hidden state: {reason}"
+    )
+
+
+def _is_on_joined_texts(call: ModuleCall, width: int) -> bool:
+    """Whether a call is that of what may be a norm, with tensors of other axes than hidden states have."""
+    shapes = [tuple(one.shape) for one in call.module.parameters(recurse=False)]
+    return call.leaf and not call.inputs and bool(shapes) and set(shapes) == {(width,)}
 
 
 def _second_half(
@@ -475,11 +491,14 @@ def separating_sets(mask: Tensor) -> list[Tensor]:
         mask: (b, s) true for real tokens; only its width counts.
 
     Returns:
-        (s,) each: the tokens whose number has a certain binary digit, and those whose number has not.
+        (s,) each; every token lies in another half of them, so that there are as few sets as there can be.
     """
-    place = torch.arange(mask.shape[1])
-    digits = [(place >> digit & 1).bool() for digit in range(max(mask.shape[1] - 1, 0).bit_length())]
-    return [one for digit in digits for one in (digit, ~digit)]
+    width, count = mask.shape[1], 0
+    # Of Sperner's theorem: so many different halves of ``count`` sets are there, and none lies within another.
+    while comb(count, count // 2) < width:
+        count += 1
+    members = list(islice(combinations(range(count), count // 2), width))
+    return [torch.tensor([number in member for member in members]) for number in range(count)]
 
 
 def drawn_sets(mask: Tensor) -> list[Tensor]:

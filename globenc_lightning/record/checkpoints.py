@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from torch import nn
 
 from globenc_lightning.analysis import Settings
 from globenc_lightning.choices import Choices
-from globenc_lightning.errors import RecordError
+from globenc_lightning.errors import GlobEncWarning, RecordError
 from globenc_lightning.record.schema import run_name
 
 CALLBACK = re.compile(r"GlobEncCallback_[0-9a-f]{12}(_[0-9]+)?")
@@ -67,9 +68,8 @@ def load_lightning(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         unsafe = "Weights only load failed" in str(error) or "Unsupported" in str(error)
-        why = "it holds more than tensors and primitives, which are not unpickled" if unsafe else first
+        why = "it holds more than tensors and primitives, which are not unpickled" if unsafe else _in_short(error)
         raise RecordError(f"{path} cannot be loaded with weights_only=True: {why}.") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise RecordError(f"{path} is no Lightning checkpoint: it holds no 'state_dict'.")
@@ -91,25 +91,27 @@ def order_lightning(paths: Sequence[Path]) -> list[Saved]:
 
 
 def step_of(checkpoint: Mapping[str, Any]) -> int:
-    """Returns the step of a checkpoint's figures: the one at which the training logs a validation's metrics.
+    """Returns the step of a checkpoint's figures, which is the one that the training recorded for the same weights.
 
-    Lightning logs them one step before ``global_step``, since that has been counted on already. Where the callback has
-    remembered a validation at that step, it is the one; else the loop says at which step it would log.
+    A validation stands one step before ``global_step``, where Lightning logs its metrics: ``global_step`` has been
+    counted on already. So does every other checkpoint, however it was saved, unless the callback has analysed this very
+    training step (``at_steps``): such a step stands at the number of optimizer steps taken.
     """
     steps = int(checkpoint.get("global_step", 0))
     state = callback_state(checkpoint)
-    if state is not None and newest_step(state) == steps - 1:
-        return steps - 1
+    if state is not None and _newest_step(state) == steps:
+        return steps
     loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.state_dict", {})
-    return int(loop.get("_batches_that_stepped", steps))
+    # At the end of an epoch, Lightning has counted this on, too; several optimizers count global_step alone.
+    return max(0, min(int(loop.get("_batches_that_stepped", steps)), steps - 1))
 
 
-def newest_step(state: Mapping[str, Any]) -> int | None:
-    """Returns the step of the last validation that a callback's state remembers."""
-    if state.get("latest") is not None:
-        return int(state["latest"])
-    entries = [one for one in state.get("history", ()) if one.get("validation", True)]
-    return int(entries[-1]["step"]) if entries else None
+def _newest_step(state: Mapping[str, Any]) -> int | None:
+    """The step of the last analysis that a callback's state remembers, itself or by pointing to a record."""
+    known = [int(one["step"]) for one in state.get("history", ())]
+    if state.get("record") is not None:
+        known.append(int(state["record"]["until"]))
+    return max(known, default=None)
 
 
 def callback_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -119,11 +121,12 @@ def callback_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return states[keys[0]] if keys else None
 
 
-def choices_of(state: Mapping[str, Any], **changes: Any) -> Choices:
+def choices_of(state: Mapping[str, Any], num_examples: int | None = None, **changes: Any) -> Choices:
     """Returns what a callback computed, as its state in a checkpoint says.
 
     Args:
         state: the callback's state.
+        num_examples: how many examples are taken from batches; as many as the callback took when None.
         **changes: what is chosen in place of it: ``methods``, ``target``, ``readout``, ...
 
     Raises:
@@ -143,7 +146,7 @@ def choices_of(state: Mapping[str, Any], **changes: Any) -> Choices:
     names = ("methods", "target", "readout", "normalize", "exclude_special_tokens")
     settings = Settings(**{**{name: made_of[name] for name in names if name in made_of}, **changes})
     others = {name: made_of[name] for name in ("decision", "encoder_call") if name in made_of}
-    return Choices(settings, state.get("num_examples", 16), **others)
+    return Choices(settings, num_examples or state.get("num_examples", 16), **others)
 
 
 def module_class(name: str) -> type[nn.Module]:
@@ -194,8 +197,7 @@ def build(kind: type[nn.Module], path: Path, arguments: Mapping[str, Any]) -> nn
             "give the arguments with --arguments '{\"name\": value}'."
         ) from error
     except (RuntimeError, KeyError, ValueError, OSError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RecordError(f"{path} is no checkpoint of {kind.__qualname__}: {first}") from error
+        raise RecordError(f"{path} is no checkpoint of {kind.__qualname__}: {_in_short(error)}") from error
     return model.eval()
 
 
@@ -247,11 +249,28 @@ def build_folder(path: Path) -> nn.Module:
             "model anew with a current version of transformers."
         )
     try:
-        model: nn.Module = kind.from_pretrained(path, local_files_only=True, use_safetensors=True)
+        model, told = kind.from_pretrained(path, local_files_only=True, use_safetensors=True, output_loading_info=True)
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RecordError(f"{path} cannot be loaded: {first}") from error
-    return model.eval()
+        raise RecordError(f"{path} cannot be loaded: {_in_short(error)}") from error
+    missing = sorted(map(str, told.get("missing_keys", ())))
+    if missing:
+        raise RecordError(
+            f"{path} holds no weights for {_some(missing)} of {names[0]}, which would be drawn at random: it is of "
+            "another model, or was saved without its head."
+        )
+    loaded: nn.Module = model.eval()
+    return loaded
+
+
+def _in_short(error: Exception) -> str:
+    """What an error says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2]) if lines else type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]} ..."
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} others" if len(names) > 3 else "")
 
 
 def _json(path: Path, hint: str) -> dict[str, Any]:
@@ -275,8 +294,20 @@ def _named(folder: Path) -> str:
 
 def _each_once(found: Sequence[Saved]) -> list[Saved]:
     """In the order of runs and steps; of several checkpoints of one step the first, ``last.ckpt`` behind others."""
-    ordered = sorted(found, key=lambda one: (one.run, one.step, one.path.name.startswith("last"), one.path))
+    ordered = sorted(found, key=lambda one: (one.run, one.step, _is_last(one), one.path))
     kept: dict[tuple[str, int], Saved] = {}
     for one in ordered:
-        kept.setdefault((one.run, one.step), one)
+        taken = kept.setdefault((one.run, one.step), one)
+        if taken is not one and not _is_last(one):
+            warnings.warn(
+                f"{one.path} is left out: {taken.path} is of the same step {one.step}, and in the same folder. If they "
+                "are of two trainings, replay each with its own --run NAME.",
+                GlobEncWarning,
+                stacklevel=2,
+            )
     return [*kept.values()]
+
+
+def _is_last(one: Saved) -> bool:
+    """Whether Lightning wrote a checkpoint besides the one of the same step."""
+    return one.path.name.startswith("last")

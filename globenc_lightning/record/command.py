@@ -24,6 +24,7 @@ from globenc_lightning.record.writing import RecordOptions
 from globenc_lightning.tokenizers import as_tokenizer
 
 LOADER = "loader"
+NUM_EXAMPLES = 16
 FAILED = 2
 
 
@@ -76,7 +77,7 @@ def replay(options: argparse.Namespace) -> None:
 def _replay_run(saved: Sequence[Saved], kind: Any, options: argparse.Namespace, advance: Any) -> None:
     """Record the checkpoints of one run."""
     made: Replay | None = None
-    to = None
+    to, probe = None, None
     for one in saved:
         folder = Path(options.record)
         if not options.again and one.step in _recorded(folder, one.run):
@@ -88,9 +89,22 @@ def _replay_run(saved: Sequence[Saved], kind: Any, options: argparse.Namespace, 
             made = _replay_of(one, model, checkpoint, options)
             made.go_on()
             to = event_files(folder / "events" / one.run, time.time()) if options.events else None
+        told = _probe_told(checkpoint)
+        if options.probe is None and None not in (probe, told) and probe != told:
+            raise RecordError(
+                f"{one.path} was saved with another probe ({told}) than those before it ({probe}): replay each "
+                "training with its own --run NAME, or give one --probe for all."
+            )
+        probe = probe or told
         entry = made.measure(model, one.step, one.epoch, to)
         rho = ", ".join(f"{method} {float(values[-1]):.3f}" for method, values in [*entry.correlation.items()][-1:])
         advance(f"{one.run}, step {one.step}: rho {rho}")
+
+
+def _probe_told(checkpoint: Mapping[str, Any]) -> str | None:
+    """The fingerprint of the probe that a checkpoint's callback had."""
+    state = checkpoints.callback_state(checkpoint) or {}
+    return (state.get("about") or {}).get("probe")
 
 
 def _recorded(folder: Path, run: str) -> list[int]:
@@ -111,9 +125,10 @@ def _replay_of(one: Saved, model: nn.Module, checkpoint: Mapping[str, Any], opti
         for name, value in (("methods", options.methods), ("target", options.target), ("readout", options.readout))
         if value is not None
     }
-    choices = Choices(Settings(**given), options.num_examples) if state is None else None
-    if choices is None and state is not None:
-        choices = checkpoints.choices_of(state, **given)
+    if state is None:
+        choices = Choices(Settings(**given), options.num_examples or NUM_EXAMPLES)
+    else:
+        choices = checkpoints.choices_of(state, options.num_examples, **given)
     tokenizer = options.tokenizer or (str(one.path) if options.model else None)
     tokenizer = _tokenizer(tokenizer, required=options.tokenizer is not None)
     extra = {"seed": None, "hyperparameters": _plain(checkpoint.get("hyper_parameters") or {}), "replayed": True}
@@ -223,6 +238,12 @@ def _arguments(text: str | None) -> dict[str, Any]:
     return told
 
 
+def _counted(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 1; got {text!r}")
+    return int(text)
+
+
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     text = json.dumps({str(name): value for name, value in values.items()}, default=lambda one: type(one).__name__)
     return dict(json.loads(text))
@@ -290,7 +311,8 @@ def _parser() -> argparse.ArgumentParser:
                      "probe of the GlobEncCallback in the checkpoint")  # fmt: skip
     one.add_argument("--text-column", default="text", metavar="NAME")
     one.add_argument("--label-column", default="label", metavar="NAME")
-    one.add_argument("--num-examples", type=int, default=16, metavar="N", help="of a file or loader; default: 16")
+    one.add_argument("--num-examples", type=_counted, metavar="N", help="default: all of a file; of a loader as many "
+                     f"as the callback took, or {NUM_EXAMPLES}")  # fmt: skip
     one.add_argument("--tokenizer", metavar="FOLDER", help="default: the model's own")
     one.add_argument("--arguments", metavar="JSON", help="of the LightningModule, in place of those in the checkpoint")
     one.add_argument("--datamodule", metavar="PACKAGE.MODULE:CLASS", help="whose val_dataloader is the probe's loader")

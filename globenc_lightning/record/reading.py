@@ -1,5 +1,6 @@
 """Reads a record: the tables of its runs, as far as their files are whole."""
 
+import contextlib
 import json
 import os
 import warnings
@@ -59,7 +60,7 @@ class Record:
         except (OSError, ValueError) as error:
             raise RecordError(f"{file} cannot be read as JSON: {error}") from error
         number = told.get("schema") if isinstance(told, dict) else None
-        if not isinstance(number, int):
+        if not isinstance(number, int) or isinstance(number, bool):
             raise RecordError(f"{file} is no file of a record: it tells no schema number.")
         if number > schema.SCHEMA:
             raise RecordError(
@@ -119,7 +120,14 @@ class Record:
             warnings.warn(f"left out, since they cannot be read: {'; '.join(damaged)}", GlobEncWarning, stacklevel=3)
         if not tables:
             raise RecordError(f"the run {run!r} in {self.folder} has no analysis that can be read, or none yet.")
-        return pyarrow.concat_tables(tables, promote_options="default")
+        found = pyarrow.concat_tables(tables, promote_options="permissive")
+        missing = [one for one in columns or () if one not in found.column_names]
+        if missing:
+            raise RecordError(
+                f"no file of {kind} of the run {run!r} in {self.folder} has the column {missing[0]!r}; they have "
+                f"{', '.join(_columns([schema.step_file(self.folder, kind, run, step) for step in wanted]))}."
+            )
+        return found
 
     def _steps_of(self, kind: str, run: str) -> set[int]:
         folder = schema.step_file(self.folder, kind, run, 0).parent
@@ -127,11 +135,26 @@ class Record:
         return {step for step in found if step is not None}
 
 
+def _columns(files: Sequence[Path]) -> list[str]:
+    """The columns of those files that can be read."""
+    from pyarrow import ArrowException, parquet
+
+    names: dict[str, None] = {}
+    for file in files:
+        with contextlib.suppress(ArrowException, OSError):
+            names |= dict.fromkeys(parquet.read_schema(file).names)
+    return [*names]
+
+
 def _read(file: Path, columns: list[str] | None) -> Any:
     """The table in a file, or what is wrong with it."""
     from pyarrow import ArrowException, parquet
 
     try:
+        if columns is not None:
+            # A run that went on with other options has not the same columns in all of its files.
+            held = parquet.read_schema(file).names
+            columns = [one for one in dict.fromkeys(columns) if one in held]
         return parquet.read_table(file, columns=columns, partitioning=None)
     except (ArrowException, OSError) as error:
         return str(error).splitlines()[0] if str(error) else type(error).__name__

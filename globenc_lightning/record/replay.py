@@ -16,13 +16,14 @@ from torch import nn
 from globenc_lightning.analysis import AUTO, Settings, Target
 from globenc_lightning.choices import Choices
 from globenc_lightning.collecting import Collector
-from globenc_lightning.errors import ProbeError
+from globenc_lightning.errors import ProbeError, RecordError
 from globenc_lightning.functional import METHODS
 from globenc_lightning.lightning_facts import without_logging
 from globenc_lightning.measurement import About, History, HistoryEntry, Measurement, about, history_entry
 from globenc_lightning.measuring import Measurer
 from globenc_lightning.probe import ProbeSet
 from globenc_lightning.reasons import Reasons
+from globenc_lightning.record.reading import Record
 from globenc_lightning.record.schema import run_name
 from globenc_lightning.record.writing import RecordOptions, RunRecord
 from globenc_lightning.report.dashboard.records import kept_maps
@@ -132,6 +133,7 @@ class Replay:
         names = class_names(model, measurement.encoder, measurement.task)
         told = self._about(measurement, probe, names, measurer.call_in_words())
         entry = history_entry(measurement, step, epoch, False)
+        self._refuse_another_probe(told, step)
         self.record.write(measurement, probe, entry, told, extra=self._extra, validation=False)
         self.history.append(entry)
         self.history.about = told
@@ -157,6 +159,21 @@ class Replay:
                 return
         if self._collector.can_be_fixed:
             self._collector.fix(model, places)
+
+    def _refuse_another_probe(self, told: About, step: int) -> None:
+        """Refuse to put figures beside those of other examples.
+
+        Raises:
+            RecordError: the run's other analyses are of another probe.
+        """
+        if not set(self.record.steps()) - {step}:
+            return
+        recorded = Record.open(self.record.folder).about(self.record.run).get("probe")
+        if recorded != told.probe:
+            raise RecordError(
+                f"the run {self.record.run} in {self.record.folder} is of another probe ({recorded}) than this "
+                f"analysis ({told.probe}), so their figures cannot be compared: choose another run or folder."
+            )
 
     def _about(self, measurement: Measurement, probe: ProbeSet, names: Sequence[str] | None, call: str) -> About:
         truths = [one.truth for one in verdicts(measurement, probe, names)]

@@ -12,6 +12,7 @@ names alone: it imports neither pyarrow nor torch.
 """
 
 import re
+import zlib
 from pathlib import Path
 
 SCHEMA = 1
@@ -66,6 +67,9 @@ PROBE_COLUMNS = {
 }
 """Columns of ``probe``."""
 
+LONGEST_NAME = 160
+"""So many characters of a run's name are kept."""
+
 _STEP = re.compile(r"step-(\d+)\.parquet")
 _PLAIN = re.compile(r"[^A-Za-z0-9._+-]+")
 
@@ -87,8 +91,14 @@ def parsed_column(column: str) -> tuple[str, int] | None:
 
 
 def run_name(name: str) -> str:
-    """Returns a name that can stand in a path and in a partition: other characters become one hyphen."""
-    return _PLAIN.sub("-", name).strip("-.") or "run"
+    """Returns a name that can stand in a path and in a partition: other characters become one hyphen.
+
+    The end of a long name becomes a number that is made of it, since file systems allow 255 characters.
+    """
+    plain = _PLAIN.sub("-", name).strip("-.") or "run"
+    if len(plain) <= LONGEST_NAME:
+        return plain
+    return f"{plain[: LONGEST_NAME - 9]}-{zlib.crc32(plain.encode()):08x}"
 
 
 def step_file(folder: Path, kind: str, run: str, step: int) -> Path:

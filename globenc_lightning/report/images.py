@@ -53,8 +53,10 @@ def pictures(
     method = drawn_method(settings)
     step = history[-1].step
     drawn: dict[str, Picture] = {}
-    decided = verdicts(measurement, probe, class_names)
-    shown_text = texts_of(measurement, probe).shown
+    # Of a large probe, few are drawn.
+    named = measurement.first(1 + max(measurement.last, default=0))
+    decided = verdicts(named, probe, class_names)
+    shown_text = texts_of(named, probe).shown
     mark_label = MARKS.get(measurement.task, "")
     for example, last in measurement.last.items():
         tokens = measurement.names[example]

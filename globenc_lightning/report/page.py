@@ -18,6 +18,7 @@ from globenc_lightning.report.publish import Tables
 
 REASON_COLUMNS = ("first at step", "why")
 MAX_EXAMPLES = 64
+"""So many examples are shown one by one, in texts and in the tab; means and curves are of the whole probe."""
 MAX_TOKENS = 128
 TOKEN_LIMIT = 80
 MAX_REASONS = 20
@@ -157,7 +158,13 @@ def _choices(about: About, as_code: Any = code) -> list[tuple[str, str]]:
         ("saliency", f"L2 norm of gradient × input of {target}"),
         ("special tokens", special),
         ("probe", f"{as_code(about.probe)}: {about.origin}"),
+        *([("shown one by one", shown_words(len(about.tokens)))] if len(about.tokens) > MAX_EXAMPLES else []),
     ]
+
+
+def shown_words(size: int) -> str:
+    """Returns which examples of a large probe are shown one by one, in words; empty where all of them are."""
+    return f"the first {MAX_EXAMPLES} of {size:,} examples" if size > MAX_EXAMPLES else ""
 
 
 def _sentences(about: About) -> list[list[str]]:

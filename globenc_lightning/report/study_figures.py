@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from globenc_lightning.errors import RecordError
 from globenc_lightning.report import curves, stills
+from globenc_lightning.study.bootstrap import EXAMPLES
 
 if TYPE_CHECKING:
     from globenc_lightning.study import Study
@@ -59,11 +60,11 @@ def save_ladder(
         step = _shared_step(study)
         found = study.correlations(methods)
         table = study.summary(found[found["step"] == step], "rho", ["method", "layer"])
-        heading, x, x_name = f"Correlation of rollout and saliency by layer, step {step}", "layer", "layer"
+        heading = f"Correlation of rollout and saliency by layer, step {step}"
     else:
         table = study.summary(study.correlations(methods, study.layers), "rho", ["method", "step"])
-        heading, x, x_name = f"Correlation of rollout and saliency over training, layer {study.layers}", "step", ""
-    return _saved(target, dpi, study, table, x, heading, title, x_name or "training step", curves.CORRELATION, "ρ")
+        heading = f"Correlation of rollout and saliency over training, layer {study.layers}"
+    return _saved(study, target, dpi, title, _Figure(heading, table, "ρ", curves.CORRELATION, {}, []))
 
 
 def save_drift(
@@ -109,20 +110,7 @@ def save_drift(
     scale = _scale(f"1 − {MEASURES[by]} with the row at {other}", table, chance, 0, 2 if by == "spearman" else 1)
     notes = [_counted(special_tokens), f"{CHANCE.capitalize()}: rows whose tokens were shuffled."]
     heading = f"Drift of the readout rows over training, layer {layer}"
-    return _saved(
-        target,
-        dpi,
-        study,
-        table,
-        "step",
-        heading,
-        title,
-        "training step",
-        scale,
-        "drift",
-        references=chance,
-        notes=notes,
-    )
+    return _saved(study, target, dpi, title, _Figure(heading, table, "drift", scale, chance, notes))
 
 
 def save_agreement(
@@ -165,19 +153,16 @@ def save_agreement(
     table = study.summary(found, "agreement", ["method", "step"])
     chance = _references({CHANCE: found.loc[found["agreement"].notna(), "chance"].mean()})
     scale = _scale(f"{MEASURES[by]} of the rows of two runs", table, chance, -1 if by == "spearman" else 0, 1)
-    compared = _range(found.groupby(["method", "step"])["example"].nunique())
+    left = found.drop_duplicates(["run", "other_run", "step", "example"]).groupby(["run", "other_run", "step"]).size()
     pairs = found.drop_duplicates(["run", "other_run"])
     notes = [
-        f"Compared: {_count(len(pairs), 'pair')} of runs that differ in {between}, on examples that both of a pair "
-        f"predict the same ({compared} of {_size(study)}).",
+        f"Compared: {_count(len(pairs), 'pair')} of runs that differ in {between}, each on the {_range(left)} of "
+        f"{_count(_size(study), 'example')} that both predict the same.",
         _counted(special_tokens),
         f"{CHANCE.capitalize()}: rows whose tokens were shuffled.",
     ]
     heading = f"Agreement between runs over training, layer {layer}"
-    return _saved(
-        target, dpi, study, table, "step", heading, title, "training step", scale, "agreement",
-        references=chance, notes=notes,
-    )  # fmt: skip
+    return _saved(study, target, dpi, title, _Figure(heading, table, "agreement", scale, chance, notes))
 
 
 def save_mass(
@@ -228,31 +213,36 @@ def save_mass(
         f"{UNIFORM.capitalize()}: every token of an example has the same share.",
     ]
     heading = f"Attribution on {told} over training, layer {layer}"
-    return _saved(
-        target, dpi, study, table, "step", heading, title, "training step", scale, "share",
-        references=uniform, notes=notes,
-    )  # fmt: skip
+    return _saved(study, target, dpi, title, _Figure(heading, table, "share", scale, uniform, notes))
 
 
-def _saved(
-    target: Path,
-    dpi: int,
-    study: Study,
-    table: Any,
-    x: str,
-    heading: str,
-    title: str | None,
-    x_name: str,
-    scale: curves.Scale,
-    unit: str,
-    *,
-    references: Mapping[str, float] | None = None,
-    notes: Sequence[str] = (),
-) -> Path:
-    """Draws a summary, a line per method over ``x``, and writes it."""
-    places = sorted(table[x].unique().tolist())
+class _Figure(NamedTuple):
+    """What a figure shows.
+
+    Attributes:
+        heading: its title.
+        table: a summary by method and step, or by method and layer.
+        unit: what is averaged, in a word or a sign.
+        scale: the y-axis.
+        references: levels to compare the lines with, by their names.
+        notes: sentences that stand below, after those on lines and bands.
+    """
+
+    heading: str
+    table: Any
+    unit: str
+    scale: curves.Scale
+    references: Mapping[str, float]
+    notes: Sequence[str]
+
+
+def _saved(study: Study, target: Path, dpi: int, title: str | None, figure: _Figure) -> Path:
+    """Draws a summary, a line per method over steps or layers, and writes it."""
+    table = figure.table
     if not table["mean"].notna().any():
-        raise RecordError(f"nothing to draw: not one {unit} is defined.")
+        raise RecordError(f"there is nothing to draw: not one {figure.unit} is defined.")
+    x, x_name = ("layer", "layer") if "layer" in table.columns else ("step", "training step")
+    places = sorted(table[x].unique().tolist())
     by_method = {method: part.set_index(x).reindex(places) for method, part in table.groupby("method", sort=False)}
     shown = curves.Curves(
         np.asarray(places, dtype=np.float64),
@@ -260,32 +250,31 @@ def _saved(
         {method: (part["high"] - part["mean"]).to_numpy(dtype=np.float64) for method, part in by_method.items()},
         ticks=curves.spaced(places),
         x_name=x_name,
-        caption=[*_said(table, unit), *notes],
-        scale=scale,
-        references=references or {},
-        unit=unit,
+        caption=[*_said(table, figure.unit), *figure.notes],
+        scale=figure.scale,
+        references=figure.references,
+        unit=figure.unit,
     )
-    return stills.save_curves(target, dpi, shown, heading if title is None else title, _runs(study))
+    return stills.save_curves(target, dpi, shown, figure.heading if title is None else title, _runs(study))
 
 
 def _said(table: Any, unit: str) -> list[str]:
     """What the lines and the bands are, and of how many runs and examples."""
     drawn = table[table["mean"].notna()]
-    pairs = unit == "agreement"
     runs, examples = drawn["runs"], drawn["examples"]
-    units = f"{_range(runs)} {'pair' if pairs else 'run'}{'' if runs.max() == 1 else 's'}"
-    if pairs:
-        units += " of runs"
+    units = f"{_range(runs)} run{'' if runs.max() == 1 else 's'}"
+    units = f"the pairs of {units}" if unit == "agreement" else units
     sizes = f"{_range(examples)} example{'' if examples.max() == 1 else 's'}"
     lines = f"Lines: mean {unit} over {units} and {sizes}; numbers: the line’s last point."
-    found = [one for one in drawn["over"].unique() if drawn.loc[drawn["over"] == one, "low"].notna().any()]
+    found = sorted({*drawn.loc[drawn["low"].notna(), "over"]}, reverse=True)
     if not found:
         return [lines, "No bands: an interval needs two runs or two examples."]
-    band = f"{LEVEL} % interval of the mean"
-    if len(found) == 1 and found[0] == "examples alone":
-        one = "one pair of runs" if pairs else "one run"
-        return [lines, f"Bands: {band} over examples alone: {one} tells nothing about other seeds."]
-    return [lines, f"Bands: {band} over {', or '.join(sorted(found, reverse=True))} (bootstrap of both)."]
+    bands = f"Bands: {LEVEL} % interval of the mean over {', or over '.join(found)}, by a bootstrap."
+    if EXAMPLES not in found:
+        return [lines, bands]
+    alone = "One pair of runs" if unit == "agreement" else "One run"
+    where = "" if len(found) == 1 else ", where there is no other,"
+    return [lines, bands, f"{alone}{where} says nothing about other seeds."]
 
 
 def _runs(study: Study) -> str:

@@ -6,6 +6,7 @@ A step that compares two texts calls an encoder on each of them. The figures are
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -61,7 +62,7 @@ def texts_of(measurement: Measurement, probe: ProbeSet) -> Texts:
     name = naming(probe.tokenizer)
     shown = ""
     others: list[tuple[tuple[str, str], ...]] = []
-    for index, (entries, row) in enumerate(_rows(probe, size)):
+    for index, (entries, row) in enumerate(islice(_rows(probe, size), size)):
         ids = measurement.ids[index] if index < len(measurement.ids) else None
         own = [] if ids is None else [entry for entry in entries if _holds(entry.rows[row], ids, probe.tokenizer)]
         if not own:

@@ -11,7 +11,7 @@ from globenc_lightning.errors import RecordError
 from globenc_lightning.record.libraries import load_pandas
 from globenc_lightning.study.frames import examples, hyperparameters
 from globenc_lightning.study.loading import Run
-from globenc_lightning.study.rows import ExampleRows, example_rows
+from globenc_lightning.study.rows import ExampleRows, example_rows, long_table, remark_unknown_tokens, series_columns
 
 
 def checked(value: str, values: Sequence[str], name: str) -> str:
@@ -45,27 +45,27 @@ def drift(
     """
     checked(against, dynamics.AGAINST, "against")
     checked(by, dynamics.MEASURES, "by")
+    remark_unknown_tokens(runs, special_tokens)
     parts = []
     for run in runs:
         for one in example_rows(run, methods, layers, special_tokens):
             pairs = dynamics.partners([True] * len(one.steps), against)
-            moved = dynamics.drift(one.counted, pairs, by)
             places = [place for place, other in enumerate(pairs) if other is not None]
+            others = [other for other in pairs if other is not None]
             parts.append(
                 {
                     "run": run.label,
                     "seed": run.seed,
-                    "step": one.steps[places],
-                    "against_step": one.steps[[other for other in pairs if other is not None]],
+                    "step": np.tile(one.steps[places], len(one.series)),
+                    "against_step": np.tile(one.steps[others], len(one.series)),
                     "example": one.example,
-                    "method": one.method,
-                    "layer": one.layer,
-                    "drift": moved[places],
+                    **series_columns(one.series, len(places)),
+                    "drift": dynamics.drift(one.counted, pairs, by)[:, places].ravel(),
                     "chance": _number(dynamics.chance([int(one.counts.sum())], by)),
                 }
             )
     columns = ["run", "seed", "step", "against_step", "example", "method", "layer", "drift", "chance"]
-    return _frame(parts, columns)
+    return long_table(parts, columns)
 
 
 def stabilization(frame: Any, threshold: float) -> Any:
@@ -126,41 +126,40 @@ def agreement(
     """
     checked(by, dynamics.MEASURES, "by")
     pairs = [*_pairs(runs, between)]
+    remark_unknown_tokens(runs, special_tokens)
     decided = {run.label: _decided(run) for run in runs}
     parts = []
-    loaded: dict[str, dict[tuple[int, str, int], ExampleRows]] = {}
-    for left, right in pairs:
-        for run in (left, right):
-            if run.label not in loaded:
-                found = example_rows(run, methods, layers, special_tokens)
-                loaded[run.label] = {(one.example, one.method, one.layer): one for one in found}
-        for key, one in loaded[left.label].items():
-            other = loaded[right.label].get(key)
-            if other is None or one.values.shape[1] != other.values.shape[1]:
-                continue
-            shared = sorted(set(one.steps.tolist()) & set(other.steps.tolist()))
-            same = [step for step in shared if _equal(decided, left, right, step, one.example)]
-            if not same:
-                continue
-            places = [np.searchsorted(rows.steps, same) for rows in (one, other)]
-            stacked = np.concatenate([one.counted[places[0]], other.counted[places[1]]])
-            size = len(same)
-            alike = 1 - dynamics.drift(stacked, [None] * size + [*range(size)], by)[size:]
-            chance = dynamics.chance([int(one.counts.sum())], by)
-            parts.append(
-                {
-                    "run": left.label,
-                    "other_run": right.label,
-                    "step": same,
-                    "example": one.example,
-                    "method": one.method,
-                    "layer": one.layer,
-                    "agreement": alike,
-                    "chance": 1 - _number(chance),
-                }
-            )
+    # One method after another: the rows of many runs with all methods may not fit the memory.
+    for method in methods:
+        loaded: dict[str, dict[int, ExampleRows]] = {}
+        compared: dict[tuple[str, int], Any] = {}
+        for run in {run.label: run for pair in pairs for run in pair}.values():
+            loaded[run.label] = {one.example: one for one in example_rows(run, [method], layers, special_tokens)}
+            for one in loaded[run.label].values():
+                compared[run.label, one.example] = dynamics.comparable(one.counted, by)
+        for left, right in pairs:
+            for example, one in loaded[left.label].items():
+                other = loaded[right.label].get(example)
+                if other is None or one.values.shape[2] != other.values.shape[2]:
+                    continue
+                shared = sorted(set(one.steps.tolist()) & set(other.steps.tolist()))
+                same = [step for step in shared if _equal(decided, left, right, step, example)]
+                places = [np.searchsorted(rows.steps, same) for rows in (one, other)]
+                mine = compared[left.label, example][:, places[0]]
+                theirs = compared[right.label, example][:, places[1]]
+                parts.append(
+                    {
+                        "run": left.label,
+                        "other_run": right.label,
+                        "step": np.tile(np.array(same, dtype=np.int64), len(one.series)),
+                        "example": example,
+                        **series_columns(one.series, len(same)),
+                        "agreement": dynamics.similarity(mine, theirs, by).ravel(),
+                        "chance": 1 - _number(dynamics.chance([int(one.counts.sum())], by)),
+                    }
+                )
     columns = ["run", "other_run", "step", "example", "method", "layer", "agreement", "chance"]
-    return _frame(parts, columns)
+    return long_table(parts, columns)
 
 
 def _pairs(runs: Sequence[Run], between: str) -> Iterator[tuple[Run, Run]]:
@@ -185,9 +184,11 @@ def _pairs(runs: Sequence[Run], between: str) -> Iterator[tuple[Run, Run]]:
             found = True
             yield left, right
     if not found:
+        both = [*others, *([] if between in ("seed", "run") else ["seed"])]
+        apart = [name for name in both if len({repr(one.get(name)) for one in told}) > 1]
         raise RecordError(
-            f"no two runs differ in {between!r} and agree in everything else that is known of them "
-            f"({', '.join(others) or 'nothing'}): compare with agreement(between='run')."
+            f"no two runs differ in {between!r} and agree in everything else that is known of them; they differ in "
+            f"{', '.join(apart) or 'nothing'}. To compare all of them, write agreement(between='run')."
         )
 
 
@@ -218,9 +219,3 @@ def right_or_wrong(runs: Sequence[Run]) -> Any:
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
-
-
-def _frame(parts: list[dict[str, Any]], columns: list[str]) -> Any:
-    pandas = load_pandas()
-    frames = [pandas.DataFrame(one) for one in parts if len(one["step"])]
-    return pandas.concat(frames, ignore_index=True)[columns] if frames else pandas.DataFrame(columns=columns)

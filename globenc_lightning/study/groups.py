@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from globenc_lightning.record.libraries import load_pandas
 from globenc_lightning.study.compare import right_or_wrong
@@ -53,8 +54,7 @@ def _probability(logits: Sequence[float], label: float | None, task: str) -> flo
     if not values.size or label is None or np.isnan(label) or task in ("multi-label", "span", "regression"):
         return float("nan")
     if values.size == 1:
-        sure = 1 / (1 + np.exp(-values[0]))
-        return float(sure if label >= 0.5 else 1 - sure)
+        return float(expit(values[0] if label >= 0.5 else -values[0]))
     place = int(label)
     if not 0 <= place < values.size:
         return float("nan")

@@ -2,18 +2,22 @@
 
 import glob
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from globenc_lightning.errors import RecordError
+from globenc_lightning.errors import GlobEncWarning, RecordError
 from globenc_lightning.record import schema
 from globenc_lightning.record.libraries import load_pandas, load_pyarrow
 from globenc_lightning.record.reading import Record
 
 if TYPE_CHECKING:
     from globenc_lightning.study.study import Study
+
+CHOICES = ("task", "score", "target", "readout", "normalize", "exclude_special_tokens", "rule", "text")
+"""What makes figures those of another thing, where runs have chosen it differently."""
 
 Folders = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -75,7 +79,38 @@ def load(folders: Folders, *, runs: Sequence[str] | None = None, probe: str | No
         found = [(record, name) for record, name in found if name in runs]
     labels = _labels(found)
     loaded = [Run(label, name, record, record.about(name)) for label, (record, name) in zip(labels, found, strict=True)]
-    return Study(_of_one_probe(loaded, probe))
+    chosen = _of_one_probe(loaded, probe)
+    for remark in remarks(chosen):
+        warnings.warn(remark, GlobEncWarning, stacklevel=2)
+    return Study(chosen)
+
+
+def remarks(runs: Sequence[Run]) -> list[str]:
+    """Returns what does not keep runs from being compared, but changes what a mean over them says."""
+    found = []
+    for name in CHOICES:
+        values: dict[Any, list[str]] = {}
+        for run in runs:
+            told = run.about.get("about") or {}
+            if name in told:
+                values.setdefault(told[name], []).append(run.label)
+        if len(values) > 1:
+            found.append(
+                f"these runs differ in {name}: {_told(values)}. Their figures are not of the same thing: choose runs "
+                "with study.load(..., runs=[...])."
+            )
+    recorded = [run.about["recorded"] for run in runs]
+    sets = {
+        "the correlations of method": [run.about["methods"] for run in runs],
+        "the attributions of method": [one["methods"] for one in recorded],
+        "the attributions of layer": [one["layers"] for one in recorded],
+    }
+    for things, each in sets.items():
+        every = {*each[0]}.intersection(*each)
+        absent = sorted({one for some in each for one in some if one not in every})
+        if absent and every:
+            found.append(f"not all runs have {things} {', '.join(map(str, absent))}: left out.")
+    return found
 
 
 def _record_folders(folders: Folders) -> Iterator[Path]:
@@ -141,8 +176,8 @@ def _of_one_probe(runs: Sequence[Run], probe: str | None) -> list[Run]:
     if probe is not None:
         if probe not in probes:
             raise RecordError(f"no run has the probe {probe!r}; there are {_told(probes)}.")
-        return [run for run in runs if run.probe == probe]
-    if len(probes) > 1:
+        runs = [run for run in runs if run.probe == probe]
+    elif len(probes) > 1:
         raise RecordError(
             f"these runs have different probes, whose examples cannot be compared: {_told(probes)}. Choose one with "
             f"study.load(..., probe={next(iter(probes))!r}), or runs=[...]."
@@ -154,7 +189,7 @@ def _of_one_probe(runs: Sequence[Run], probe: str | None) -> list[Run]:
     return [*runs]
 
 
-def _told(probes: dict[str, list[str]]) -> str:
-    """Which runs have which probe, a few of each."""
-    few = {one: ", ".join(labels[:5]) + (", …" if len(labels) > 5 else "") for one, labels in probes.items()}
+def _told(values: dict[Any, list[str]]) -> str:
+    """Which runs have which value, a few of each."""
+    few = {one: ", ".join(labels[:5]) + (", …" if len(labels) > 5 else "") for one, labels in values.items()}
     return "; ".join(f"{one} ({labels})" for one, labels in few.items())

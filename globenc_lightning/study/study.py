@@ -82,7 +82,8 @@ class Study:
         """Returns correlations and decisions as an xarray Dataset.
 
         ``rho`` (run, step, example, method, layer); ``score``, ``predicted``, ``label``, ``loss`` (run, step, example);
-        the coordinate ``seed`` (run).
+        the coordinate ``seed`` (run). The ``sel`` of xarray has an argument ``method`` of its own: choose a method
+        with ``sel({"method": "N-Enc"})``.
 
         Raises:
             RecordError: xarray is not installed.

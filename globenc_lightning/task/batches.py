@@ -119,6 +119,34 @@ def columns_of(batch: Any, like: Tensor, keep: slice) -> Any:
     return _rebuilt(batch, cut)
 
 
+def padding_masks(batch: Any, size: int) -> list[Tensor]:
+    """What looks like the padding masks of a batch's texts, whatever they are called; one for each shape.
+
+    Args:
+        batch: the batch.
+        size: how many examples it holds.
+
+    Returns:
+        (b, s) each, true for real tokens: an entry of ones beside one another and zeros, in the shape of another entry
+        that holds more numbers than these. Whether they are masks is for their user to prove.
+    """
+    texts = [
+        leaf
+        for _, leaf in leaves(batch)
+        if isinstance(leaf, Tensor) and leaf.dim() == 2 and len(leaf) == size and not leaf.is_floating_point()
+    ]
+    found: dict[tuple[int, ...], Tensor] = {}
+    wide = {tuple(leaf.shape) for leaf in texts if bool(((leaf != 0) & (leaf != 1)).any())}
+    for leaf in texts:
+        ones = leaf != 0
+        starts = ones[:, :1].int().sum(1) + (ones[:, 1:] & ~ones[:, :-1]).sum(1)
+        if tuple(leaf.shape) in wide and bool(((leaf == 0) | (leaf == 1)).all()) and bool((starts == 1).all()):
+            same = found.get(tuple(leaf.shape))
+            # Types of tokens are of ones and zeros, too, and have fewer ones than the mask.
+            found[tuple(leaf.shape)] = ones if same is None else ones | same
+    return list(found.values())
+
+
 def stored(batch: Any) -> Any:
     """A batch in tensors, primitives, lists and mappings, for a checkpoint that loads with ``weights_only=True``.
 

@@ -228,7 +228,14 @@ def decision_of(losses: Sequence[LossCall], seen: Seen, size: int | None) -> Dec
         found = _of_pairs(loss)
     else:
         found = None
-    return found or Decision("loss", loss.result.reshape(-1, 1))
+    return found or Decision("loss", _by_example(loss.result, seen, size))
+
+
+def _by_example(losses: Tensor, seen: Seen, size: int | None) -> Tensor:
+    """The loss of each example, (b, 1), the mean of its losses where it has several; all as they are where none has."""
+    if losses.dim() > 1 and len(losses) in (seen.rows, size):
+        losses = losses.flatten(1).mean(1)
+    return losses.reshape(-1, 1)
 
 
 def decision_of_squashed(squashed: Squashed, labels: Tensor | None, seen: Seen, size: int | None) -> Decision | None:

@@ -4,8 +4,8 @@ Axes: ``b`` example, ``u`` unit (one decision, see :mod:`globenc_lightning.task.
 """
 
 import random
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -660,9 +660,34 @@ def _is_trained(tensor: Tensor, trained: Sequence[Tensor]) -> bool:
     total = tensor.nan_to_num().float().sum()
     if not total.requires_grad:
         return False
-    wanted = [one for one in trained if one.requires_grad]
-    gradients = torch.autograd.grad(total, wanted, retain_graph=True, allow_unused=True) if wanted else ()
-    return any(one is not None for one in gradients)
+    # The nearest parameter has a gradient, as a rule, and a short way to it; all of them take a whole backward pass.
+    for count, parameter in enumerate(_parameters_behind(total, trained)):
+        if count >= NEAREST:
+            wanted = [one for one in trained if one.requires_grad]
+            gradients = torch.autograd.grad(total, wanted, retain_graph=True, allow_unused=True)
+            return any(one is not None for one in gradients)
+        if torch.autograd.grad(total, parameter, retain_graph=True, allow_unused=True)[0] is not None:
+            return True
+    return False
+
+
+NEAREST = 4
+"""So many parameters are asked for their gradient one by one."""
+
+
+def _parameters_behind(tensor: Tensor, wanted: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Those of some parameters that a tensor was computed from, the nearest in the autograd graph first."""
+    places = {id(one) for one in wanted if one.requires_grad}
+    queue, seen = deque([tensor.grad_fn]), set()
+    while queue:
+        node = queue.popleft()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        parameter = getattr(node, "variable", None)
+        if parameter is not None and id(parameter) in places:
+            yield parameter
+        queue.extend(following for following, _ in node.next_functions)
 
 
 def _returned_loss(returned: Any) -> Tensor | None:

@@ -11,7 +11,18 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from benchmarks import common, correlation, dashboard, logging_cost, naive, overhead, resident, scaling, training
+from benchmarks import (
+    common,
+    correlation,
+    dashboard,
+    logging_cost,
+    naive,
+    overhead,
+    record,
+    resident,
+    scaling,
+    training,
+)
 from globenc_lightning import attribute
 
 TINY = common.MODELS["tiny"]
@@ -212,6 +223,24 @@ def test_logging_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert sum(one.values()) == pytest.approx(2 * one["total"])
 
 
+def test_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--examples", "6", "--tokens", "5", "--layers", "2", "--validations", "2", "--long", "8"]
+    record.main([*THREADS, *sizes, "--pairs", "2", "--json", str(tmp_path / "out.json")])
+
+    printed = capsys.readouterr().out
+    assert_says_where(printed)
+    assert len(rows_below(printed, "6 examples x 5 tokens x 2 layers x N-Enc and N-Res, 2 validations")) == 10
+    results = figures_of(tmp_path / "out.json")
+    for one in results["large"].values():
+        assert min(one["validation bytes"], one["probe bytes"], one["first write"], *one["writes"]) > 0
+        assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in one["reads"].values())
+    # Without a record a checkpoint grows with every validation; with one it does not, but for the digits of a step.
+    without, pointed = zip(*results["checkpoints"].values(), strict=True)
+    assert [*results["checkpoints"]] == ["1", "2", "4", "8"]
+    assert without[-1] > 4 * without[0]
+    assert pointed[-1] <= pointed[0] + 64
+
+
 def test_dashboard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--validations", "3", "--sentences", "2", "--layers", "2", "--tokens", "6", "--pairs", "2"]
     dashboard.main([*THREADS, *sizes, "--json", str(tmp_path / "out.json")])
@@ -302,3 +331,21 @@ def test_nudge_moves_the_weights_and_comes_back() -> None:
 @pytest.mark.parametrize(("power", "sizes"), [(2.0, (8, 16, 64)), (0.0, (1, 2, 3)), (1.5, (1, 4))])
 def test_exponent(power: float, sizes: Sequence[int]) -> None:
     assert common.exponent(sizes, [3 * size**power for size in sizes]) == pytest.approx(power, abs=1e-9)
+
+
+@pytest.mark.slow
+def test_browser(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    browser = pytest.importorskip("benchmarks.browser")
+    browser.main(["--quick", *THREADS, "--json", str(tmp_path / "figures.json")])
+    printed = capsys.readouterr().out
+    assert_says_where(printed)
+    rows = rows_below(printed, "2 runs of 3 validations")
+    assert [row.split("  ")[0] for row in rows if row.startswith(("first opened", "a step of the slider  "))] == [
+        "first opened: the correlations",
+        "first opened: all",
+        "a step of the slider",
+    ]
+    figures = figures_of(tmp_path / "figures.json")
+    # two tables and two answers about attributions, and nothing for a step of the slider
+    assert figures["first opened: all"][0]["requests"] == 4  # type: ignore[index]
+    assert {one["requests"] for one in figures["a step of the slider"]} == {0}  # type: ignore[attr-defined]

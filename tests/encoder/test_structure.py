@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
+from transformers import (
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    OPTConfig,
+    OPTForCausalLM,
+    OPTForSequenceClassification,
+)
 
 from globenc_lightning import METHODS, Attributions, attribute
 from globenc_lightning.analysis import Reader, Settings, analyze
@@ -618,3 +624,32 @@ def test_weights_that_are_not_finite(place: str, known: bool) -> None:
         model.bert.get_submodule(place).weight.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="NaN or infinity"):
         analyze(reader, batch(), EVERYTHING)
+
+
+def opt_config(**changes: Any) -> OPTConfig:
+    sizes: dict[str, Any] = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return OPTConfig(**sizes, ffn_dim=48, max_position_embeddings=40, word_embed_proj_dim=32, **changes)
+
+
+class LanguageModel(nn.Module):
+    """Its forward goes past the module that is called the base, to a part of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = OPTForCausalLM(opt_config())
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, -1]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [LanguageModel, lambda: OPTForSequenceClassification(opt_config(pad_token_id=0, num_labels=3))],
+    ids=["past the base", "classifier"],
+)
+def test_texts_that_are_joined_before_the_norm_are_told(model: Any) -> None:
+    inputs = {"input_ids": torch.randint(4, 60, (2, 7)), "attention_mask": torch.ones(2, 7, dtype=torch.long)}
+    with pytest.raises(
+        UnsupportedEncoderError, match=r"decoder\.layers\.0\.final_layer_norm is given tensors that are not of the axes"
+    ):
+        attribute(model().eval(), inputs)

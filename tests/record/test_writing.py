@@ -348,8 +348,10 @@ from pyarrow import parquet  # here, and not in every child
 from globenc_lightning.record.writing import RunRecord
 from tests.record.made import made
 
-folder, draw, done = Path(sys.argv[1]), random.Random(0), 0
+folder, draw = Path(sys.argv[1]), random.Random(0)
 written = made(sentences=40, layers=4, tokens=20)
+# What the first writing in a process takes besides is not spent in every child.
+RunRecord(folder / "first", "run").write(*written)
 for moment in range(20):
     child = os.fork()
     if not child:
@@ -358,7 +360,11 @@ for moment in range(20):
         for step in range(100 * moment, 100 * moment + 100):
             record.write(measurement, probe, replace(entry, step=step), about)
         os._exit(0)
-    time.sleep(draw.uniform(0.02, 0.25))
+    # On a busy machine a moment may come before anything is written: every second child writes something first.
+    latest, until = RunRecord(folder, "run").steps, time.monotonic() + 20
+    while moment % 2 and not any(step >= 100 * moment for step in latest()) and time.monotonic() < until:
+        time.sleep(0.002)
+    time.sleep(draw.uniform(0.0, 0.2))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
 """
@@ -371,7 +377,7 @@ def test_every_file_is_whole_after_kill_9_at_twenty_moments(tmp_path: Path) -> N
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, env=environment, check=True, timeout=120)
     record = RunRecord(tmp_path, "run")
     wanted = made(sentences=40, layers=4, tokens=20)[2]
-    assert len(record.steps()) > 3
+    assert len(record.steps()) >= 10
     assert_same_entries(record.entries(), [replace(wanted, step=step) for step in record.steps()])
     for file in tmp_path.rglob("*.parquet"):
         assert parquet.read_table(file, partitioning=None).num_rows > 0

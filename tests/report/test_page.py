@@ -183,8 +183,11 @@ def test_any_token_survives_tensorboards_rendering(tokens: list[str]) -> None:
 def test_what_is_too_much_is_counted() -> None:
     text = page.markdown(about(tokens=(("x",) * 130,) * 66, labels=(0,) * 66))
     shown = rendered(text)
-    assert len(shown.rows) == 11 + page.MAX_EXAMPLES
-    assert shown.rows[11][2].endswith("x … and 2 more")
+    assert shown.rows[10] == ["shown one by one", "the first 64 of 66 examples"]
+    assert len(shown.rows) == 12 + page.MAX_EXAMPLES
+    assert shown.rows[12][2].endswith("x … and 2 more")
+    assert "the first 64 of 4,000 examples" in page.markdown(about(tokens=(("x",),) * 4000, labels=(0,) * 4000))
+    assert "shown one by one" not in page.markdown(about(tokens=(("x",),) * 64, labels=(0,) * 64))
     assert "2 more examples not shown." in text
     assert "1 more example not shown." in page.markdown(about(tokens=(("x",),) * 65, labels=(0,) * 65))
 

@@ -142,7 +142,7 @@ def test_saliency_is_gradient_x_input_of_the_score(name: str) -> None:
     for mine, theirs in zip(entry.saliency, [one for batch in own for one in batch.saliency], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * float(theirs.max()))
     # One loss of a whole batch is the sum of its examples' shares.
-    scores = [one.score * len(one.score) if BY_NAME[name].task == "loss" else one.score for one in own]
+    scores = [one.score * len(one.score) if BY_NAME[name].shares else one.score for one in own]
     torch.testing.assert_close(entry.score, torch.cat(scores), rtol=1e-4, atol=1e-5)
 
 

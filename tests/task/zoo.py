@@ -1017,6 +1017,105 @@ class TwoTasks(HeadInStep):
         return F.cross_entropy(sentiment, y) + 0.5 * F.cross_entropy(topic, y % 2)
 
 
+class SeveralValues(HeadInStep):
+    """Root mean squared errors of several values, their mean, as competitions score essays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = linear(WIDTH, 4)
+
+    def errors(self, batch: Batch) -> Tensor:
+        ids, mask, y = batch
+        return F.mse_loss(self.logits(ids, mask), y, reduction="none")
+
+    def loss(self, batch: Batch) -> Tensor:
+        return (self.errors(batch).mean(0) + 1e-9).sqrt().mean()
+
+
+class SeveralAbsolute(SeveralValues):
+    """The same with absolute errors where they are large."""
+
+    def errors(self, batch: Batch) -> Tensor:
+        ids, mask, y = batch
+        return F.smooth_l1_loss(self.logits(ids, mask), y, reduction="none")
+
+
+class SeveralGaussian(SeveralValues):
+    """The likelihood of several values, each with its own spread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spread = nn.Parameter(torch.ones(4))
+
+    def errors(self, batch: Batch) -> Tensor:
+        ids, mask, y = batch
+        values = self.logits(ids, mask)
+        return F.gaussian_nll_loss(values, y, self.spread.square().expand_as(values), reduction="none")
+
+    def loss(self, batch: Batch) -> Tensor:
+        return self.errors(batch).mean()
+
+
+class Ordinal(HeadInStep):
+    """CORAL: one value, a threshold for each rank, and its loss written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = linear(WIDTH, 1)
+        self.thresholds = nn.Parameter(torch.tensor([0.7, -0.6]))
+
+    def ranks(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.logits(ids, mask) + self.thresholds
+
+    def loss(self, batch: Batch) -> Tensor:
+        ids, mask, y = batch
+        logits, above = self.ranks(ids, mask), (y.unsqueeze(1) > torch.arange(2)).float()
+        found = F.logsigmoid(logits)
+        return -(found * above + (found - logits) * (1 - above)).sum(1).mean()
+
+
+class RandomField(Tagger):
+    """A conditional random field over the tokens, written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moves = nn.Parameter(torch.linspace(-0.5, 0.5, 16).view(4, 4))
+
+    def likelihood(self, batch: Batch) -> Tensor:
+        ids, mask, y = batch
+        seen, y = self.head(self.encoder(ids, attention_mask=mask).last_hidden_state), y.clamp(min=0)
+        total, own = seen[:, 0], seen[:, 0].gather(1, y[:, :1]).squeeze(1)
+        for place in range(1, seen.shape[1]):
+            real = mask[:, place].bool()
+            after = torch.logsumexp(total.unsqueeze(2) + self.moves + seen[:, place].unsqueeze(1), 1)
+            total = torch.where(real.unsqueeze(1), after, total)
+            step = self.moves[y[:, place - 1], y[:, place]] + seen[:, place].gather(1, y[:, place : place + 1])[:, 0]
+            own = own + step * real
+        return own - torch.logsumexp(total, 1)
+
+    def loss(self, batch: Batch) -> Tensor:
+        return -self.likelihood(batch).mean()
+
+
+class Prompted(Module):
+    """A masked language model that answers a prompt: one word stands for each class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = drawn(BertForMaskedLM(bert_config())).train()
+        self.register_buffer("words", torch.tensor([10, 20, 30]))
+
+    def logits(self, batch: Batch) -> Tensor:
+        ids, mask, _ = batch
+        ids = torch.cat([ids[:, :1], torch.ones_like(ids[:, :1]), ids[:, 1:]], 1)
+        mask = torch.cat([mask[:, :1], mask], 1)
+        found: Tensor = self.model(input_ids=ids, attention_mask=mask).logits[:, 1]
+        return found[:, self.words]
+
+    def loss(self, batch: Batch) -> Tensor:
+        return F.cross_entropy(self.logits(batch), batch[2])
+
+
 class OwnRegression(Value):
     """A squared error that is written out: no loss function is called."""
 
@@ -1082,6 +1181,7 @@ class Case:
         loaders: how many validation loaders there are.
         written: how the argument is written, for the table.
         dataset: whether the loader makes its batches of a ``TensorDataset``.
+        shares: whether the scores are the examples' shares in one loss of a whole batch.
     """
 
     name: str
@@ -1097,6 +1197,7 @@ class Case:
     rows: Callable[[Any, Batch], Tensor] | None = None
     loaders: int = 1
     dataset: bool = False
+    shares: bool = False
 
     @property
     def written(self) -> str:
@@ -1769,6 +1870,52 @@ CASES: list[Case] = [
         OwnRegression,
         value_triple,
         lambda module, batch: module.loss(batch).expand(len(batch[2])) / len(batch[2]),
+        shares=True,
+    ),
+    *(
+        Case(
+            name,
+            f"several values, {what}",
+            _TUPLE,
+            "loss",
+            module,
+            several_triple,
+            lambda module, batch: module.errors(batch).mean(1),
+        )
+        for name, what, module in (
+            ("several_values", "root mean squared errors", SeveralValues),
+            ("several_absolute", "smooth absolute errors", SeveralAbsolute),
+            ("several_gaussian", "their likelihood", SeveralGaussian),
+        )
+    ),
+    Case(
+        "ordinal",
+        "ranks, CORAL by hand",
+        _TUPLE,
+        "multi-label",
+        Ordinal,
+        triple,
+        lambda module, batch: module.ranks(*batch[:2]).amax(-1),
+    ),
+    Case(
+        "random_field",
+        "tagging, a conditional random field by hand",
+        _TUPLE,
+        "loss",
+        RandomField,
+        tagged_triple,
+        lambda module, batch: module.loss(batch).expand(len(batch[0])) / len(batch[0]),
+        shares=True,
+    ),
+    Case(
+        "prompt",
+        "a prompt, and a word for each class",
+        _TUPLE,
+        "classification",
+        Prompted,
+        triple,
+        lambda module, batch: module.logits(batch).amax(-1),
+        encoder=lambda module: module.model.bert,
     ),
     Case(
         "images",

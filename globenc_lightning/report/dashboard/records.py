@@ -14,6 +14,7 @@ from globenc_lightning.probe import ProbeSet
 from globenc_lightning.report.curves import mean_and_interval
 from globenc_lightning.report.dashboard import store
 from globenc_lightning.report.images import READOUT_NAMES, drawn_method, target_words
+from globenc_lightning.report.page import MAX_EXAMPLES, shown_words
 from globenc_lightning.report.texts import texts_of
 from globenc_lightning.report.verdicts import MARKS, verdicts
 
@@ -35,7 +36,7 @@ def kept_maps(lengths: Sequence[int], settings: Settings, drawn: int) -> dict[in
         Sentence -> methods.
     """
     kept: dict[int, list[str]] = {index: [drawn_method(settings)] for index in range(min(drawn, len(lengths)))}
-    for index, method in _fitting([length**2 for length in lengths], _methods(settings), MAPS_ROOM):
+    for index, method in _fitting([length**2 for length in lengths[:MAX_EXAMPLES]], _methods(settings), MAPS_ROOM):
         if method not in kept.setdefault(index, []):
             kept[index].append(method)
     return {index: tuple(methods) for index, methods in sorted(kept.items())}
@@ -48,7 +49,7 @@ def records(
     moment: store.Moment,
     class_names: Sequence[str] | None = None,
 ) -> tuple[store.Summary, store.Detail]:
-    """What one validation found, as it is written.
+    """What one validation found, as it is written: means over the whole probe, and a large one's first examples.
 
     Args:
         measurement: the figures.
@@ -66,6 +67,8 @@ def records(
     methods = tuple(measurement.correlation)
     intervals = [mean_and_interval(rho.numpy()) for rho in measurement.correlation.values()]
     mean, half, n, _ = (np.stack(parts) for parts in zip(*intervals, strict=True))
+    shown = shown_words(len(measurement.names))
+    measurement = measurement.first(MAX_EXAMPLES)
     texts = texts_of(measurement, probe)
     said = verdicts(measurement, probe, class_names)
     score = score_in_words(measurement.task, settings.target_name, measurement.distance)
@@ -83,7 +86,7 @@ def records(
             "probe": probe.fingerprint(),
         },
         class_names=None if class_names is None else tuple(class_names),
-        sentences=tuple(_sentence(measurement, probe, index) for index in range(len(probe))),
+        sentences=tuple(_sentence(measurement, probe, index) for index in range(len(measurement.names))),
         predicted=tuple(measurement.predicted.tolist()),
         probability=measurement.probability.float().numpy(),
         rho=torch.stack(list(measurement.correlation.values())).float().numpy(),
@@ -103,6 +106,7 @@ def records(
             "readout": READOUT_NAMES[measurement.readout],
             "text": texts.shown,
             "marked": MARKS.get(measurement.task, ""),
+            "shown": shown,
         },
     )
     return summary, _detail(measurement, settings, moment)

@@ -131,7 +131,7 @@ class Summary:
         drawn_method: the one that is shown first.
         settings: the run's choices by name: texts, whole numbers and truth values.
         class_names: the model's names of its classes, or None.
-        sentences: (b) the probe.
+        sentences: (b) the probe; the first examples of a large one. Means and their intervals are of all of them.
         predicted: (b) index of the predicted class.
         probability: (b) its probability, NaN where there is a single logit.
         rho: (m, b, l) Spearman's rho, NaN where undefined.
@@ -140,7 +140,8 @@ class Summary:
         high: (m, l) upper end.
         n: (m, l) the number of sentences with a defined rho.
         decided: (b) what each sentence was decided to be; empty where an earlier version of the package wrote it.
-        words: what is explained, by name: ``task``, ``score``, ``readout``, ``text`` and ``marked``; empty as above.
+        words: what is explained, by name: ``task``, ``score``, ``readout``, ``text``, ``marked`` and ``shown``, which
+            examples of a large probe the sentences are; empty as above.
     """
 
     moment: Moment

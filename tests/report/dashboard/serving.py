@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-import tomllib
+import tomllib  # type: ignore[import-not-found]  # from Python 3.11
 from werkzeug.test import Client
 
 ROOT = Path(__file__).parents[3]

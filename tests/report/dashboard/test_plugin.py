@@ -22,7 +22,7 @@ from benchmarks.dashboard import CLASS_NAMES, application, large_run, reader, sy
 from globenc_lightning import METHODS
 from globenc_lightning.report import publish
 from globenc_lightning.report.curves import mean_and_interval
-from globenc_lightning.report.dashboard import plugin, store
+from globenc_lightning.report.dashboard import answering, plugin, store
 from globenc_lightning.report.dashboard import records as dashboard_records
 from tests.report.dashboard.serving import PLUGIN, ROOT, Answer, ask, fetch, tensorboard, until_runs
 from tests.training import events
@@ -498,7 +498,7 @@ def test_an_unexpected_error_is_a_message_and_not_a_broken_page(
     def fails(*args: Any) -> None:
         raise ZeroDivisionError("secret of the house")
 
-    monkeypatch.setattr(plugin, "_put_together", fails)
+    monkeypatch.setattr(plugin, "put_together", fails)
     answer = ask(client, "index", **WHERE)
     refused(answer, 500, "ZeroDivisionError")
     assert "secret" not in answer.content["error"]
@@ -531,20 +531,20 @@ def test_answers_to_many_at_once_are_the_same(client: Client, folder: Path) -> N
 def test_tokens_that_stay_the_same_are_kept_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path, range(4))
     kept: list[Any] = []
-    real = plugin._put_together
+    real = plugin.put_together
 
     def seen(written: Any, read: Any) -> Any:
         kept.extend(one.summary.sentences for one in read.values())
         return real(written, read)
 
-    monkeypatch.setattr(plugin, "_put_together", seen)
+    monkeypatch.setattr(plugin, "put_together", seen)
     assert len(ask(application(reader(tmp_path)), "index", run="run", tag="globenc").content["validations"]) == 4
     assert len(kept) == 4
     assert len({id(one) for one in kept}) == 1
 
 
 def test_what_is_remembered_has_a_bound() -> None:
-    recent: plugin._Recent[str] = plugin._Recent(10)
+    recent: answering.Recent[str] = answering.Recent(10)
     for key in range(5):
         recent.put(key, str(key), 4)
     assert [recent.get(key) for key in range(5)] == [None, None, None, "3", "4"]
@@ -556,14 +556,14 @@ def test_what_is_remembered_has_a_bound() -> None:
 
 
 def test_static_files_are_served_with_their_type(client: Client) -> None:
-    for file in plugin.STATIC.rglob("*"):
+    for file in answering.STATIC.rglob("*"):
         if file.is_file():
-            response = client.get(f"{PLUGIN}/static/{file.relative_to(plugin.STATIC).as_posix()}")
+            response = client.get(f"{PLUGIN}/static/{file.relative_to(answering.STATIC).as_posix()}")
             assert response.status_code == 200, file
             assert response.data == file.read_bytes()
-            assert response.headers["Content-Type"].partition(";")[0] == plugin.CONTENT_TYPES[file.suffix]
+            assert response.headers["Content-Type"].partition(";")[0] == answering.CONTENT_TYPES[file.suffix]
             assert response.headers["X-Content-Type-Options"] == "nosniff"
-    assert (plugin.STATIC / "index.js").is_file()
+    assert (answering.STATIC / "index.js").is_file()
     listing = json.loads(client.get("/data/plugins_listing").data)["globenc"]
     assert (listing["tab_name"], listing["enabled"]) == ("GlobEnc", True)
     entry = listing["loading_mechanism"]
@@ -606,7 +606,7 @@ def test_a_link_out_of_the_folder_and_other_kinds_of_files_are_not_served(
     (static / "link.js").symlink_to(tmp_path / "secret.js")
     (static / "page.html").write_text("<script>1</script>")
     (static / "fine.js").write_text("1")
-    monkeypatch.setattr(plugin, "STATIC", static)
+    monkeypatch.setattr(answering, "STATIC", static)
     codes = [client.get(f"{PLUGIN}/static/{name}").status_code for name in ("link.js", "page.html", "fine.js")]
     assert codes == [404, 404, 200]
 

@@ -116,3 +116,31 @@ def test_a_validation_takes_less_than_a_megabyte_with_its_pictures(tmp_path: Any
     # What the file takes is what was counted, and a little around it.
     total = sum(sum(sizes) for sizes in written.values())
     assert total < file.stat().st_size < 1.02 * total + 100_000
+
+
+@pytest.mark.parametrize("size", [64, 65, 400])
+def test_of_a_large_probe_the_first_sentences_are_shown_and_means_are_of_all(size: int) -> None:
+    measurement = synthetic_measurement(0, 1, sentences=size, layers=2, tokens=6, methods=("N-Enc",))
+    probe = synthetic_probe(measurement.names)
+    summary, detail = records(measurement, probe, Settings(("N-Enc",)), MOMENT, CLASS_NAMES)
+    assert len(summary.sentences) == len(summary.decided) == len(summary.predicted) == len(detail.lengths) == 64
+    assert summary.words["shown"] == ("" if size == 64 else f"the first 64 of {size} examples")
+    assert [one.tokens for one in summary.sentences] == list(measurement.names[:64])
+    whole = measurement.correlation["N-Enc"].nanmean(0).numpy()
+    assert np.allclose(summary.mean[0], whole, atol=1e-6)
+    assert not np.allclose(summary.rho[0].mean(0), whole, atol=1e-6) or size == 64
+    assert summary.n.tolist() == [[size, size]]
+    assert store.summary_from_bytes(store.to_bytes(summary)).words == summary.words
+
+
+def test_records_of_a_probe_of_any_size_take_the_same_room() -> None:
+    sizes = []
+    for size in (64, 1000):
+        measurement = synthetic_measurement(0, 1, sentences=size, layers=2, tokens=6, methods=("N-Enc",))
+        probe = synthetic_probe(measurement.names)
+        made_of = records(measurement, probe, Settings(("N-Enc",)), MOMENT, CLASS_NAMES)
+        sizes.append(sum(len(store.to_bytes(one)) for one in made_of))
+    assert abs(sizes[1] - sizes[0]) < 0.02 * sizes[0]
+    assert set(kept_maps([6] * 1000, Settings(("N-Enc",)), drawn=2)) == set(range(64))
+    # Whoever asks for pictures of more examples gets them.
+    assert set(kept_maps([6] * 1000, Settings(("N-Enc",)), drawn=70)) == set(range(70))

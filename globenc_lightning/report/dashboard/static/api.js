@@ -37,7 +37,7 @@
 
 /**
  * @typedef {{run: string, tag: string, steps: number[], methods: string[], layers: number, probe: string|null,
- *   examples: number, places: number[], mean: Record<string, ((number|null)[]|null)[]>}} Table the correlations of a
+ *   examples: number, settings: Record<string, string|number|boolean|null>, places: number[], mean: Record<string, ((number|null)[]|null)[]>}} Table the correlations of a
  *   run, [validation][layer]; places are those of its validations in the index
  */
 /**

@@ -1,7 +1,7 @@
 /** Spearman's rho with the saliency: through the layers at one validation, and over the training at one layer. */
 
 import { methodStyle } from "./colours.js";
-import { html, notice, setText } from "./dom.js";
+import { html, notice, replaceButtons, setText } from "./dom.js";
 import { createLineChart, sample } from "./line_chart.js";
 import { hasFigures, whyEmpty } from "./state.js";
 import { shorten, visible } from "./text.js";
@@ -102,7 +102,8 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
     const { index, run } = selection;
     const drawn = drawnMethods(scene);
     const dark = theme.isDark();
-    methodChips.replaceChildren(
+    replaceButtons(
+      methodChips,
       ...index.methods.map((method) =>
         toggle(
           method,
@@ -118,7 +119,8 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
     const names = runs.names().filter((name) => name === run || state.overlay.includes(name) || runs.isShown(name));
     runRow.hidden = runs.names().length < 2;
     const hidden = runs.names().length - names.length;
-    runChips.replaceChildren(
+    replaceButtons(
+      runChips,
       ...names.map((name) =>
         toggle(
           visible(name),

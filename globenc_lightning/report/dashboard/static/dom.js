@@ -44,6 +44,17 @@ export function setText(node, text) {
 }
 
 /**
+ * Replaces a row of buttons; one that had the focus gives it to the new one of the same text.
+ * @param {HTMLElement} row
+ * @param {...HTMLElement} buttons
+ */
+export function replaceButtons(row, ...buttons) {
+  const focused = row.contains(document.activeElement) ? document.activeElement?.textContent : null;
+  row.replaceChildren(...buttons);
+  if (focused) buttons.find(({ textContent }) => textContent === focused)?.focus();
+}
+
+/**
  * @param {HTMLSelectElement} select
  * @param {{value: string, label: string}[]} options
  * @param {string} chosen

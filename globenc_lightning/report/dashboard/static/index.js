@@ -95,8 +95,9 @@ function createTab(host) {
         return index?.validations.length ? index : null;
       },
       async table(run, tag) {
-        const callback = callbackOf(run, tag);
-        const table = callback && (await api.table(run, callback.tag, callback.written).catch(() => null));
+        // Another callback's figures are another thing: they are no part of a mean.
+        const callback = known.find((one) => one.run === run)?.callbacks.find((one) => one.tag === tag);
+        const table = callback ? await api.table(run, tag, callback.written).catch(() => null) : null;
         return table?.steps.length ? table : null;
       },
       async dynamics(run, tag, ...choices) {

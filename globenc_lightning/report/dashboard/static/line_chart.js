@@ -146,6 +146,7 @@ export function createLineChart({ label, tooltip, onPick, nameX }) {
   const guide = svg("line", { class: "guide" });
   /** @type {{lines: Line[], xs: number[], toX: (x: number) => number}} */
   let drawn = { lines: [], xs: [], toX: () => 0 };
+  let exact = 2;
 
   /** @param {ChartContent} content */
   function draw({ lines, xName, marked, whole, width, height, floor, ceiling = 1, step = Y_STEP }) {
@@ -162,6 +163,9 @@ export function createLineChart({ label, tooltip, onPick, nameX }) {
     Object.assign(picture.style, { width: `${width}px`, height: `${height}px` });
     picture.replaceChildren();
 
+    const digits = String(step).split(".")[1]?.length ?? 1;
+    // A small scale tells more of its values.
+    exact = step < 0.05 ? digits + 1 : 2;
     const rules = Math.round((ceiling - floor) / step);
     for (const y of Array.from({ length: rules + 1 }, (_, i) => floor + i * step)) {
       picture.append(
@@ -172,7 +176,7 @@ export function createLineChart({ label, tooltip, onPick, nameX }) {
           y1: toY(y),
           y2: toY(y),
         }),
-        svg("text", { "class": "tick", "x": MARGIN.left - 8, "y": toY(y) + 4, "text-anchor": "end" }, decimal(y, step < 0.1 || step === 0.25 ? 2 : 1)),
+        svg("text", { "class": "tick", "x": MARGIN.left - 8, "y": toY(y) + 4, "text-anchor": "end" }, decimal(y, digits)),
       );
     }
     for (const x of ticks(low, high, inner.width / (TICK_SPACE + DIGIT * String(high).length), whole)) {
@@ -273,7 +277,7 @@ export function createLineChart({ label, tooltip, onPick, nameX }) {
         svg(
           "text",
           { "class": "line-value", "x": left + MARGIN.right - 2, "y": heights[i] + 4, "text-anchor": "end" },
-          decimal(value),
+          decimal(value, exact),
         ),
       ),
     );
@@ -302,7 +306,7 @@ export function createLineChart({ label, tooltip, onPick, nameX }) {
       here.map(({ line, at }) => ({
         name: line.name,
         sample: sample(line.style, line.colour),
-        value: `${decimal(line.y[at])}${interval(line, at)}${line.n ? `  n = ${line.n[at]}` : ""}`,
+        value: `${decimal(line.y[at], exact)}${interval(line, at, exact)}${line.n ? `  n = ${line.n[at]}` : ""}`,
       })),
     );
   });
@@ -318,11 +322,11 @@ export function createLineChart({ label, tooltip, onPick, nameX }) {
   return { element, draw };
 }
 
-function interval({ low, high }, at) {
+function interval({ low, high }, at, digits) {
   const [from, to] = [low?.[at], high?.[at]];
   return from === null || from === undefined || to === null || to === undefined
     ? ""
-    : `  (${decimal(from)} to ${decimal(to)})`;
+    : `  (${decimal(from, digits)} to ${decimal(to, digits)})`;
 }
 
 /** Start and end of every stretch without gaps. */

@@ -1,15 +1,19 @@
 /** Many runs at once: correlation, drift and the share of chosen tokens, as means over runs with bands over runs. */
 
-import { average, typedTokens } from "./aggregate.js";
+import { average, typedTokens, whyApart } from "./aggregate.js";
 import { methodStyle } from "./colours.js";
 import { dot } from "./correlation_view.js";
-import { html, labelledSelect, notice, setOptions, setText } from "./dom.js";
+import { html, labelledSelect, notice, replaceButtons, setOptions, setText } from "./dom.js";
 import { createLineChart, sample } from "./line_chart.js";
-import { shorten, visible } from "./text.js";
+import { decimal, shorten, visible } from "./text.js";
 
 const HEIGHT = 340;
-const LABEL_LIMIT = 12;
+const REASON_LIMIT = 400;
+const SMALLEST = 0.005;
+const STEPS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5];
+const MOST_RULES = 5;
 const TYPING_MS = 350;
+const SOON_MS = 150; // what comes as soon as this is not announced
 const MOST_WORDS = 200;
 const CHANCE_STYLE = { light: "#717581", dark: "#a9adb8", marker: "circle", dash: "3 4", hollow: true };
 const RUN_STYLE = { marker: "circle", dash: "", hollow: false };
@@ -23,8 +27,9 @@ const MEASURES = { spearman: "1 − Spearman’s ρ", jaccard: "1 − Jaccard of
 
 /**
  * @typedef {{selection: import("./state.js").Selection, state: import("./state.js").State,
- *   tables: import("./api.js").Table[], dynamics: import("./api.js").Dynamics[], methods: string[], words: string[]}}
- *   Scene
+ *   tables: import("./api.js").Table[], dynamics: (import("./api.js").Dynamics|null)[]|null, methods: string[],
+ *   words: string[], alone: import("./api.js").Index|null}} Scene the dynamics are null while they are read, and null
+ *   for a run whose attributions cannot be read; alone is the index of a single run
  */
 
 /** @param {import("./index.js").Context} context */
@@ -34,6 +39,10 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
   const runChips = html("div", { "class": "toggles", "role": "group", "aria-label": "Runs that are averaged" });
   const singleBox = /** @type {HTMLInputElement} */ (
     html("input", { type: "checkbox", on: { change: () => update({ single: singleBox.checked }) } })
+  );
+  const singleName = html("span");
+  const nearBox = /** @type {HTMLInputElement} */ (
+    html("input", { type: "checkbox", on: { change: () => update({ near: nearBox.checked }) } })
   );
   const everyRun = html("button", { class: "link", type: "button", on: { click: () => update({ runs: null }) } }, "All");
   const against = labelledSelect("Compared with", (value) => update({ against: value }));
@@ -67,15 +76,18 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
   /** A card with a title, hints and a chart. */
   function createCard(label, nameX, onPick, ...controls) {
     const title = html("h2");
+    const head = html("div", { class: "card-head" }, title);
     const hint = html("p", { class: "hint" });
     const chart = createLineChart({ label, tooltip, nameX, onPick });
     const rows = controls.length ? [html("div", { class: "toggle-row" }, ...controls)] : [];
-    const element = html("div", { class: "card" }, title, ...rows, hint, chart.element);
+    const element = html("div", { class: "card" }, head, ...rows, hint, chart.element);
     return { element, title, hint, chart };
   }
 
   /** @type {Scene|null} */
   let shown = null;
+  /** @type {{of: any[], value: number}} */
+  let floor = { of: [], value: 0 };
   const toStep = (x) => {
     const validation = shown?.selection.index.validations.findLast(({ step }) => step <= x);
     if (validation) update({ validation: validation.ordinal });
@@ -83,7 +95,9 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
   const nameStep = (x) => `step ${x}`;
   const training = createCard("Correlation over the training, mean over runs", nameStep, toStep);
   const layers = createCard("Correlation by layer, mean over runs", (x) => `layer ${x}`, (x) => update({ layer: x - 1 }));
+  const near = html("label", { class: "check" }, nearBox, "Close up");
   const drift = createCard("Drift over the training, mean over runs", nameStep, toStep, against.element, by.element);
+  drift.title.after(near);
   const mass = createCard("Share of chosen tokens, mean over runs", nameStep, toStep, typed, ...presets);
   const cards = html("div", { class: "cards" }, training.element, drift.element, layers.element, mass.element);
   const element = html(
@@ -97,7 +111,7 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
         { class: "toggle-row" },
         html("span", { class: "field-name" }, "Methods"),
         methodChips,
-        html("label", { class: "check" }, singleBox, "Single runs"),
+        html("label", { class: "check" }, singleBox, singleName),
       ),
       html("div", { class: "toggle-row" }, html("span", { class: "field-name" }, "Runs"), runChips, everyRun),
     ),
@@ -119,7 +133,8 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
     const dark = theme.isDark();
     const all = selection.index.methods;
     const flipped = (list, one) => (list.includes(one) ? list.filter((other) => other !== one) : [...list, one]);
-    methodChips.replaceChildren(
+    replaceButtons(
+      methodChips,
       ...all.map((method) =>
         toggle(
           method,
@@ -130,7 +145,8 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
       ),
     );
     const hidden = runs.names().length - offered.length;
-    runChips.replaceChildren(
+    replaceButtons(
+      runChips,
       ...offered.map((name) =>
         toggle(visible(name), chosen.includes(name), dot(runs.colour(name)), () =>
           update({ runs: flipped(chosen, name) }),
@@ -140,6 +156,8 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
     );
     everyRun.hidden = state.runs === null;
     singleBox.checked = state.single;
+    setText(singleName, `Single runs of ${prominent({ methods, selection })}`);
+    nearBox.checked = state.near;
     setOptions(against.select, Object.entries(AGAINST).map(([value, label]) => ({ value, label })), state.against);
     setOptions(by.select, Object.entries(MEASURES).map(([value, label]) => ({ value, label })), state.by);
     if (document.activeElement !== typed) typed.value = state.tokens;
@@ -151,7 +169,7 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
   /**
    * The mean of each drawn method, and of each run if that is asked for.
    * @param {Scene} scene
-   * @param {(method: string, place: number) => {x: number[], y: (number|null)[]}} curve of the run at a place
+   * @param {(method: string, place: number) => import("./aggregate.js").Curve} curve of the run at a place
    */
   function lines({ tables, methods, state, selection }, curve) {
     const dark = theme.isDark();
@@ -173,8 +191,7 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
         weight: /** @type {"strong"|"usual"} */ (method === selection.method ? "strong" : "usual"),
       };
       // Those of every method would hide each other.
-      if (!state.single || !several || method !== (methods.includes(selection.method) ? selection.method : methods[0]))
-        return [whole];
+      if (!state.single || !several || method !== prominent({ methods, selection })) return [whole];
       const single = curves.map((one, place) => ({
         name: `${visible(tables[place].run)}, ${method}`,
         label: "",
@@ -191,9 +208,27 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
     });
   }
 
+  /** @param {Scene} scene */
+  function knownFloor(scene) {
+    const of = [scene.alone, ...scene.methods, ...scene.tables];
+    if (of.length !== floor.of.length || of.some((one, i) => one !== floor.of[i])) floor = { of, value: floorOf(scene) };
+    return floor.value;
+  }
+
+  /** @param {Map<string, string[]>} apart @param {number} count @param {string} run */
+  function paintApart(apart, count, run) {
+    const lost = [...apart.values()].flat().length;
+    const reasons = [...apart].map(
+      ([reason, names]) => `${shorten(names.map(visible).join(", "), REASON_LIMIT)}: ${reason}.`,
+    );
+    message.replaceChildren(
+      ...(lost ? [notice(`${lost} of ${count} runs are not averaged with ${visible(run)}`, ...reasons)] : []),
+    );
+  }
+
   function paint() {
     if (!shown || training.element.clientWidth === 0) return;
-    const { selection, state, tables, dynamics, words, methods } = shown;
+    const { selection, state, tables, dynamics, words, methods, alone } = shown;
     const { layer, validation } = selection;
     const width =
       training.element.clientWidth - 2 * Number.parseFloat(getComputedStyle(training.element).paddingLeft);
@@ -202,33 +237,64 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
     const over =
       tables.length > 1
         ? `Mean over ${tables.length} runs; band: ± 1 standard deviation over runs.`
-        : "One run: no band over runs. The view Correlation has the interval over sentences.";
+        : `One run, so no band over runs: the band is the 95 % interval of the mean over its ` +
+          `${tables[0]?.examples} sentences.`;
+    const ends = (method, place, l) => {
+      const of = alone?.correlation[method];
+      return of ? { low: of.low[place]?.[l] ?? null, high: of.high[place]?.[l] ?? null } : { low: null, high: null };
+    };
+    const banded = (x, y, all) => ({ x, y, low: all.map(({ low }) => low), high: all.map(({ high }) => high) });
+    const least = knownFloor(shown);
 
-    const correlation = lines(shown, (method, place) => ({
-      x: tables[place].steps,
-      y: tables[place].mean[method].map((row) => row?.[layer] ?? null),
-    }));
+    const correlation = lines(shown, (method, place) =>
+      banded(
+        tables[place].steps,
+        tables[place].mean[method].map((row) => row?.[layer] ?? null),
+        tables[place].places.map((at) => ends(method, at, layer)),
+      ),
+    );
     setText(training.title, `Correlation over the training, layer ${layer + 1}`);
     setText(training.hint, over);
-    training.chart.draw({ lines: correlation, ...steps, ...size, ...scaleOf(correlation, -1, 1) });
+    training.chart.draw({ lines: correlation, ...steps, ...size, floor: least });
 
-    const moved = lines(shown, (method, place) => ({ x: tables[place].steps, y: dynamics[place].drift[method] }));
-    const chance = dynamics[0]?.chance ?? null;
+    for (const { element: card } of [drift, mass]) card.classList.toggle("waiting", dynamics === null);
+    const reads = "The attributions of these runs are being read …";
+    // Of a run whose attributions cannot be read there are correlations alone.
+    const read = tables.map((table, place) => ({ table, answer: dynamics?.[place] ?? null }));
+    const readable = read.filter(({ answer }) => answer !== null);
+    const unread = dynamics === null ? 0 : tables.length - readable.length;
+    const besides = unread ? ` The attributions of ${unread} of ${tables.length} runs cannot be read.` : "";
+    const answers = /** @type {import("./api.js").Dynamics[]} */ (readable.map(({ answer }) => answer));
+    const readScene = { ...shown, tables: readable.map(({ table }) => table) };
+    const bandName = answers.length > 1 ? " Band: ± 1 standard deviation over runs." : " One run, so no band.";
+    const moved = lines(readScene, (method, place) => ({
+      x: readScene.tables[place].steps,
+      y: answers[place].drift[method],
+    }));
+    const chance = answers[0]?.chance ?? null;
+    const far = state.near && chance !== null;
     setText(drift.title, `Drift, layer ${layer + 1}`);
     setText(
       drift.hint,
-      `How far each sentence’s row is from that of ${AGAINST[state.against]}, without special tokens: mean over ` +
-        "sentences. 0: it has not moved. Dotted: rows whose tokens were shuffled.",
+      dynamics === null
+        ? reads
+        : `How far a sentence’s row is from that of ${AGAINST[state.against]}: mean over sentences, special tokens ` +
+            `left out.${bandName} ` +
+            (far ? `Chance, shuffled tokens: ${decimal(chance)}, not drawn here.` : "Dotted: chance, shuffled tokens.") +
+            besides,
     );
-    const withChance = [...moved, ...chanceLine(chance, moved)];
-    drift.chart.draw({ lines: withChance, ...steps, ...size, ...scaleOf(withChance, 0, 2) });
+    const withChance = far ? moved : [...moved, ...chanceLine(chance, moved)];
+    drift.chart.draw({ lines: withChance, ...steps, ...size, ...scaleOf(withChance, 2) });
 
     const numbers = Array.from({ length: selection.index.layers }, (_, l) => l + 1);
     const at = tables.map(({ steps: there }) => there.lastIndexOf(validation.step));
-    const layered = lines(shown, (method, place) => ({
-      x: numbers,
-      y: numbers.map((_, l) => tables[place].mean[method][at[place]]?.[l] ?? null),
-    }));
+    const layered = lines(shown, (method, place) =>
+      banded(
+        numbers,
+        numbers.map((_, l) => tables[place].mean[method][at[place]]?.[l] ?? null),
+        numbers.map((_, l) => ends(method, tables[place].places[at[place]], l)),
+      ),
+    );
     const without = at.filter((place) => place < 0).length;
     setText(layers.title, `Correlation by layer, at step ${validation.step}`);
     setText(layers.hint, without ? `${over} ${without} of them have no validation at this step.` : over);
@@ -237,22 +303,27 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
       xName: "layer",
       marked: layer + 1,
       ...size,
-      ...scaleOf(layered, -1, 1),
+      floor: least,
     });
 
-    const shares = lines(shown, (method, place) => ({ x: tables[place].steps, y: dynamics[place].mass[method] }));
-    const counts = dynamics[0]?.chosen ?? [];
+    const shares = lines(readScene, (method, place) => ({
+      x: readScene.tables[place].steps,
+      y: answers[place].mass[method],
+    }));
+    const counts = answers[0]?.chosen ?? [];
     const found = counts.reduce((sum, one) => sum + one, 0);
     setText(mass.title, `Share of chosen tokens, layer ${layer + 1}`);
     setText(
       mass.hint,
-      words.length
+      words.length && dynamics === null
+        ? reads
+        : words.length
         ? `${found} tokens in ${counts.filter((one) => one).length} of ${counts.length} sentences: their share of the ` +
-            `attribution of ${methods.length === 1 ? methods[0] : "each method"}, mean over all sentences.`
+            `attribution of ${methods.length === 1 ? methods[0] : "each method"}, mean over all sentences.${bandName}${besides}`
         : "Type tokens or whole words, parted by spaces or commas, or choose a set.",
     );
     mass.chart.element.hidden = !words.length;
-    mass.chart.draw({ lines: shares, ...steps, ...size, ...scaleOf(shares, 0, 1) });
+    mass.chart.draw({ lines: shares, ...steps, ...size, ...scaleOf(shares, 1) });
   }
 
   /** @returns {import("./line_chart.js").Line[]} */
@@ -270,7 +341,7 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
         y: ends.map(() => chance),
         low: null,
         high: null,
-        weight: "quiet",
+        weight: "usual",
       },
     ];
   }
@@ -293,47 +364,38 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
       const asked = [...new Set([run, ...wanted])];
       const all = await Promise.all(asked.map((name) => runs.table(name, tag)));
       if (!isCurrent()) return;
-      const own = all[0];
-      const fits = (one) => one && own && one.probe === own.probe && one.layers === own.layers;
-      const chosen = wanted.filter((name) => fits(all[asked.indexOf(name)]));
-      const others = wanted.filter((name) => !fits(all[asked.indexOf(name)]));
       const methods = (state.methods ?? [selection.method]).filter((one) => index.methods.includes(one));
-      const tables = /** @type {import("./api.js").Table[]} */ (chosen.map((name) => all[asked.indexOf(name)])).filter(
-        (one) => methods.every((method) => method in one.mean),
-      );
+      /** @type {Map<string, string[]>} reason -> runs */
+      const apart = new Map();
+      const tables = wanted.flatMap((name) => {
+        const table = all[asked.indexOf(name)];
+        const reason = whyApart(table, all[0], methods);
+        if (reason) apart.set(reason, [...(apart.get(reason) ?? []), name]);
+        return table && !reason ? [table] : [];
+      });
       const words = typedTokens(state.tokens).slice(0, MOST_WORDS);
-      const dynamics = await Promise.all(
+      const alone = tables.length === 1 ? await runs.index(tables[0].run, tag) : null;
+      const asking = Promise.all(
         tables.map((one) => runs.dynamics(one.run, one.tag, layer, methods, state.against, state.by, words)),
       );
+      /** @param {(import("./api.js").Dynamics|null)[]|null} answers */
+      function draw(answers) {
+        const dynamics =
+          answers && tables.map((one, place) => (answers[place] ? onSteps(answers[place], one.places) : null));
+        shown = { selection, state, tables, dynamics, methods, words, alone };
+        paintChoices(shown, wanted, offered);
+        paintApart(apart, wanted.length, run);
+        if (!tables.length) message.append(notice("No run is drawn", "Choose at least one run of this probe."));
+        cards.hidden = !tables.length || !methods.length;
+        paint();
+      }
+      // Attributions take longer to read than correlations.
+      const early = await Promise.race([asking, new Promise((resolve) => window.setTimeout(resolve, SOON_MS, null))]);
       if (!isCurrent()) return;
-      const known = tables.flatMap((one, place) => {
-        const answer = dynamics[place];
-        return answer ? [{ table: one, answer: onSteps(answer, one.places) }] : [];
-      });
-      shown = {
-        selection,
-        state,
-        tables: known.map(({ table }) => table),
-        dynamics: known.map(({ answer }) => answer),
-        methods,
-        words,
-      };
-      paintChoices(shown, wanted, offered);
-      const lost = [...others, ...chosen.filter((name) => !known.some(({ table }) => table.run === name))];
-      message.replaceChildren(
-        ...(lost.length
-          ? [
-              notice(
-                `${lost.length} of ${wanted.length} runs are not averaged with ${visible(run)}`,
-                `They have another probe, another number of layers or no figures that can be read: ` +
-                  `${shorten(lost.map(visible).join(", "), 400)}.`,
-              ),
-            ]
-          : []),
-        ...(known.length ? [] : [notice("No run is chosen", "Choose at least one run.")]),
-      );
-      cards.hidden = !known.length || !methods.length;
-      paint();
+      draw(early);
+      if (early) return;
+      const answers = await asking;
+      if (isCurrent()) draw(answers);
     },
   };
 }
@@ -345,14 +407,39 @@ function onSteps(answer, places) {
   return { ...answer, drift: picked(answer.drift), mass: picked(answer.mass) };
 }
 
-/** A scale with round ends around all that is drawn, between two limits. */
-function scaleOf(drawn, least, most) {
-  const values = drawn
-    .flatMap(({ y, low, high }) => [...y, ...(low ?? []), ...(high ?? [])])
-    .filter((value) => value !== null);
-  const top = Math.max(...values, 0.02);
-  const bottom = Math.min(...values, 0);
-  if (least < 0) return { floor: Math.max(Math.floor(2 * bottom) / 2, -1), ceiling: 1, step: 0.5 };
-  const step = [0.02, 0.05, 0.1, 0.25, 0.5].find((size) => top / size <= 4.5) ?? 0.5;
+/** A scale from 0 to a round number above all that is drawn. */
+function scaleOf(drawn, most) {
+  let top = SMALLEST;
+  for (const { y, high } of drawn) for (const value of [...y, ...(high ?? [])]) top = Math.max(top, value ?? 0);
+  const step = STEPS.find((size) => top / size <= MOST_RULES) ?? 0.5;
   return { floor: 0, ceiling: Math.min(Math.ceil(top / step - 1e-9) * step, most), step };
+}
+
+/**
+ * The round number below all that these runs ever show, bands included, so that the scale stands still while the slider
+ * moves.
+ * @param {Scene} scene
+ */
+function floorOf({ tables, methods, alone }) {
+  let least = 0;
+  const note = (values) => {
+    for (const value of values ?? []) least = Math.min(least, value ?? 0);
+  };
+  for (const method of methods) {
+    for (const row of alone?.correlation[method].low ?? []) note(row);
+    for (let l = 0; l < (tables[0]?.layers ?? 0); l += 1) {
+      const { mean, low } = average(
+        tables.map((table) => ({ x: table.steps, y: table.mean[method].map((row) => row?.[l] ?? null) })),
+      );
+      note(mean);
+      note(low);
+    }
+    for (const table of tables) for (const row of table.mean[method]) note(row);
+  }
+  return Math.max(Math.floor(2 * least) / 2, -1);
+}
+
+/** The method whose line stands out. */
+function prominent({ methods, selection }) {
+  return methods.includes(selection.method) ? selection.method : (methods[0] ?? selection.method);
 }

@@ -23,6 +23,7 @@ import { className, visible } from "./text.js";
  * @property {boolean} curve whether Correlation shows one sentence's curve
  * @property {string[]|null} runs averaged in Runs; null for all that TensorBoard shows
  * @property {boolean} single whether Runs draws each run beside the mean
+ * @property {boolean} near whether the scale of drift leaves the chance level out
  * @property {string} against what drift compares with: "previous", "first" or "last"
  * @property {string} by how drift is measured: "spearman" or "jaccard"
  * @property {string} tokens the typed tokens whose share Runs shows
@@ -49,6 +50,7 @@ function initialState() {
     curve: false,
     runs: null,
     single: false,
+    near: false,
     against: CHOICES.against[0],
     by: CHOICES.by[0],
     tokens: "",
@@ -87,6 +89,7 @@ export function stateFromLink(link) {
     curve: link.curve === "1",
     runs: list("runs"),
     single: link.single === "1",
+    near: link.near === "1",
     against: CHOICES.against.includes(link.against) ? link.against : CHOICES.against[0],
     by: CHOICES.by.includes(link.by) ? link.by : CHOICES.by[0],
     tokens: (link.tokens ?? "").slice(0, MOST_TYPED),
@@ -111,6 +114,7 @@ export function linkFromState(state) {
   if (state.curve) link.curve = "1";
   if (state.runs) link.runs = JSON.stringify(state.runs);
   if (state.single) link.single = "1";
+  if (state.near) link.near = "1";
   for (const name of ["against", "by", "tokens"]) if (state[name] !== start[name]) link[name] = state[name];
   return link;
 }

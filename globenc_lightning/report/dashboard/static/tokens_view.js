@@ -269,8 +269,8 @@ export function createTokensView({ api, update, theme, tooltip }) {
       setText(row.rho, data ? decimal(data.rho[i]) : "–");
     }
     setText(methodTitle, method === "N-Enc" ? "N-Enc (GlobEnc)" : method);
-    const { readout, text, score, marked } = index.words;
-    const of = [readout, text].filter(Boolean).map((words) => `; ${visible(words)}`);
+    const { readout, text, score, marked, shown } = index.words;
+    const of = [readout, text, shown].filter(Boolean).map((words) => `; ${visible(words)}`);
     setText(methodHint, `what the readout is made of after layer ${layer + 1} of ${index.layers}${of.join("")}`);
     setText(saliencyHint, `gradient × input at the first hidden states${score ? `, of ${visible(score)}` : ""}`);
     setText(markKey, marked ?? "");
