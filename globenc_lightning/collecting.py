@@ -353,7 +353,7 @@ class Collector:
 def assumed_probe(probe: ProbeSet) -> tuple[ProbeSet | None, str]:
     """Returns the examples as a model itself may take them, and where in a batch they are, as code.
 
-    They are the entries of mappings, by their usual names; of a batch that combines several loaders, those of the first.
+    They are the entries of mappings, by their usual names; of a batch that combines several loaders, the first one's.
     """
     found: ProbeSet | None = None
     within = ""
