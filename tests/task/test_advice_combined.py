@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import BertModel
 
 from globenc_lightning import GlobEncCallback
-from tests.encoder.test_advice import CALL, arguments
+from tests.task.test_advice import CALL, arguments
 from tests.training import CLASSES, Sentences, Steps, bert_config, build_trainer, loader, redrawn, said
 
 
