@@ -20,20 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from globenc_lightning.encoder.advice import advice, advice_on_mask, advice_on_target
-from globenc_lightning.encoder.calling import (
-    LABELS,
-    SPAN_LABELS,
-    Way,
-    ends_of,
-    has_own_forward,
-    logits_of,
-    named_in,
-    size_of_batch,
-    too_large,
-    unused_mask,
-    ways_to_call,
-)
 from globenc_lightning.encoder.contexts import OwnContexts
 from globenc_lightning.encoder.layers import layer_inputs
 from globenc_lightning.encoder.norms import tolerance, working
@@ -80,7 +66,21 @@ from globenc_lightning.functional import (
 from globenc_lightning.functional.kernels import KernelCache
 from globenc_lightning.functional.rollout import log_scale
 from globenc_lightning.probe import is_by_token
+from globenc_lightning.task.advice import advice, advice_on_mask, advice_on_target
 from globenc_lightning.task.batches import moved
+from globenc_lightning.task.calling import (
+    LABELS,
+    SPAN_LABELS,
+    Way,
+    ends_of,
+    has_own_forward,
+    logits_of,
+    named_in,
+    size_of_batch,
+    too_large,
+    unused_mask,
+    ways_to_call,
+)
 from globenc_lightning.task.kinds import BY_TOKEN, Decision, decision_of_output, detached
 from globenc_lightning.task.replaying import (
     Chunk,
@@ -279,6 +279,7 @@ class Reader:
         proven: which of these were proven with a second set of weights: a head that begins at zero gives the same on
             any batch.
         encoder_call: where the model is called itself: which call of an encoder is shown, the others after it.
+        within: where in the user's batches the mapping is that the model is called on, as code: ``"['first']"``.
     """
 
     model: nn.Module
@@ -298,6 +299,7 @@ class Reader:
     chunks: dict[tuple[int, tuple[int, ...]], list[Chunk]] = field(default_factory=dict)
     proven: set[tuple[int, tuple[int, ...]]] = field(default_factory=set)
     encoder_call: int = 0
+    within: str = ""
 
     @property
     def structure(self) -> Structure | None:

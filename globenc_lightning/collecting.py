@@ -350,23 +350,34 @@ class Collector:
         return self.probe.fingerprint() if self.probe is not None else ""
 
 
-def assumed_probe(probe: ProbeSet) -> ProbeSet | None:
-    """Returns the examples as a model itself may take them: the entries of mappings, by their usual names."""
+def assumed_probe(probe: ProbeSet) -> tuple[ProbeSet | None, str]:
+    """Returns the examples as a model itself may take them, and where in a batch they are, as code.
+
+    They are the entries of mappings, by their usual names; of a batch that combines several loaders, the first one's.
+    """
     found: ProbeSet | None = None
+    within = ""
     for part in probe.parts:
+        batch, place = _mapping_within(part.batch)
         try:
-            taken = ProbeSet.from_batch(_mapping_within(part.batch), limit=part.wanted)
+            taken = ProbeSet.from_batch(batch, limit=part.wanted)
         except ProbeError:
             continue
-        found = taken if found is None else found.joined(taken)
-    return None if found is None else found.with_tokens(probe.tokenizer)
+        found, within = (taken, place) if found is None else (found.joined(taken), within)
+    return None if found is None else found.with_tokens(probe.tokenizer), within
 
 
-def _mapping_within(batch: Any) -> Any:
-    """The batch itself, or the first loader's part of a batch that combines several loaders."""
+def _mapping_within(batch: Any) -> tuple[Any, str]:
+    """The batch itself, or the first loader's part of one that combines several loaders, and its place as code."""
+    parts: list[tuple[Any, Any]] = []
     if isinstance(batch, Mapping) and main_input(batch) is None:
-        return next((part for part in batch.values() if isinstance(part, Mapping) and main_input(part)), batch)
-    return batch
+        parts = [*batch.items()]
+    elif isinstance(batch, list | tuple):
+        parts = [*enumerate(batch)]
+    for key, part in parts:
+        if isinstance(part, Mapping) and main_input(part) is not None:
+            return part, f"[{key!r}]"
+    return batch, ""
 
 
 def _is_own_form(probe: Any) -> bool:

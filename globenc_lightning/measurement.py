@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from globenc_lightning.analysis import Attributions, Reader, Settings, analyze
-from globenc_lightning.encoder.calling import LABELS
 from globenc_lightning.errors import OutOfMemoryError, is_out_of_memory
 from globenc_lightning.functional import CorrelationSummary, summarize
 from globenc_lightning.planning import plan
 from globenc_lightning.probe import ProbeSet
 from globenc_lightning.task.batches import leaves
+from globenc_lightning.task.calling import LABELS
 from globenc_lightning.task.kinds import SCORES, VALUES
 from globenc_lightning.task.replaying import Chunk
 

@@ -126,8 +126,10 @@ class Measurer:
         except ModelCallError as error:
             if self.assumed is None:
                 raise
+            # The lines that are offered are for forward=, which gets the user's own batch.
+            told = str(error).replace("batch[", f"batch{reader.within}[")
             # Why the module's own steps tell nothing is the first thing to know.
-            raise ModelCallError(f"{self.assumed}\nCalled by itself instead: {error}") from error
+            raise ModelCallError(f"{self.assumed}\nCalled by itself instead: {told}") from error
 
     def _find_decision(self, model: nn.Module, reader: Reader, probe: ProbeSet) -> ProbeSet:
         """Find what the module's own step decides on the probe; else the probe as the model itself may take it."""
@@ -136,9 +138,10 @@ class Measurer:
         except (UnsupportedEncoderError, CollectiveError):
             raise
         except GlobEncError as error:
-            assumed = None if self._forward or self._decision else assumed_probe(probe)
+            assumed, within = (None, "") if self._forward or self._decision else assumed_probe(probe)
             if assumed is None:
                 raise
+            reader.within = within
             self.assumed = str(error)
             rank_zero_info(
                 f"GlobEncCallback: what is decided was assumed, not found in the module's own steps ({error})"

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from globenc_lightning.encoder.calling import LABELS
 from globenc_lightning.errors import EmptyProbeError, GlobEncWarning, ProbeError
 from globenc_lightning.task.batches import leaves, needs_template, restored, stored
+from globenc_lightning.task.calling import LABELS
 from globenc_lightning.task.replaying import Part
 from globenc_lightning.tokenizers import naming, spelling_of
 

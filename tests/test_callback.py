@@ -725,7 +725,8 @@ def margin(logits: Tensor, batch: Any) -> Tensor:
         {"methods": ("N", "W-Res")},
         {"methods": "W"},
     ],
-    ids=str,
+    # A function's own text holds an address, which is another one in every process.
+    ids=lambda settings: " ".join(f"{name}={getattr(one, '__name__', one)}" for name, one in settings.items()),
 )
 def test_settings_reach_the_analysis(settings: dict[str, Any]) -> None:
     module, callback = Steps(), GlobEncCallback(**QUIET, **settings)

@@ -443,7 +443,9 @@ def as_earlier_versions_wrote_it(key: str, state: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(
-    "settings", [[{}], [{"probe": given_batch()}, {"readout": "mean"}], [{"target": last_logit}]], ids=str
+    "settings",
+    [[{}], [{"probe": given_batch()}, {"readout": "mean"}], [{"target": last_logit}]],
+    ids=["usual", "two callbacks", "a target"],
 )
 def test_a_checkpoint_with_the_long_keys_of_earlier_versions_is_read(
     settings: list[dict[str, Any]], tmp_path: Path

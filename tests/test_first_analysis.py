@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from globenc_lightning import GlobEncCallback, analysis
 from globenc_lightning.encoder.structure import separating_sets
+from globenc_lightning.measuring import Measurer
 from tests.task.zoo import PAD, HeadInStep, classes, text
 from tests.training import build_trainer
 
@@ -52,7 +53,7 @@ def passes_of(
 ) -> tuple[list[Counter[Any]], int]:
     """The forwards and backwards through the encoder in each analysis, with rows and tokens, and the text's length."""
     seed_everything(7, verbose=False)
-    model, own = module(), GlobEncCallback._measure
+    model, own = module(), Measurer.measure
     found: list[Counter[Any]] = []
     inside: list[bool] = []
 
@@ -73,7 +74,7 @@ def passes_of(
         if hidden.requires_grad:
             hidden.register_hook(lambda gradient: found[-1].update([("backward", *shape)]))
 
-    monkeypatch.setattr(GlobEncCallback, "_measure", measured)
+    monkeypatch.setattr(Measurer, "measure", measured)
     model.encoder.encoder.layer[0].register_forward_hook(left)
     trainer = build_trainer([GlobEncCallback(on_error="raise", **arguments)], max_epochs=2)
     trainer.fit(model, DataLoader(data, 4), DataLoader(data, SIZE))

@@ -95,23 +95,27 @@ def step_of(checkpoint: Mapping[str, Any]) -> int:
 
     A validation stands one step before ``global_step``, where Lightning logs its metrics: ``global_step`` has been
     counted on already. So does every other checkpoint, however it was saved, unless the callback has analysed this very
-    training step (``at_steps``): such a step stands at the number of optimizer steps taken.
+    training step or the one before it (``at_steps``): such steps stand at the number of optimizer steps taken, and the
+    place before is taken.
     """
     steps = int(checkpoint.get("global_step", 0))
     state = callback_state(checkpoint)
-    if state is not None and _newest_step(state) == steps:
+    newest, is_validation = (None, True) if state is None else _newest(state)
+    if newest == steps or (newest == steps - 1 and not is_validation):
         return steps
     loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.state_dict", {})
     # At the end of an epoch, Lightning has counted this on, too; several optimizers count global_step alone.
     return max(0, min(int(loop.get("_batches_that_stepped", steps)), steps - 1))
 
 
-def _newest_step(state: Mapping[str, Any]) -> int | None:
-    """The step of the last analysis that a callback's state remembers, itself or by pointing to a record."""
-    known = [int(one["step"]) for one in state.get("history", ())]
+def _newest(state: Mapping[str, Any]) -> tuple[int | None, bool]:
+    """The step of the last analysis that a callback's state remembers or points to, and whether it is a validation."""
+    known = [(int(one["step"]), bool(one.get("validation", True))) for one in state.get("history", ())]
     if state.get("record") is not None:
-        known.append(int(state["record"]["until"]))
-    return max(known, default=None)
+        until = int(state["record"]["until"])
+        known.append((until, until == state.get("latest")))
+    # Of two at one step, a validation is the later one.
+    return max(known, default=(None, True))
 
 
 def callback_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:

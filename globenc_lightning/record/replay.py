@@ -16,7 +16,7 @@ from torch import nn
 from globenc_lightning.analysis import AUTO, Settings, Target
 from globenc_lightning.choices import Choices
 from globenc_lightning.collecting import Collector
-from globenc_lightning.errors import ProbeError, RecordError
+from globenc_lightning.errors import EmptyProbeError, ProbeError, RecordError, warn
 from globenc_lightning.functional import METHODS
 from globenc_lightning.lightning_facts import without_logging
 from globenc_lightning.measurement import About, History, HistoryEntry, Measurement, about, history_entry
@@ -149,7 +149,7 @@ class Replay:
             return
         if not steps_of(model, self._choices.forward):
             # A model that has no step is called itself.
-            self._collector.probe = ProbeSet.from_batch(next(batches), limit=self._choices.num_examples)
+            self._collector.probe = _first_examples(batches, self._choices.num_examples)
             self._collector.fix(model, places)
             return
         self._collector.begin_validation()
@@ -240,6 +240,35 @@ def record_checkpoint(
     choices = Choices(settings, num_examples, forward=forward, decision=decision, encoder_call=encoder_call)
     replay = Replay(folder, run, probe, tokenizer=tokenizer, choices=choices, options=options, extra=extra)
     return replay.measure(model, step, epoch)
+
+
+def _first_examples(batches: Iterable[Any], number: int) -> ProbeSet:
+    """Returns a probe of the first examples of some batches, of as many batches as that takes.
+
+    Raises:
+        ProbeError: no example has a real token, or a batch is of a form that the model cannot take.
+    """
+    probe: ProbeSet | None = None
+    empty: EmptyProbeError | None = None
+    for batch in batches:
+        try:
+            found = ProbeSet.from_batch(batch, limit=number - (0 if probe is None else len(probe)))
+        except EmptyProbeError as error:
+            empty = error
+            continue
+        joined = found if probe is None else probe.joined(found)
+        if probe is not None and len(joined) == len(probe):
+            warn(
+                f"the probe has {len(probe)} of {number} examples: the next batch has entries of other names or "
+                "shapes, so that its examples cannot be put beside them."
+            )
+            break
+        probe = joined
+        if len(probe) >= number:
+            break
+    if probe is None:
+        raise empty or EmptyProbeError("the probe is empty: the loader gives no batch.")
+    return probe
 
 
 def event_files(folder: Path, session: float) -> Destination:

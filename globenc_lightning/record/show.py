@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from globenc_lightning.errors import RecordError
-from globenc_lightning.record.libraries import load
+from globenc_lightning.record.libraries import load, load_pandas
 from globenc_lightning.study.study import Study
 
 MOST_STEPS = 12
@@ -135,6 +135,7 @@ def _told(frame: Any) -> str:
 def _stabilization(study: Study, methods: Sequence[str], layer: int, threshold: float) -> Any:
     from rich.table import Table
 
+    pandas = load_pandas()
     found = study.stabilization(threshold, methods=methods, layers=layer)
     table = Table()
     table.add_column("run", overflow="fold")
@@ -142,16 +143,12 @@ def _stabilization(study: Study, methods: Sequence[str], layer: int, threshold: 
         table.add_column(method, justify="right")
     for run, part in found.groupby("run", sort=False):
         steps = dict(zip(part["method"], part["step"], strict=True))
-        table.add_row(_plain(run), *("never" if _is_missing(steps[one]) else str(steps[one]) for one in methods))
+        table.add_row(_plain(run), *("never" if pandas.isna(steps[one]) else str(steps[one]) for one in methods))
     return table
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or value != value or str(value) == "<NA>"
 
 
 def _plain(value: Any) -> Any:
     """A value as text, in which nothing is markup."""
     from rich.text import Text
 
-    return Text("" if value is None or value != value else str(value))
+    return Text("" if load_pandas().isna(value) is True else str(value))

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from globenc_lightning.encoder.calling import LABELS, logits_of
 from globenc_lightning.encoder.norms import tolerance, working
 from globenc_lightning.encoder.reading import Outputs, find_encoders
 from globenc_lightning.encoder.undisturbed import random_states_kept
 from globenc_lightning.errors import CutGraphError, ModelCallError, NonFiniteError
 from globenc_lightning.task.batches import fresh, leaves, size_of
+from globenc_lightning.task.calling import LABELS, logits_of
 from globenc_lightning.task.kinds import (
     BY_TOKEN,
     Decision,

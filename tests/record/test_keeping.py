@@ -68,7 +68,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GlobEnc
     """A training that nothing has interrupted: its record, with checkpoints beside it."""
     folder = tmp_path_factory.mktemp("undisturbed")
     callback = GlobEncCallback(**SETTINGS, record=folder / "record")
-    train(callback, keeps(folder / "checkpoints"), keeps(folder / "checkpoints", every_n_train_steps=3))
+    # After the validations, and between a training step and the validation that is due then.
+    train(callback, keeps(folder / "checkpoints"), keeps(folder / "due", every_n_train_steps=2))
     return folder, callback
 
 
@@ -195,13 +196,15 @@ def test_a_record_that_is_less_than_a_history_stands_for_none(options: dict[str,
     assert kept == ([] if "dtype" in options else [0, 1, 3])
 
 
-@pytest.mark.parametrize("step", [2, 3, 4, 6])
+@pytest.mark.parametrize(
+    ("kind", "step"), [("checkpoints", 2), ("checkpoints", 4), ("checkpoints", 6), ("due", 4), ("due", 8)]
+)
 def test_a_resumed_training_s_record_is_that_of_an_undisturbed_one(
-    step: int, undisturbed: tuple[Path, GlobEncCallback], tmp_path: Path
+    kind: str, step: int, undisturbed: tuple[Path, GlobEncCallback], tmp_path: Path
 ) -> None:
     folder, whole = undisturbed
     shutil.copytree(folder / "record", tmp_path / "record")
-    checkpoint = torch.load(folder / "checkpoints" / f"step={step}.ckpt", weights_only=True)
+    checkpoint = torch.load(folder / kind / f"step={step}.ckpt", weights_only=True)
     for state in checkpoint["callbacks"].values():
         if "record" in state:
             state["record"]["folder"] = str(tmp_path / "record")

@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from transformers import Trainer, TrainingArguments
 
 from globenc_lightning import GlobEncCallback, ProbeSet, attribute, record_checkpoint
-from globenc_lightning.errors import GlobEncError, ProbeError
+from globenc_lightning.errors import EmptyProbeError, GlobEncError, GlobEncWarning, ProbeError
 from globenc_lightning.measurement import HistoryEntry
 from globenc_lightning.record import checkpoints
 from globenc_lightning.record.reading import Record
@@ -199,6 +199,33 @@ def test_a_model_with_a_head_takes_a_probe_in_every_form(form: str, tmp_path: Pa
     entry = record_checkpoint(model, given, step=3, folder=tmp_path, tokenizer=tokenizer() if form == "texts" else None)
     for method, rho in attribute(model, batch).correlation.items():
         torch.testing.assert_close(entry.by_example[method], rho.double(), equal_nan=True, **CLOSE)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_a_loader_gives_as_many_examples_as_are_asked_for_whatever_the_size_of_its_batches(
+    size: int, tmp_path: Path
+) -> None:
+    model, sentences = classifier(num_hidden_layers=2), Sentences(8, empty=[0, 2], labels=False)
+    entry = record_checkpoint(model, loader(sentences, size), step=3, folder=tmp_path, num_examples=4)
+    rows = [sentences[place] for place in (1, 3, 4, 5)]
+    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    for method, rho in attribute(model, batch).correlation.items():
+        torch.testing.assert_close(entry.by_example[method], rho.double(), equal_nan=True, **CLOSE)
+
+
+def test_a_loader_whose_batches_do_not_fit_together_says_how_many_examples_were_taken(tmp_path: Path) -> None:
+    rows: list[Any] = [Sentences(labels=place < 2)[place] for place in range(4)]
+    with pytest.warns(GlobEncWarning, match="2 of 4 examples"):
+        entry = record_checkpoint(classifier(), loader(rows, 2), step=3, folder=tmp_path, num_examples=4)  # type: ignore[arg-type]
+    assert len(entry.saliency) == 2
+
+
+@pytest.mark.parametrize("empty", [[0, 1, 2], []], ids=["padding alone", "no rows"])
+def test_a_loader_without_a_real_token_is_refused(empty: list[int], tmp_path: Path) -> None:
+    given = loader(Sentences(len(empty), empty=empty, labels=False), 2)
+    with pytest.raises(EmptyProbeError, match="the probe is empty"):
+        record_checkpoint(classifier(), given, step=3, folder=tmp_path)
+    assert not [*tmp_path.rglob("*.parquet")]
 
 
 def test_what_is_measured_is_left_as_it_was(tmp_path: Path) -> None:

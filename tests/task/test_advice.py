@@ -20,8 +20,8 @@ from transformers import (
 
 from globenc_lightning import attribute
 from globenc_lightning.callback import GlobEncCallback
-from globenc_lightning.encoder.advice import advice
 from globenc_lightning.errors import GlobEncError, ModelCallError
+from globenc_lightning.task.advice import advice
 from tests import models
 
 CALL = re.compile(r"GlobEncCallback\((forward=lambda module, batch: .*)\)$", re.M)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from globenc_lightning import attribute
-from globenc_lightning.encoder.calling import logits_of, ways_to_call
 from globenc_lightning.errors import GlobEncWarning, ModelCallError, UnsupportedEncoderError
+from globenc_lightning.task.calling import logits_of, ways_to_call
 from tests import models
 
 

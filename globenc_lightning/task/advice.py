@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from globenc_lightning.encoder.calling import LABELS, headed_models, logits_of, parameter_names, size_of_batch
 from globenc_lightning.encoder.reading import find_encoders
 from globenc_lightning.encoder.undisturbed import as_evaluated
+from globenc_lightning.task.calling import LABELS, headed_models, logits_of, parameter_names, size_of_batch
 
 MOST = 3
 """How many lines are offered at the most."""
