@@ -8,6 +8,7 @@ from typing import Any
 from globenc_lightning.errors import GlobEncError
 from globenc_lightning.measurement import About, HistoryEntry, Measurement
 from globenc_lightning.probe import ProbeSet
+from globenc_lightning.record import schema
 from globenc_lightning.record.schema import run_name
 from globenc_lightning.record.writing import RecordOptions, RunRecord
 
@@ -90,13 +91,13 @@ class RecordKeeper:
         earlier = None if pointed is None else _found(pointed, self._folder)
         if pointed is None or earlier is None:
             self._written = {}
-            return RunRecord(self._folder, _free(self._folder, self._name), self._options)
+            return RunRecord(self._folder, _claimed(self._folder, self._name), self._options)
         if earlier.folder.resolve() == self._folder.resolve():
             run = RunRecord(self._folder, earlier.run, self._options)
             # A training that never was: it goes on from an earlier step.
             run.forget_after(pointed["until"])
             return run
-        run = RunRecord(self._folder, _free(self._folder, self._name), self._options)
+        run = RunRecord(self._folder, _claimed(self._folder, self._name), self._options)
         run.take_over(earlier, pointed["until"])
         return run
 
@@ -177,10 +178,17 @@ def _found(pointer: Mapping[str, Any], folder: Path | None) -> RunRecord | None:
     return None
 
 
-def _free(folder: Path, name: str) -> str:
-    """A name that no run of the folder has: another training's record is never replaced."""
+def _claimed(folder: Path, name: str) -> str:
+    """A name that no run of the folder has, claimed at once: trainings that begin side by side replace nothing."""
+    runs = schema.step_file(folder, schema.EXAMPLES, name, 0).parent.parent
+    runs.mkdir(parents=True, exist_ok=True)
     candidate, number = name, 1
-    while RunRecord(folder, candidate).steps():
-        number += 1
-        candidate = f"{name}-{number}"
-    return candidate
+    while True:
+        try:
+            # Of several that ask for one folder at the same moment, one alone makes it.
+            schema.step_file(folder, schema.EXAMPLES, candidate, 0).parent.mkdir()
+        except FileExistsError:
+            number += 1
+            candidate = f"{name}-{number}"
+        else:
+            return candidate

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from globenc_lightning import GlobEncCallback
 from globenc_lightning.errors import GlobEncWarning
-from globenc_lightning.record import schema
+from globenc_lightning.record import keeping, schema
 from globenc_lightning.record.writing import UNFINISHED, RecordOptions, RunRecord
 from tests.record.test_writing import assert_same_entries
 from tests.test_checkpoints import assert_same_history
@@ -110,6 +111,12 @@ def test_another_training_of_the_same_name_replaces_nothing(tmp_path: Path) -> N
         train(callback, max_epochs=1)
     train(GlobEncCallback(**SETTINGS, record=tmp_path), max_epochs=2)
     assert [RunRecord(tmp_path, run).steps() for run in ("run", "run-2", "run-3")] == [[0, 1], [0, 1], [0, 1, 3]]
+
+
+def test_trainings_that_begin_at_the_same_moment_get_names_of_their_own(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        names = [*pool.map(lambda _: keeping._claimed(tmp_path, "run"), range(64))]
+    assert sorted(names, key=lambda name: (len(name), name)) == ["run", *(f"run-{number}" for number in range(2, 65))]
 
 
 def test_two_callbacks_of_one_trainer_keep_two_runs(tmp_path: Path) -> None:
