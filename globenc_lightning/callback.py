@@ -251,6 +251,7 @@ class GlobEncCallback(Callback):
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Measure the model before the first training step, if the probe is already known."""
         training = Training(trainer, pl_module)
+        self._schedule.begin(trainer.global_step)
         if self._monitor.resumed:
             self._monitor.go_on(training)
         elif trainer.global_step == 0 and trainer.enable_validation and not self._monitor.refused:

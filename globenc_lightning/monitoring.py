@@ -98,7 +98,6 @@ class Monitor:
     def begin_training(self, training: Training) -> None:
         """A training begins, or goes on."""
         self._reasons.begin()
-        self._schedule.begin()
         if not self.resumed and training.step == 0:
             # Another training: its pictures and reasons start anew, while the history keeps everything.
             self.history.begin()

@@ -47,22 +47,23 @@ class Schedule:
         """Whether the next validation will be analysed."""
         return self.validations % self._every == 0
 
-    def begin(self) -> None:
-        """Another training, or one that goes on: no step of it was asked for yet."""
-        self._latest = 0
+    def begin(self, step: int = 0) -> None:
+        """A training begins, or goes on, after so many optimizer steps: none of them is asked for any more."""
+        self._latest = step
 
     def takes(self, step: int) -> bool:
         """Returns whether a training step is analysed, once for each: steps that accumulate gradients repeat it.
 
+        Several optimizers count several steps at a time: one that was passed by is made up for at once.
+
         Args:
             step: how many optimizer steps were taken.
         """
-        if step == self._latest:
-            return False
-        self._latest = step
+        new = range(self._latest + 1, step + 1)
+        self._latest = max(step, self._latest)
         if self._by_powers:
-            return not self.validations and step > 0 and step & (step - 1) == 0
-        return step in self._steps
+            return not self.validations and any(one & (one - 1) == 0 for one in new)
+        return any(one in self._steps for one in new)
 
 
 def _checked(at_steps: Any) -> frozenset[int]:

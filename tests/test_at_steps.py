@@ -65,6 +65,32 @@ def test_steps_are_those_of_the_optimizer_when_gradients_are_accumulated() -> No
     assert steps(callback, validation=False) == [1, 2, 3]
 
 
+class TwoOptimizers(Steps):
+    """Steps twice in each batch, by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self) -> Any:
+        parameters = [*self.parameters()]
+        return [torch.optim.SGD(one, lr=1e-3) for one in (parameters[:-2], parameters[-2:])]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.loss_of(batch)
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss
+
+
+def test_several_optimizers_pass_no_step_by() -> None:
+    callback = GlobEncCallback(probe(), at_steps=[3, 8])
+    fit(TwoOptimizers(), callback, train=train())
+    assert steps(callback, validation=False) == [4, 8]
+
+
 def test_a_validation_at_the_same_moment_takes_the_place_of_the_step() -> None:
     callback = GlobEncCallback(probe(), at_steps=[5, 6, 10])
     fit(Steps(), callback, train=train(), val_check_interval=5)

@@ -19,6 +19,18 @@ def test_a_step_that_comes_again_is_taken_once() -> None:
     assert [schedule.takes(step) for step in [1, 1, 2, 2, 2, 3]] == [False, False, True, False, False, False]
 
 
+def test_a_step_that_is_passed_by_is_taken_at_once() -> None:
+    # Two optimizers count two steps in each batch.
+    assert taken(Schedule(1, [1, 5, 6, 9]), range(0, 14, 2)) == [2, 6, 10]
+    assert taken(Schedule(1, "log"), range(0, 20, 3)) == [3, 6, 9, 18]
+
+
+def test_a_training_that_goes_on_takes_no_step_from_before() -> None:
+    schedule = Schedule(1, [2, 12])
+    schedule.begin(10)
+    assert taken(schedule, range(10, 14)) == [12]
+
+
 def test_another_training_may_take_the_same_step() -> None:
     schedule = Schedule(1, [2])
     assert schedule.takes(2)
