@@ -726,7 +726,7 @@ def evaluate(reader: Reader, chunk: Chunk) -> tuple[Decision, Tensor | None, Ten
     batch = _moved(reader, chunk)
     with as_evaluated(reader.model, reader.written), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        note_calls(structure.encoder, given, handles, chunk.batch)
+        note_calls(structure.encoder, given, handles, chunk.batch, reader.model, structure.sequence_first)
         try:
             # The autocast that a step opens is set aside here as it is in the analysis.
             with _told(replay.step.name), OwnContexts(reader.model, connected=False):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from globenc_lightning.encoder.norms import Norm, at_least, tolerance, working
 from globenc_lightning.encoder.trace import AttentionCall
@@ -136,7 +137,7 @@ def effective_linear(
     Returns:
         The weight (out, in) and the bias (out,) or None.
     """
-    if type(module) is nn.Linear and _is_plain(module):
+    if type(module) in (nn.Linear, NonDynamicallyQuantizableLinear) and _is_plain(module):
         return working(module.weight), None if module.bias is None else working(module.bias)
     # A wrapper's `.weight` is the base weight, without its adapter; that of a quantised or an offloaded module holds no
     # numbers to calculate with: ask the module itself.

@@ -16,7 +16,7 @@ Axes: ``b`` example, ``h`` head, ``q`` token that receives, ``k`` token that is 
 width.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, islice
 from math import comb
@@ -74,6 +74,10 @@ class Recording:
         channels_first: whether the tensors of ``calls`` were (b, d, q) and are transposed here.
         originals: what was transposed, by the identity of the transposed tensor.
         makeup: what the encoder was made of before its forward pass, see :func:`makeup_of`.
+        sequence_first: whether the tensors of ``calls`` were (q, b, d) and are transposed here.
+        projected: the projections inside attention calls that project their output themselves, as calls of the modules
+            that hold their weights; (b, q, d) in any case.
+        given: the tensors of three axes that the encoder itself was called with, by position or keyword.
     """
 
     encoder: str
@@ -84,6 +88,14 @@ class Recording:
     channels_first: bool = False
     originals: Mapping[int, Tensor] = field(default_factory=dict)
     makeup: tuple[Any, ...] = ()
+    sequence_first: bool = False
+    projected: Sequence[ModuleCall] = ()
+    given: Mapping[int | str, Tensor] = field(default_factory=dict)
+
+    @property
+    def axes(self) -> tuple[int, int]:
+        """The axes of the model's own tensors that are transposed here, where they are."""
+        return (0, 1) if self.sequence_first else (1, 2)
 
 
 class Role(NamedTuple):
@@ -126,6 +138,7 @@ class Structure:
         length: the number of real tokens of the longest example that it was proven with.
         span: the number of tokens, padding included, over which values and feed-forward networks were shown to look at
             one token at a time.
+        sequence_first: whether watched modules work on (q, b, d).
         makeup: what the encoder was made of, see :func:`makeup_of`.
         width: the size ``d`` of its hidden states.
     """
@@ -143,6 +156,7 @@ class Structure:
     makeup: tuple[Any, ...]
     width: int
     span: int
+    sequence_first: bool = False
 
     @property
     def rule(self) -> str:
@@ -188,6 +202,10 @@ def resolve(recording: Recording, encoder: nn.Module) -> Structure:
         )
     tokens = recording.mask.shape[1]
     for index, (_, attention) in enumerate(recording.attention):
+        if attention.projected is not None and attention.projected.refusal:
+            raise UnsupportedEncoderError(
+                f"{recording.encoder}, attention call {index + 1} (multi-head attention): {attention.projected.refusal}."
+            )
         if tuple(attention.probabilities.shape[-2:]) != (tokens, tokens):
             raise UnsupportedEncoderError(
                 f"{recording.encoder}, attention call {index + 1}: {attention.probabilities.shape[2]} tokens attend to "
@@ -196,14 +214,16 @@ def resolve(recording: Recording, encoder: nn.Module) -> Structure:
             )
     try:
         return _resolve(recording, encoder)
-    except UnsupportedEncoderError:
-        turned = _channels_last(recording)
-        if turned is None:
-            raise
-        try:
-            return _resolve(turned, encoder)
-        except UnsupportedEncoderError:
-            pass
+    except UnsupportedEncoderError as error:
+        examples = len(recording.mask)
+        for turned in (_channels_last(recording), _examples_first(recording)):
+            if turned is None:
+                continue
+            try:
+                return _resolve(turned, encoder)
+            except UnsupportedEncoderError as reason:
+                if turned.sequence_first and tokens != examples:
+                    raise reason from error
         # The reason that counts is the one found with the usual layout.
         raise
 
@@ -236,7 +256,7 @@ def _resolve(recording: Recording, encoder: nn.Module) -> Structure:
         for call in recording.calls
         if id(call.module) in watched
     )
-    entry, argument = _entry(recording, found[0].activations.residual)
+    entry, argument = _entry(recording, found[0].activations.residual, encoder)
     return Structure(
         encoder,
         recording.encoder,
@@ -251,6 +271,7 @@ def _resolve(recording: Recording, encoder: nn.Module) -> Structure:
         recording.makeup,
         found[0].activations.residual.shape[-1],
         recording.mask.shape[1],
+        recording.sequence_first,
     )
 
 
@@ -297,7 +318,8 @@ def _resolve_layer(index: int, recording: Recording, norms: Mapping[int, Norm], 
         raise UnsupportedEncoderError(
             f"{where}: the attention probabilities times the values are not what the attention call returned."
         )
-    projections = [
+    projections = [call for call in recording.projected if time < call.start < until]
+    projections += [
         call for call in after if len(call.inputs) == 1 and call.outputs and _equal(_input(call), context, mask)
     ]
     if not projections:
@@ -427,7 +449,13 @@ def _close(recording: Recording, norms: Mapping[int, Norm], found: list[_Found])
 def _prove_token_by_token(index: int, layer: Layer, activations: LayerActivations, recording: Recording) -> None:
     """Show by gradients that values and feed-forward network of each token look at no other token."""
     prove_token_by_token(
-        index, layer, activations, recording.mask, separating_sets(recording.mask), recording.originals
+        index,
+        layer,
+        activations,
+        recording.mask,
+        separating_sets(recording.mask),
+        recording.originals,
+        recording.axes,
     )
 
 
@@ -438,6 +466,7 @@ def prove_token_by_token(
     mask: Tensor,
     sets: Iterable[Tensor],
     originals: Mapping[int, Tensor] | None = None,
+    axes: tuple[int, int] = (1, 2),
 ) -> None:
     """Show that values and feed-forward network of the tokens of each set depend on no token outside of it.
 
@@ -447,7 +476,8 @@ def prove_token_by_token(
         activations: its activations, in the autograd graph.
         mask: (b, s) true for real tokens.
         sets: (s,) each, true for the tokens of the set.
-        originals: the tensors (b, d, q) that activations are transposed views of, by the identity of the view.
+        originals: the tensors that activations are transposed views of, by the identity of the view.
+        axes: the axes that are exchanged in these: (b, d, q) or (q, b, d).
 
     Raises:
         UnsupportedEncoderError: naming the layer and what depends on other tokens.
@@ -474,7 +504,7 @@ def prove_token_by_token(
             )
             if gradient is None:
                 raise UnsupportedEncoderError(_cannot_be_followed(index, layer, what))
-            spread = (gradient if hidden is seen else gradient.transpose(1, 2)).abs().amax(-1)
+            spread = (gradient if hidden is seen else gradient.transpose(*axes)).abs().amax(-1)
             largest = spread.masked_fill(~inside, 0.0).amax(1)
             # What is not finite has no gradient that tells anything; the identity speaks of it.
             if not bool((spread.masked_fill(inside, 0.0).amax(1) <= 1e-6 * largest).all()):
@@ -512,13 +542,16 @@ def _cannot_be_followed(index: int, layer: Layer, what: str) -> str:
     return f"layer {index + 1} ({layer.name}): {what} cannot be followed back to the layer's hidden states."
 
 
-def _entry(recording: Recording, first_hidden: Tensor) -> tuple[nn.Module, int | str]:
+def _entry(recording: Recording, first_hidden: Tensor, encoder: nn.Module) -> tuple[nn.Module, int | str]:
     time = recording.attention[0][0]
     for call in recording.calls:
         if call.start < time < call.end:
             for argument, tensor in call.inputs.items():
                 if _equal(tensor, first_hidden, recording.mask):
                     return call.module, argument
+    for argument, tensor in recording.given.items():
+        if _equal(tensor, first_hidden, recording.mask):
+            return encoder, argument
     raise UnsupportedEncoderError(
         f"{recording.encoder}: no module receives the hidden states that enter the first layer, so gradients with "
         "respect to them cannot be taken."
@@ -528,17 +561,34 @@ def _entry(recording: Recording, first_hidden: Tensor) -> tuple[nn.Module, int |
 def _channels_last(recording: Recording) -> Recording | None:
     """The recording with tensors of shape (b, d, q) turned around, or None if there are none."""
     tokens = recording.mask.shape[1]
+    turned = _turned(recording, lambda tensor: tensor.shape[2] == tokens, (1, 2))
+    return None if turned is None else replace(turned, channels_first=True)
 
+
+def _examples_first(recording: Recording) -> Recording | None:
+    """The recording with tensors of shape (q, b, d) turned around, or None if there are none."""
+    shape = recording.mask.shape[::-1]
+    turned = _turned(recording, lambda tensor: tensor.shape[:2] == shape, (0, 1))
+    if turned is None:
+        return None
+    given = {
+        key: tensor.transpose(0, 1) if tensor.shape[:2] == shape else tensor for key, tensor in recording.given.items()
+    }
+    return replace(turned, sequence_first=True, given=given)
+
+
+def _turned(recording: Recording, fits: Callable[[Tensor], bool], axes: tuple[int, int]) -> Recording | None:
+    """The recording with two axes of some tensors exchanged, or None if there are no such tensors."""
     originals: dict[int, Tensor] = {}
 
     def turned(tensor: Tensor) -> Tensor:
-        if tensor.shape[2] != tokens:
+        if not fits(tensor):
             return tensor
-        view = tensor.transpose(1, 2)
+        view = tensor.transpose(*axes)
         originals[id(view)] = tensor
         return view
 
-    if not any(t.shape[2] == tokens for call in recording.calls for t in (*call.inputs.values(), *call.outputs)):
+    if not any(fits(t) for call in recording.calls for t in (*call.inputs.values(), *call.outputs)):
         return None
     calls = [
         call._replace(
@@ -547,7 +597,7 @@ def _channels_last(recording: Recording) -> Recording | None:
         )
         for call in recording.calls
     ]
-    return replace(recording, calls=calls, channels_first=True, originals=originals)
+    return replace(recording, calls=calls, originals=originals)
 
 
 def _norm_of(call: ModuleCall, mask: Tensor) -> Norm | None:
