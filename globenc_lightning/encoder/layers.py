@@ -51,7 +51,7 @@ class Layer:
         projection: the linear map that takes the heads' context vectors.
         projection_name: its path in the model.
         norms: what the vectors of N-Enc pass through: the norms after attention and after the feed-forward network
-            (post-LN), the model's final norm (the last pre-LN layer), or nothing.
+            (post-LN), the model's final norm (the last layer, of post-LN after these two), or nothing.
         gains: the factors on the attention's and on the feed-forward network's output, where there are any.
         channels_first: whether the projection takes (b, d, q) instead of (b, q, d).
     """
@@ -67,6 +67,13 @@ class Layer:
     def tolerance(self, dtype: torch.dtype) -> float:
         """How large the reconstruction error may be where the layer computes in ``dtype``."""
         return tolerance(dtype, *(norm.precision for norm in self.norms))
+
+    @property
+    def last(self) -> str:
+        """The activation that is complete last, and is handed on."""
+        if self.rule == POST_LN:
+            return "output" if len(self.norms) < 3 else "final"
+        return "output" if self.norms else "stream"
 
     def parts(self) -> str:
         """The modules that the decomposition goes through, for messages."""
@@ -87,6 +94,7 @@ class LayerActivations:
         stream: the residual stream after the feed-forward network: what enters LayerNorm 2 (post-LN), the next layer or
             the final norm (pre-LN).
         output: what leaves LayerNorm 2 (post-LN) or the final norm (the last pre-LN layer).
+        final: what leaves the final norm of a post-LN encoder that has one (its last layer).
         frozen: the layer's norms at what entered them, once :func:`frozen_norms` has been asked for them.
     """
 
@@ -97,6 +105,7 @@ class LayerActivations:
     added: Tensor | None = None
     stream: Tensor | None = None
     output: Tensor | None = None
+    final: Tensor | None = None
     frozen: tuple[FrozenNorm, ...] | None = None
 
 
@@ -123,6 +132,10 @@ class LayerInputs(NamedTuple):
     norms: dict[str, tuple[FrozenNorm, ...]]
 
 
+_PLAIN = (nn.Linear, NonDynamicallyQuantizableLinear)
+"""Classes that compute with their weight as it stands; the second is that of ``nn.MultiheadAttention``."""
+
+
 def effective_linear(
     module: nn.Module, width: int, like: Tensor, channels_first: bool = False
 ) -> tuple[Tensor, Tensor | None]:
@@ -137,7 +150,7 @@ def effective_linear(
     Returns:
         The weight (out, in) and the bias (out,) or None.
     """
-    if type(module) in (nn.Linear, NonDynamicallyQuantizableLinear) and _is_plain(module):
+    if isinstance(module, nn.Linear) and type(module) in _PLAIN and _is_plain(module):
         return working(module.weight), None if module.bias is None else working(module.bias)
     # A wrapper's `.weight` is the base weight, without its adapter; that of a quantised or an offloaded module holds no
     # numbers to calculate with: ask the module itself.
@@ -207,6 +220,7 @@ def frozen_norms(layer: Layer, activations: LayerActivations) -> tuple[FrozenNor
     if activations.frozen is None:
         entering = [activations.attended] if layer.rule == POST_LN else []
         entering += [activations.stream] if layer.norms else []
+        entering += [activations.output] if len(layer.norms) > 2 else []
         activations.frozen = tuple(
             norm.frozen(working(_seen(tensor))) for norm, tensor in zip(layer.norms, entering, strict=True)
         )
@@ -278,7 +292,14 @@ def reconstruction_error(
         total = total / frozen[1].scale.unsqueeze(-1)
         total = total if biases[1] is None else total + directions @ biases[1]
         expected = F.linear(working(_seen(activations.output)), directions)
-        return max(*errors, _relative(total - expected, expected, mask, dtype=dtype))
+        errors.append(_relative(total - expected, expected, mask, dtype=dtype))
+        if len(layer.norms) > 2:
+            total = F.linear(working(_seen(activations.output)), _transposed(directions, frozen[2]))
+            total = total / frozen[2].scale.unsqueeze(-1)
+            total = total if biases[2] is None else total + directions @ biases[2]
+            expected = F.linear(working(_seen(activations.final)), directions)
+            errors.append(_relative(total - expected, expected, mask, dtype=dtype))
+        return max(errors)
 
     added = working(_seen(activations.added))
     added = F.linear(added if layer.gains[1] is None else added * layer.gains[1].value(), directions)

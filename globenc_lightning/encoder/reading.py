@@ -121,8 +121,9 @@ class LayerDone(NamedTuple):
 def find_encoders(model: nn.Module, *, inner: bool = False) -> dict[str, nn.Module]:
     """The encoders inside a module, by their path: of Hugging Face, or of torch's own modules where there are none.
 
-    The former are told by what they hold. The outermost models without a head; of one that is made of several (encoder and
-    decoder, two towers) its parts, decoders left out; of a model of the user's own that holds another one, that one.
+    The former are told by what they hold. The outermost models without a head; of one that is made of several (encoder
+    and decoder, two towers) its parts, decoders left out; of a model of the user's own that holds another one, that
+    one.
 
     Args:
         model: the module.
@@ -334,7 +335,7 @@ class _ForwardHandle:
 def _watch(
     encoder: nn.Module,
     entered: Callable[..., None],
-    left: Callable[..., None],
+    left: Callable[..., Any],
     failed: list[Exception],
     handles: list[RemovableHandle],
     closing: nn.Module | None = None,
@@ -823,7 +824,7 @@ class _Reading:
         if self._current is not None and self._layer == len(self.structure.layers) - 1 and self._current.stream is None:
             gave = [t for t in tensors_in(output) if _is_hidden(t) and t.shape == self._current.residual.shape]
             if gave:
-                self._see(self._layer, "stream", gave[0])
+                self._see(self._layer, "stream", gave[0].transpose(0, 1) if self.structure.sequence_first else gave[0])
         last = self._stream
         if last is not None and self.mask is not None:
             returned = [t for t in tensors_in(output) if _is_hidden(t) and self._is(t.detach(), last, self.mask)]
@@ -860,8 +861,7 @@ class _Reading:
         if self._tape is not None:
             setattr(self._tape, name, taped)
         layer = self.structure.layers[index]
-        last = "output" if layer.norms else "stream"
-        if name == last:
+        if name == layer.last:
             self._finish(layer, self._current)
 
     def _finish(self, layer: Layer, activations: LayerActivations) -> None:
@@ -881,9 +881,9 @@ class _Reading:
                 self._prove(layer, self._tape, self.mask)
             self._done(LayerDone(self._index, self._layer, layer, activations, weights, self.mask))
         # The final norm of a pre-LN encoder follows its last layer.
-        self._stream = activations.stream if activations.output is None else activations.output
+        self._stream = getattr(activations, layer.last)
         if self._tape is not None:
-            self._taped_stream = self._tape.stream if self._tape.output is None else self._tape.output
+            self._taped_stream = getattr(self._tape, layer.last)
         self._current = self._tape = None
         self._layer += 1
 
@@ -1057,7 +1057,7 @@ def _not_finite(where: str) -> str:
 
 def _closing(structure: Structure) -> nn.Module | None:
     """The norm that ends a list of blocks and stands outside of it, or None."""
-    norms = structure.layers[-1].norms if structure.rule == PRE_LN else ()
+    norms = structure.layers[-1].norms[0 if structure.rule == PRE_LN else 2 :]
     inside = {id(module) for module in structure.encoder.modules()}
     return next((norm.module for norm in norms if id(norm.module) not in inside), None)
 

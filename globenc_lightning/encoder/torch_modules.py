@@ -1,8 +1,8 @@
 """Encoders built of torch's own modules: where they are in a model, and when the forward pass is inside one of them.
 
 Three kinds: ``nn.TransformerEncoder``; the blocks of an ``nn.ModuleList`` or ``nn.Sequential`` that hold an
-``nn.MultiheadAttention`` each, which are called one after the other and together are an encoder that nothing else calls;
-and any other module around an ``nn.MultiheadAttention``.
+``nn.MultiheadAttention`` each, called one after the other, which together are an encoder that may have no call of its
+own; and any other module around an ``nn.MultiheadAttention``.
 
 Axes: ``b`` example, ``s`` token, ``d`` hidden.
 """
@@ -54,6 +54,11 @@ def torch_encoders(model: nn.Module) -> list[dict[str, nn.Module]]:
         if around and all(list(around) != list(other) for other in choices):
             choices.append(around)
     return choices
+
+
+def parts_called(encoder: nn.Module) -> list[nn.Module]:
+    """The modules whose calls are an encoder's: itself, or the blocks of a list that nothing calls as a whole."""
+    return _distinct(_blocks(encoder)) or [encoder]
 
 
 def is_torch_encoder(encoder: nn.Module) -> bool:
@@ -252,16 +257,15 @@ class GivenTokens:
         self._looked: list[_Looked] = []
         self._real: list[Tensor | None] = []
 
-    def watch(
-        self, hook: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda one: one
-    ) -> list[RemovableHandle]:
+    def watch(self, hook: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None) -> list[RemovableHandle]:
         """Register the hooks.
 
         Args:
-            hook: what is made of each before it is registered.
+            hook: what is made of each before it is registered, if anything.
         """
         if not self._encoders:
             return []
+        hook = hook or _as_it_is
         tables = [one for one in self._model.modules() if isinstance(one, nn.Embedding)]
         attention = [
             one for encoder in self._encoders for one in encoder.modules() if isinstance(one, nn.MultiheadAttention)
@@ -319,6 +323,10 @@ def _ids(looked: list[_Looked], shape: tuple[int, int], sequence_first: bool) ->
     if not found or any(one.table is not found[0].table or not torch.equal(one.ids, found[0].ids) for one in found):
         return None
     return found[0].ids
+
+
+def _as_it_is(hook: Callable[..., Any]) -> Callable[..., Any]:
+    return hook
 
 
 def _are_places(ids: Tensor) -> bool:

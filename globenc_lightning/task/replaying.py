@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from globenc_lightning.encoder.norms import tolerance, working
 from globenc_lightning.encoder.reading import Outputs, find_encoders
+from globenc_lightning.encoder.torch_modules import parts_called
 from globenc_lightning.encoder.undisturbed import random_states_kept
 from globenc_lightning.errors import CutGraphError, ModelCallError, NonFiniteError
 from globenc_lightning.task.batches import fresh, leaves, size_of
@@ -882,9 +883,9 @@ def _run(step: Step, chunk: Chunk, model: nn.Module, wanted: Callable[[list[Loss
         for module in model.modules()
         if isinstance(module, PreTrainedModel) and module.base_model is not module
     ]
-    for encoder in find_encoders(model).values():
-        handles.append(encoder.register_forward_pre_hook(entered_encoder))
-        handles.append(encoder.register_forward_hook(left_encoder, always_call=True))
+    for part in (part for encoder in find_encoders(model).values() for part in parts_called(encoder)):
+        handles.append(part.register_forward_pre_hook(entered_encoder))
+        handles.append(part.register_forward_hook(left_encoder, always_call=True))
     returned = None
     try:
         # What a step draws at random, which tokens it masks say, is the same each time.
