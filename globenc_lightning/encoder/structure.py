@@ -427,26 +427,24 @@ def _close(recording: Recording, norms: Mapping[int, Norm], found: list[_Found])
     """What follows the last layer: nothing, or the encoder's final norm."""
     layer, activations, roles = found[-1]
     last = _stream(found[-1])
-    returned = any(_equal(last, output, recording.mask) for output in recording.outputs)
-    if layer.rule == PRE_LN or not returned:
-        for call in recording.calls:
-            if (
-                call.start in norms
-                and call.start > roles[0][0].end
-                and _equal(_input(call), last, recording.mask)
-                and any(_equal(call.outputs[0], output, recording.mask) for output in recording.outputs)
-            ):
-                if layer.rule == POST_LN:
-                    activations.final = call.outputs[0]
-                    roles.append((call, Role(len(found) - 1, gives="final")))
-                    found[-1] = _Found(replace(layer, norms=(*layer.norms, norms[call.start])), activations, roles)
-                    return
-                activations.output = call.outputs[0]
-                kept = [pair for pair in roles if pair[1].given != "stream"]
-                kept.append((call, Role(len(found) - 1, "stream", *_argument(call), gives="output")))
-                found[-1] = _Found(replace(layer, norms=(norms[call.start],)), activations, kept)
+    for call in recording.calls:
+        if (
+            call.start in norms
+            and call.start > roles[0][0].end
+            and _equal(_input(call), last, recording.mask)
+            and any(_equal(call.outputs[0], output, recording.mask) for output in recording.outputs)
+        ):
+            if layer.rule == POST_LN:
+                activations.final = call.outputs[0]
+                roles.append((call, Role(len(found) - 1, gives="final")))
+                found[-1] = _Found(replace(layer, norms=(*layer.norms, norms[call.start])), activations, roles)
                 return
-    if not returned:
+            activations.output = call.outputs[0]
+            kept = [pair for pair in roles if pair[1].given != "stream"]
+            kept.append((call, Role(len(found) - 1, "stream", *_argument(call), gives="output")))
+            found[-1] = _Found(replace(layer, norms=(norms[call.start],)), activations, kept)
+            return
+    if not any(_equal(last, output, recording.mask) for output in recording.outputs):
         raise UnsupportedEncoderError(
             f"{recording.encoder}: what it returns is not the output of its last layer ({layer.name}): something "
             "follows that the decomposition does not know."
