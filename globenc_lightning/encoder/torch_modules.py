@@ -40,14 +40,12 @@ def torch_encoders(model: nn.Module) -> list[dict[str, nn.Module]]:
         for path, one in named.items()
         if isinstance(one, nn.MultiheadAttention) and not any(_is_within(path, other) for other in foreign)
     ]
-    lists = {}
-    for path in paths:
-        found = next((above for above in _above(path) if len(_blocks(named[above])) > 0), None)
-        if found is not None:
-            lists[found] = named[found]
-    choices = [_outermost(lists)] if lists else []
+    # One block of a list is no encoder of its own.
+    lists = {path: next((above for above in _above(path) if _blocks(named[above])), path) for path in paths}
+    whole = {found: named[found] for path, found in lists.items() if found != path}
+    choices = [_outermost(whole)] if whole else []
     # From the module that holds the attention to the model itself.
-    levels = [list(_above(path)) for path in paths]
+    levels = list(dict.fromkeys(tuple(_above(found)) for found in lists.values()))
     for level in range(max(map(len, levels), default=0)):
         around = {above[level]: named[above[level]] for above in levels if level < len(above)}
         around = _outermost({path: one for path, one in around.items() if not isinstance(one, _CONTAINERS)})
