@@ -35,6 +35,7 @@ from globenc_lightning.encoder.reading import (
     read,
 )
 from globenc_lightning.encoder.structure import Structure
+from globenc_lightning.encoder.torch_modules import zeros_at_padding
 from globenc_lightning.encoder.undisturbed import (
     as_evaluated,
     attention_of,
@@ -873,6 +874,13 @@ def _record(
         head = None if head is None else head[chosen]
     if not torch.isfinite(saliency[mask]).all():
         raise NonFiniteError("the gradient of the target's score holds NaN or infinity, so there is no saliency.")
+    if head is not None and zeros_at_padding(structure.encoder) and bool((head.masked_fill(mask, 0.0) > 0).any()):
+        name = structure.encoder_name or type(structure.encoder).__name__
+        warn(
+            f"what is decided reads padding, where {name} gives zeros in evaluation (nested tensors) and something "
+            "else in training: the figures are those of what is trained, and a validation's own metrics are not. Write "
+            "nn.TransformerEncoder(..., enable_nested_tensor=False), or leave padding out of the mean."
+        )
     if not mask.any(1).all():
         empty = (~mask.any(1)).nonzero().flatten().tolist()
         warn(f"rows without a real token have no figures: {empty}")

@@ -177,7 +177,7 @@ def by_hand(model: Any, ids: Tensor) -> ByHand:
     found = ByHand()
     layers = _layers(model)
     for place, parts in enumerate(layers):
-        attended, out, maps = _layer(parts, x, bias, seen, final if place == len(layers) - 1 else None)
+        out, maps = _layer(parts, x, bias, seen, final if place == len(layers) - 1 else None)
         found.maps.append(maps)
         x = out
     if final is not None:
@@ -213,7 +213,7 @@ def _plus(x: Tensor, bias: Tensor | None) -> Tensor:
 
 def _layer(
     parts: _Parts, x: Tensor, bias: Tensor, seen: Tensor, final: nn.LayerNorm | None
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     attention, (norm1, norm2), (up, down) = parts.attention, parts.norms, parts.feed
     entering = _norm(norm1, x) if parts.pre else x
     weights, width = attention.in_proj_weight, WIDTH // HEADS
@@ -243,7 +243,7 @@ def _layer(
         )
     if parts.pre:
         maps["N-Res"] = maps["N-ResLN"]
-    return attended, out, maps
+    return out, maps
 
 
 def _frozen(norm: nn.LayerNorm, real: Tensor | None = None) -> naive.Norm:

@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 
 from globenc_lightning.encoder.contexts import OwnContexts
 from globenc_lightning.encoder.layers import (
-    PRE_LN,
     Layer,
     LayerActivations,
     LayerWeights,
@@ -27,6 +26,7 @@ from globenc_lightning.encoder.layers import (
     random_directions,
     reconstruction_error,
 )
+from globenc_lightning.encoder.multihead import Projected
 from globenc_lightning.encoder.norms import tolerance
 from globenc_lightning.encoder.precision import LOW, FullPrecision, exact_products
 from globenc_lightning.encoder.structure import (
@@ -44,8 +44,10 @@ from globenc_lightning.encoder.structure import (
 from globenc_lightning.encoder.torch_modules import (
     Chain,
     GivenTokens,
+    advice_on,
     by_example,
     final_norms,
+    holder_of,
     is_sequence_first,
     is_torch_encoder,
     torch_encoders,
@@ -247,7 +249,11 @@ def find_structures(
     # Of modules that may be meant by the encoder, those that are called have the reason.
     failures.sort(key=lambda one: not one[1])
     plain, whole = (next(error for flag, _, error in failures if flag is wanted) for wanted in (False, True))
-    raise whole if isinstance(whole, GlobEncError) else plain
+    reason = whole if isinstance(whole, GlobEncError) else plain
+    hint = advice_on(choices[0]) if isinstance(reason, UnsupportedEncoderError) else ""
+    if hint:
+        raise UnsupportedEncoderError(f"{reason} {hint}") from reason
+    raise reason
 
 
 def _structures(
@@ -301,7 +307,10 @@ def _structures(
     finally:
         _remove(handles)
     _refuse_failed(failed)
-    _refuse_unfinished(encoders, chains)
+    if any(chain.is_open for chain in chains):
+        # It was called, so that its reason is the one to tell.
+        outputs.append([])
+        _refuse_unfinished(encoders, chains)
     if not recorder.spans:
         raise UnsupportedEncoderError(
             f"{type(model).__name__} holds {names_of(encoders.items())}, and its forward pass calls none of them, "
@@ -583,34 +592,24 @@ class _Recorder:
             span = self.spans[-1]
             span.attention.append((self._clock, found))
             span.mask = span.mask or _told(found)
-            holder = None if found.projected is None else _holder(span.encoder, found.projected.weight)
-            if holder is not None and found.projected is not None:
-                path, module = holder
-                name = f"{span.path}.{path}".removeprefix(".")
-                context = found.context.transpose(1, 2).flatten(2)
-                outputs = [found.projected.output]
-                call = ModuleCall(module, name, {0: context}, outputs, self._clock + 1, self._clock + 2, True)
-                span.projected.append(call)
-                self._clock += 2
+            if found.projected is not None:
+                self._projected(span, found, found.projected)
+
+    def _projected(self, span: _Span, found: AttentionCall, told: Projected) -> None:
+        """Note the output projection inside an attention call as a call of the module that holds its weight."""
+        holder = holder_of(told.weight, span.encoder)
+        if holder is not None:
+            path, module = holder
+            context = found.context.transpose(1, 2).flatten(2)
+            name, start = f"{span.path}.{path}".removeprefix("."), self._clock + 1
+            span.projected.append(ModuleCall(module, name, {0: context}, [told.output], start, start + 1, True))
+            self._clock += 2
 
 
 def _told(found: AttentionCall) -> ToldMask | None:
     """Which tokens are real, as far as an attention call's own masks tell it."""
     real = None if found.projected is None else found.projected.real
     return None if real is None else ToldMask(real, True)
-
-
-def _holder(encoder: nn.Module, weight: Tensor) -> tuple[str, nn.Module] | None:
-    """The module in an encoder whose weight is a certain one, by its path."""
-    same = []
-    for path, module in encoder.named_modules():
-        own = getattr(module, "weight", None)
-        if own is weight:
-            return path, module
-        # A weight that is computed is a new tensor each time.
-        if isinstance(own, Tensor) and own.shape == weight.shape and torch.equal(own, weight):
-            same.append((path, module))
-    return next(iter(same), None)
 
 
 def _structure(span: _Span) -> Structure:
@@ -1011,7 +1010,7 @@ def read(
     handles += tokens.watch(hook)
     chains = []
     for encoder in encoders:
-        closing = next((_closing(structure) for structure in own if structure.encoder is encoder), None)
+        closing = next((one.closing for one in own if one.encoder is encoder), None)
         chains.append(_watch(encoder, hook(encoder_entered), hook(encoder_left), failed, handles, closing))
     for module in _distinct(structure.entry for structure in own):
         handles.append(module.register_forward_pre_hook(hook(entry), with_kwargs=True))
@@ -1053,13 +1052,6 @@ def _wrong(
 
 def _not_finite(where: str) -> str:
     return f"{where}: the hidden states of real tokens hold NaN or infinity, so there is nothing to attribute."
-
-
-def _closing(structure: Structure) -> nn.Module | None:
-    """The norm that ends a list of blocks and stands outside of it, or None."""
-    norms = structure.layers[-1].norms[0 if structure.rule == PRE_LN else 2 :]
-    inside = {id(module) for module in structure.encoder.modules()}
-    return next((norm.module for norm in norms if id(norm.module) not in inside), None)
 
 
 def _hidden_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[int | str, Tensor]:

@@ -163,6 +163,13 @@ class Structure:
         """The rule of its layers."""
         return self.layers[0].rule
 
+    @property
+    def closing(self) -> nn.Module | None:
+        """The final norm, where it stands outside of the encoder: after a list of blocks."""
+        norms = self.layers[-1].norms[0 if self.rule == PRE_LN else 2 :]
+        inside = {id(module) for module in self.encoder.modules()}
+        return next((norm.module for norm in norms if id(norm.module) not in inside), None)
+
 
 class _Found(NamedTuple):
     """A layer that was found: with its activations, and the calls that tell them."""

@@ -54,6 +54,19 @@ def torch_encoders(model: nn.Module) -> list[dict[str, nn.Module]]:
     return choices
 
 
+def holder_of(weight: Tensor, encoder: nn.Module) -> tuple[str, nn.Module] | None:
+    """The module in an encoder whose weight is a certain one, with its path; None where there is none."""
+    same = []
+    for path, module in encoder.named_modules():
+        own = getattr(module, "weight", None)
+        if own is weight:
+            return path, module
+        # A weight that is computed is a new tensor each time.
+        if isinstance(own, Tensor) and own.shape == weight.shape and torch.equal(own, weight):
+            same.append((path, module))
+    return next(iter(same), None)
+
+
 def parts_called(encoder: nn.Module) -> list[nn.Module]:
     """The modules whose calls are an encoder's: itself, or the blocks of a list that nothing calls as a whole."""
     return _distinct(_blocks(encoder)) or [encoder]
@@ -76,6 +89,22 @@ def why_none(model: nn.Module) -> str:
             "mask."
         )
     return ""
+
+
+def advice_on(encoders: Mapping[str, nn.Module]) -> str:
+    """What to write where encoders of torch's own modules could not be read; empty where they have a usual form."""
+    usual = all(isinstance(one, nn.TransformerEncoder) or _blocks(one) for one in encoders.values())
+    if usual or not all(is_torch_encoder(one) for one in encoders.values()):
+        return ""
+    return (
+        "Attention of torch's own modules is read in an nn.TransformerEncoder, in the blocks of an nn.ModuleList, or "
+        "in a module of its own that takes hidden states and returns those of its last layer."
+    )
+
+
+def zeros_at_padding(encoder: nn.Module) -> bool:
+    """Whether an encoder may give zeros at padding in evaluation, and something else where it is trained."""
+    return isinstance(encoder, nn.TransformerEncoder) and bool(getattr(encoder, "use_nested_tensor", False))
 
 
 def _blocks(container: nn.Module) -> list[nn.Module]:

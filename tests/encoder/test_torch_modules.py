@@ -1,6 +1,7 @@
 """Encoders of torch's own modules: their maps, rollouts and saliency against a forward pass written out by hand."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from globenc_lightning import METHODS, attribute
 from globenc_lightning.encoder.layers import POST_LN, PRE_LN
-from globenc_lightning.errors import UnsupportedEncoderError
+from globenc_lightning.errors import GlobEncWarning, UnsupportedEncoderError
 from tests import naive
 from tests.torch_models import CLASSES, HEADS, VOCABULARY, WIDTH, Block, Blocks, Classifier, by_hand, drawn, texts
 
@@ -23,13 +24,14 @@ def assert_by_hand(model: Any, ids: Tensor, rule: str, **inputs: Tensor) -> None
     seen = torch.ones_like(ids).bool() if getattr(model, "padded", True) is False else ids != 0
     assert found.rule == rule
     assert torch.equal(found.attention_mask, seen)
-    assert found.input_ids is not None and torch.equal(found.input_ids, ids)
+    assert found.input_ids is not None
+    assert torch.equal(found.input_ids, ids)
     assert len(expected.maps) == found.local["N-Enc"].shape[1] == len(found.reconstruction_error)
     torch.testing.assert_close(found.logits, expected.logits, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(found.saliency.double(), expected.saliency, rtol=1e-7, atol=1e-9)
     for method in METHODS:
         local = torch.stack([maps[method] for maps in expected.maps], 1)
-        torch.testing.assert_close(found.local[method], local, rtol=1e-7, atol=1e-9, msg=lambda m: f"{method}: {m}")
+        torch.testing.assert_close(found.local[method], local, rtol=1e-7, atol=1e-9)
         raw = found.rollout[method] * found.log_scale[method].exp()[..., None, None]
         torch.testing.assert_close(raw, naive.rollout(local), rtol=1e-7, atol=1e-9)
 
@@ -120,7 +122,8 @@ def test_a_sentence_alone_and_among_others() -> None:
     together = attribute(model, {"input_ids": ids})
     alone = attribute(model, {"input_ids": ids[1:2, :5]})
     torch.testing.assert_close(together.rows["N-Enc"][1:2, :, :5], alone.rows["N-Enc"], rtol=1e-7, atol=1e-9)
-    assert not together.local["N-Enc"][1, :, 5:].any() and not together.local["N-Enc"][1, :, :, 5:].any()
+    assert not together.local["N-Enc"][1, :, 5:].any()
+    assert not together.local["N-Enc"][1, :, :, 5:].any()
 
 
 class Kernels(TorchDispatchMode):
@@ -161,7 +164,29 @@ def test_the_fused_kernels_are_left_out_and_give_the_same(name: str) -> None:
     assert not FUSED & kernels.names
     torch.testing.assert_close(found.logits, before, rtol=1e-4, atol=1e-4)
     after, still = evaluated()
-    assert torch.equal(before, after) and still == fused
+    assert torch.equal(before, after)
+    assert still == fused
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_head_that_reads_padding_which_evaluation_sets_to_zero() -> None:
+    class Mean(Classifier):
+        def forward(self, input_ids: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.encoded(input_ids).mean(1))
+            return logits
+
+    ids, nested, plain = texts(), drawn(Mean(batch_first=True, nested=True)), drawn(Mean(batch_first=True))
+    with torch.no_grad():
+        evaluated = nested(ids)
+    with pytest.warns(GlobEncWarning, match="reads padding"):
+        found = attribute(nested, {"input_ids": ids})
+    assert not torch.allclose(found.logits, evaluated)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", GlobEncWarning)
+        same = attribute(plain, {"input_ids": ids})
+        attribute(drawn(Classifier(batch_first=True, nested=True)), {"input_ids": ids})
+    assert torch.equal(found.logits, same.logits)
+    assert torch.equal(found.saliency, same.saliency)
 
 
 def test_the_model_stays_what_it_was() -> None:
@@ -298,7 +323,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a learned key": (lambda: Crossing(add_bias_kv=True), "add_bias_kv"),
     "a key of zeros": (lambda: Crossing(add_zero_attn=True), "add_zero_attn"),
     "a decoder": (Decoder, "attends to another sequence beside its own"),
-    "nothing around it": (Alone, "no norm takes the output"),
+    "nothing around it": (Alone, "no norm takes the output.*nn.ModuleList"),
 }
 
 
