@@ -172,16 +172,9 @@ def by_hand(model: Any, ids: Tensor) -> ByHand:
     )
     with torch.no_grad():
         x = model.embed.weight[ids] + model.places.weight[: ids.shape[1]]
-    first = x = x.detach().requires_grad_()
-    final = model.encoder.norm if isinstance(model, Classifier) else model.norm
+    first = x.detach().requires_grad_()
     found = ByHand()
-    layers = _layers(model)
-    for place, parts in enumerate(layers):
-        out, maps = _layer(parts, x, bias, seen, final if place == len(layers) - 1 else None)
-        found.maps.append(maps)
-        x = out
-    if final is not None:
-        x = _norm(final, x)
+    x, found.maps = through(model, first, bias, seen)
     found.logits = x[:, 0] @ model.head.weight.T + model.head.bias
     (gradient,) = torch.autograd.grad(found.logits.amax(1).sum(), first)
     found.saliency = naive.saliency(gradient, first.detach(), seen)
@@ -189,8 +182,24 @@ def by_hand(model: Any, ids: Tensor) -> ByHand:
     return found
 
 
+def through(model: Any, x: Tensor, bias: Tensor, seen: Tensor) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    """The last hidden states of a model's layers, and the maps of each.
+
+    Args:
+        model: a module with an ``encoder``, or with ``blocks`` and a ``norm``.
+        x: (b, s, d) its first hidden states.
+        bias: (b, 1 or h, q, k) what is added to the scores.
+        seen: (b, s) true for tokens that are attended to.
+    """
+    final, layers, maps = model.norm if hasattr(model, "blocks") else model.encoder.norm, _layers(model), []
+    for place, parts in enumerate(layers):
+        x, own = _layer(parts, x, bias, seen, final if place == len(layers) - 1 else None)
+        maps.append(own)
+    return x if final is None else _norm(final, x), maps
+
+
 def _layers(model: Any) -> list[_Parts]:
-    if isinstance(model, Blocks):
+    if hasattr(model, "blocks"):
         return [
             _Parts(one.attention, (one.norm1, one.norm2), (one.feed[0], one.feed[2]), F.gelu, one.pre)
             for one in model.blocks
