@@ -528,13 +528,13 @@ class _Recorder:
         output, instead = self._by_example(module, output)
         self.spans[-1].outputs.extend(tensor for tensor in tensors_in(output) if _is_hidden(tensor))
         self._outputs.append(self.spans[-1].outputs)
-        self._ended = [one for one in tensors_in(instead) if _is_hidden(one)]
+        self._ended = [one for one in tensors_in(output if instead is None else instead) if _is_hidden(one)]
         return instead
 
     def _by_example(self, encoder: nn.Module, output: Any) -> tuple[Any, Any]:
-        """What an encoder returned as (b, s, d), and what the forward goes on with."""
+        """What an encoder returned as (b, s, d), and what the forward goes on with instead, if anything."""
         if not is_torch_encoder(encoder) or not self.spans[-1].attention:
-            return output, output
+            return output, None
         b, s = self.spans[-1].attention_mask().shape
         first = is_sequence_first(encoder)
         return by_example(

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from globenc_lightning.encoder import multihead
+from globenc_lightning.encoder.structure import tensors_in
 
 _CONTAINERS = (nn.ModuleList, nn.Sequential)
 _DECODERS = (nn.TransformerDecoder, nn.TransformerDecoderLayer)
@@ -243,18 +244,24 @@ def by_example(value: Any, changed: Callable[[Tensor], bool]) -> tuple[Any, Any]
         changed: which tensors are (s, b, d).
 
     Returns:
-        Both, of the form of ``value``.
+        Both, of the form of ``value``; None for the latter where nothing is to change.
     """
+    if not any(changed(tensor) for tensor in tensors_in(value)):
+        return value, None
+    return _turned(value, changed)
+
+
+def _turned(value: Any, changed: Callable[[Tensor], bool]) -> tuple[Any, Any]:
     if isinstance(value, Tensor):
         if not changed(value):
             return value, value
         turned = value.transpose(0, 1)
         return turned, turned.transpose(0, 1)
     if type(value) in (tuple, list):
-        parts = [by_example(one, changed) for one in value]
+        parts = [_turned(one, changed) for one in value]
         return type(value)(one for one, _ in parts), type(value)(one for _, one in parts)
     if type(value) is dict:
-        both = {key: by_example(one, changed) for key, one in value.items()}
+        both = {key: _turned(one, changed) for key, one in value.items()}
         return {key: one for key, (one, _) in both.items()}, {key: one for key, (_, one) in both.items()}
     return value, value
 
