@@ -8,7 +8,7 @@ Axes: ``b`` example, ``h`` head, ``q`` token that receives, ``k`` token that is 
 width, ``n`` direction that an identity is tested in.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -149,11 +149,15 @@ def effective_linear(
         return (out[:-1] - out[-1]).T.contiguous(), out[-1]
 
 
+PLAIN: tuple[type, ...] = (nn.Parameter, Tensor)
+"""Classes of weights that hold what they compute with."""
+
+
 def _is_plain(module: nn.Linear) -> bool:
     """Whether a linear module computes with its weight as it stands: no tensor of another class, no other forward."""
     parameters = [one for one in (module.weight, module.bias) if one is not None]
     return "forward" not in vars(module) and all(
-        type(one) in (nn.Parameter, Tensor) and not one.is_meta and one.is_floating_point() for one in parameters
+        type(one) in PLAIN and not one.is_meta and one.is_floating_point() for one in parameters
     )
 
 
@@ -218,14 +222,24 @@ def _seen(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
-def reconstruction_error(
-    layer: Layer,
-    activations: LayerActivations,
-    weights: LayerWeights,
-    mask: Tensor,
-    directions: Tensor | None = None,
-) -> float:
-    """Distance between what the layer computed and what the decomposition says that it is.
+class Distance(NamedTuple):
+    """How far one part of a layer's identity is from holding, at every token and in every direction, (b, q, n) each.
+
+    Attributes:
+        distance: the difference of the two sides.
+        size: what it is relative to.
+        stream: the residual stream that this was added to, which rounds it off; None where it was added to none.
+    """
+
+    distance: Tensor
+    size: Tensor
+    stream: Tensor | None
+
+
+def distances(
+    layer: Layer, activations: LayerActivations, weights: LayerWeights, directions: Tensor, *, everywhere: bool = False
+) -> list[Distance]:
+    """Distances between what the layer computed and what the decomposition says that it is.
 
     post-LN: ``sum_k u_qk + lin2(lin1(b_O) + beta1 + ffn) + beta2``, with ``u_qk`` the vectors inside N-Enc's norms
     (Modarressi et al., NAACL 2022, section 3) and ``lin`` the norms with frozen statistics, is the layer's output if,
@@ -238,57 +252,102 @@ def reconstruction_error(
         layer: the layer.
         activations: its activations.
         weights: its effective weights.
-        mask: (b, s) true for real tokens.
         directions: (n, d) directions in which the identity is tested; a wrong formula differs in a random direction
-            with probability one. All directions when None, which costs what the projection costs.
+            with probability one.
+        everywhere: whether these are all directions, so that terms may cancel in one of them.
 
     Returns:
-        The largest distance over the real tokens and directions, each relative to its own size, so that nothing large
-        hides what is small beside it: the attention's output by what it is itself, as far as the rounding of the stream
-        that it is added to lets it be told; the output (post-LN) or what is added to the stream (pre-LN) likewise.
-        Infinite if anything is not finite.
+        One per part of the identity; nothing has been looked at yet.
     """
     attended, stream = working(_seen(activations.attended)), working(_seen(activations.stream))
     dtype = activations.residual.dtype
-    everywhere = directions is None
-    if directions is None:
-        directions = torch.eye(attended.shape[-1], dtype=attended.dtype, device=attended.device)
     frozen = frozen_norms(layer, activations)
     biases = [norm.parameter(norm.bias) for norm in layer.norms]
-    residual = working(activations.residual)
     tested = directions
     if layer.rule == POST_LN:
         through2 = _transposed(directions, frozen[1])
         tested = torch.cat([directions, _transposed(through2, frozen[0])])
     added_by_attention = _added_by_attention(activations, weights, tested)
     attention, n = added_by_attention[..., : len(directions)], len(directions)
-    kept = F.linear(residual, tested)
+    residual = working(activations.residual).flatten(0, 1)
+    summed = torch.addmm(added_by_attention.flatten(0, 1), residual, tested.T).view_as(added_by_attention)
     along = F.linear(attended, directions)
     size = attention
     if everywhere:
         # Terms that cancel leave their rounding.
         terms = _added_by_attention(activations, weights, directions, absolute=True)
         size = attention.abs() + 64 * torch.finfo(dtype).eps / tolerance(dtype) * terms
-    errors = [_relative(attention + kept[..., :n] - along, size, mask, along, dtype)]
+    found = [Distance(summed[..., :n] - along, size, along)]
     if layer.rule == POST_LN:
-        rest = F.linear(stream, through2, None if biases[0] is None else through2 @ biases[0])
-        rest -= F.linear(working(_seen(activations.normed)), through2)
-        total = (added_by_attention[..., n:] + kept[..., n:]) / frozen[0].scale.unsqueeze(-1) + rest
-        total = total / frozen[1].scale.unsqueeze(-1)
-        total = total if biases[1] is None else total + directions @ biases[1]
+        between = stream - working(_seen(activations.normed))
+        rest = F.linear(between, through2, None if biases[0] is None else through2 @ biases[0])
+        total = torch.addcdiv(rest, summed[..., n:], frozen[0].scale.unsqueeze(-1))
         expected = F.linear(working(_seen(activations.output)), directions)
-        return max(*errors, _relative(total - expected, expected, mask, dtype=dtype))
+        return [*found, Distance(_output(total, frozen[1], biases[1], directions) - expected, expected, None)]
 
     added = working(_seen(activations.added))
     added = F.linear(added if layer.gains[1] is None else added * layer.gains[1].value(), directions)
     after = F.linear(stream, directions)
-    errors.append(_relative(along + added - after, added, mask, after, dtype))
+    found.append(Distance(along + added - after, added, after))
     if layer.norms:
-        total = F.linear(stream, _transposed(directions, frozen[0])) / frozen[0].scale.unsqueeze(-1)
-        total = total if biases[0] is None else total + directions @ biases[0]
+        entering = F.linear(stream, _transposed(directions, frozen[0]))
         expected = F.linear(working(_seen(activations.output)), directions)
-        errors.append(_relative(total - expected, expected, mask, dtype=dtype))
-    return max(errors)
+        found.append(Distance(_output(entering, frozen[0], biases[0], directions) - expected, expected, None))
+    return found
+
+
+def _output(total: Tensor, norm: FrozenNorm, bias: Tensor | None, directions: Tensor) -> Tensor:
+    """What a frozen norm gives of what is left to divide by its scale, along the directions, (b, q, n)."""
+    scale = norm.scale.unsqueeze(-1)
+    return total / scale if bias is None else torch.addcdiv(directions @ bias, total, scale)
+
+
+def errors_of(found: Sequence[Distance], mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The largest of each distance over the real tokens and directions, each relative to its own size.
+
+    So nothing large hides what is small beside it: the attention's output is compared with what it is itself, as far as
+    the rounding of the stream that it is added to lets it be told; the output (post-LN) or what is added to the stream
+    (pre-LN) likewise.
+
+    Args:
+        found: the distances.
+        mask: (b, s) true for real tokens.
+        dtype: what the layer computes in.
+
+    Returns:
+        (t,), on the device; infinite where anything is not finite, or there is nothing to compare.
+    """
+    # One operation for all of them: elsewhere than on a processor each of many small ones would cost as much.
+    nothing = torch.zeros_like(found[0].distance)
+    parts = torch.stack(
+        [
+            torch.stack([one.distance for one in found]),
+            torch.stack([one.size for one in found]),
+            torch.stack([nothing if one.stream is None else one.stream for one in found]),
+        ]
+    )
+    if not parts.numel():
+        return torch.full((len(found),), float("inf"))
+    distance, size, stream = parts.abs().masked_fill_(~mask.unsqueeze(-1), 0.0).flatten(2, 3).amax(2)
+    scale = size + 8 * torch.finfo(dtype).eps / tolerance(dtype) * stream
+    error = (distance / at_least(scale, dtype)).amax(-1)
+    return torch.where(torch.isfinite(error) & mask.any(), error, float("inf"))
+
+
+def reconstruction_error(
+    layer: Layer,
+    activations: LayerActivations,
+    weights: LayerWeights,
+    mask: Tensor,
+    directions: Tensor | None = None,
+) -> float:
+    """The largest of a layer's :func:`distances`, see :func:`errors_of`; in all directions when None are given."""
+    everywhere = directions is None
+    if directions is None:
+        residual = working(activations.residual)
+        directions = torch.eye(residual.shape[-1], dtype=residual.dtype, device=residual.device)
+    found = distances(layer, activations, weights, directions, everywhere=everywhere)
+    return float(errors_of(found, mask, activations.residual.dtype).max())
 
 
 def _transposed(directions: Tensor, norm: FrozenNorm) -> Tensor:
@@ -311,32 +370,6 @@ def _added_by_attention(
     seen = torch.matmul(through, values.transpose(2, 3)).transpose(2, 3)
     total = torch.matmul(working(activations.attention.probabilities), seen).sum(1)
     return total if bias is None else total + directions @ bias
-
-
-def _relative(
-    distance: Tensor,
-    size: Tensor,
-    mask: Tensor,
-    stream: Tensor | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> float:
-    """The largest distance relative to the size of its direction.
-
-    A stream that is much larger than what is added to it rounds it off. Of the real tokens alone: (b, q, n) each, with
-    the mask (b, q). Infinite where there is none, or nothing to compare.
-    """
-    if not distance.numel() or not bool(mask.any()):
-        return float("inf")
-    scale = _largest(size, mask)
-    if stream is not None:
-        scale = scale + 8 * torch.finfo(dtype).eps / tolerance(dtype) * _largest(stream, mask)
-    error = (_largest(distance, mask) / at_least(scale, dtype)).max()
-    return float(error) if torch.isfinite(error) else float("inf")
-
-
-def _largest(tensor: Tensor, mask: Tensor) -> Tensor:
-    """The largest entry of the real tokens in each direction, NaN if one holds NaN: (b, q, n), (b, q) -> (n,)."""
-    return tensor.abs().masked_fill_(~mask.unsqueeze(-1), 0.0).flatten(0, 1).amax(0)
 
 
 def random_directions(width: int, like: Tensor, count: int = 2) -> Tensor:

@@ -17,14 +17,17 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from globenc_lightning.encoder.checks import Checks, brought_home
 from globenc_lightning.encoder.contexts import OwnContexts
 from globenc_lightning.encoder.layers import (
+    Distance,
     Layer,
     LayerActivations,
     LayerWeights,
+    distances,
+    errors_of,
     layer_weights,
     random_directions,
-    reconstruction_error,
 )
 from globenc_lightning.encoder.norms import tolerance
 from globenc_lightning.encoder.precision import LOW, FullPrecision, exact_products
@@ -61,7 +64,8 @@ class EncoderCall:
     Attributes:
         hidden: (b, s, d) its first hidden states, which require a gradient.
         mask: (b, s) true for real tokens.
-        errors: the reconstruction error of each layer in two random directions.
+        errors: (l,) the reconstruction error of each layer in two random directions; empty until
+            :class:`~globenc_lightning.encoder.checks.Checks` has looked at them.
         last: (b, s, d) its last hidden states, as it returned them.
         ids: (b, s) the token ids that it was called with, or None.
         span: the number of tokens over which it was shown to mix them by attention alone.
@@ -587,20 +591,45 @@ def real_tokens(told: ToldMask | None, probabilities: Tensor) -> Tensor:
         if told.heard or q != k:
             return mask
         reached = (probabilities != 0).any(1) & mask.unsqueeze(2) & ~mask.unsqueeze(1)
-        if not bool(reached.any()):
-            return mask
+        return torch.where(reached.any(), _attended(probabilities), mask)
     # Frames of audio have no mask of their own: nobody attends to those that are padding.
+    return _attended(probabilities)
+
+
+def _attended(probabilities: Tensor) -> Tensor:
+    """The tokens (b, k) that any token attends to; rows that attend to everything alike tell nothing."""
     attends = (probabilities != 0).any(1)
     even = (probabilities == probabilities[..., :1]).all(-1).all(1)
     even &= ~even.all(1, keepdim=True)
     return (attends & ~even.unsqueeze(-1)).any(1)
 
 
+class _Proof(NamedTuple):
+    """What a layer's identity gave, to be looked at once the whole forward pass is done.
+
+    Attributes:
+        place: which layer.
+        dtype: what it computes in.
+        allowed: how large its error may be.
+        distances: of each part of its identity.
+    """
+
+    place: int
+    dtype: torch.dtype
+    allowed: float
+    distances: list[Distance]
+
+
 class _Reading:
     """One call of an encoder in a forward pass that is being read."""
 
     def __init__(
-        self, index: int, structure: Structure, given: ToldMask | None, done: Callable[[LayerDone], None]
+        self,
+        index: int,
+        structure: Structure,
+        given: ToldMask | None,
+        done: Callable[[LayerDone], None],
+        checks: Checks,
     ) -> None:
         self.structure = structure
         self.hidden: Tensor | None = None
@@ -618,6 +647,8 @@ class _Reading:
         self._layer = 0
         self._stream: Tensor | None = None
         self._directions: Tensor | None = None
+        self._checks = checks
+        self._proofs: list[_Proof] = []
         self._tape: LayerActivations | None = None
         self._taped_stream: Tensor | None = None
         self.proves = False
@@ -672,20 +703,65 @@ class _Reading:
                 self._see(self._layer, "stream", gave[0])
         last = self._stream
         if last is not None and self.mask is not None:
-            returned = [t for t in tensors_in(output) if _is_hidden(t) and self._is(t.detach(), last, self.mask)]
-            if not returned:
-                raise UnsupportedEncoderError(
-                    f"{self.structure.encoder_name}: what it returns is not the output of its last layer."
-                )
-            self.last = returned[0]
+            self._check(self.mask)
+            self.last = self._returned([t for t in tensors_in(output) if _is_hidden(t)], last, self.mask)
         if self.position != len(self.structure.order) or self._layer != len(self.structure.layers):
             raise self.another_way()
 
-    def _is(self, returned: Tensor, last: Tensor, mask: Tensor) -> bool:
-        if returned.shape != last.shape:
-            return False
-        allowed = tolerance(last.dtype) * last[mask].abs().max()
-        return bool((returned[mask] - last[mask]).abs().max() <= allowed)
+    def _returned(self, returned: list[Tensor], last: Tensor, mask: Tensor) -> Tensor:
+        """The one of the tensors that the encoder returned which is the output of its last layer."""
+        fitting = [one for one in returned if one.shape == last.shape]
+        # Nearly every encoder returns that very tensor, or nothing else of its shape.
+        same = [one for one in fitting if one.data_ptr() == last.data_ptr()] or fitting
+        refusal = UnsupportedEncoderError(
+            f"{self.structure.encoder_name}: what it returns is not the output of its last layer."
+        )
+        if not same:
+            raise refusal
+        apart = [self._apart(one.detach(), last, mask) for one in same]
+        if len(same) > 1:
+            for one, far in zip(same, brought_home(apart), strict=True):
+                if float(far) <= 1:
+                    return one
+            raise refusal
+
+        def judge(far: Tensor) -> None:
+            if not float(far) <= 1:
+                raise refusal
+
+        self._checks.add(apart[0], judge)
+        return same[0]
+
+    def _apart(self, returned: Tensor, last: Tensor, mask: Tensor) -> Tensor:
+        """How far two tensors are apart at the real tokens, as a multiple of what rounding explains, ()."""
+        padding = ~mask.unsqueeze(-1)
+        allowed = tolerance(last.dtype) * last.masked_fill(padding, 0.0).abs().amax()
+        return (returned - last).masked_fill(padding, 0.0).abs().amax() / allowed.clamp(
+            min=torch.finfo(last.dtype).tiny
+        )
+
+    def _check(self, mask: Tensor) -> None:
+        """Ask for the proof of all layers: whether their distances are as small as rounding lets them be."""
+        precisions = list(dict.fromkeys(one.dtype for one in self._proofs))
+        proofs = [one for dtype in precisions for one in self._proofs if one.dtype == dtype]
+        errors = [
+            errors_of([found for one in proofs if one.dtype == dtype for found in one.distances], mask, dtype)
+            for dtype in precisions
+        ]
+
+        def judge(values: Tensor) -> None:
+            given = iter(values.tolist())
+            by_layer = {one.place: max(next(given) for _ in one.distances) for one in proofs}
+            for one in self._proofs:
+                layer, error = self.structure.layers[one.place], by_layer[one.place]
+                if error == float("inf"):
+                    raise NonFiniteError(_not_finite(f"layer {one.place + 1} ({layer.name})"))
+                if not error <= one.allowed:
+                    raise UnsupportedEncoderError(misses(one.place, layer, error, one.allowed))
+                self.errors.append(error)
+
+        if errors:
+            self._checks.add(torch.cat(errors), judge)
 
     def _see(self, index: int, name: str, tensor: Tensor) -> None:
         taped, tensor = tensor, tensor.detach()
@@ -716,11 +792,9 @@ class _Reading:
             weights = layer_weights(layer, width, activations.residual)
             if self._directions is None:
                 self._directions = random_directions(activations.residual.shape[-1], weights.projection)
-            error = reconstruction_error(layer, activations, weights, self.mask, self._directions)
-            allowed = layer.tolerance(activations.residual.dtype)
-            if not error <= allowed:
-                raise _wrong(self._layer, layer, activations, error, allowed, self.mask)
-            self.errors.append(error)
+            found = distances(layer, activations, weights, self._directions)
+            dtype = activations.residual.dtype
+            self._proofs.append(_Proof(self._layer, dtype, layer.tolerance(dtype), found))
             if self._tape is not None:
                 self._prove(layer, self._tape, self.mask)
             self._done(LayerDone(self._index, self._layer, layer, activations, weights, self.mask))
@@ -755,6 +829,7 @@ def read(
     on_layer: Callable[[LayerDone], None],
     handles: list[RemovableHandle],
     contexts: OwnContexts | None = None,
+    checks: Checks | None = None,
 ) -> ReadForward:
     """Run the model on a batch and report each layer as soon as it is done.
 
@@ -768,6 +843,8 @@ def read(
         on_layer: called with each layer, in call order.
         handles: takes the handles of the hooks, for the caller to remove.
         contexts: what becomes of the contexts that the forward opens; autocast alone is set aside when None.
+        checks: takes the proofs of the layers, for the caller to look at before anything is handed out; they are looked
+            at here when None.
 
     Returns:
         What the model returned, and the hidden states to take gradients with respect to.
@@ -777,6 +854,7 @@ def read(
             structure pass.
         NonFiniteError: the model's activations are not finite.
     """
+    asked = Checks() if checks is None else checks
     readings: list[_Reading | None] = []
     current: list[_Reading | None] = []
     own = [structure for structure in structures if isinstance(structure, Structure)]
@@ -793,7 +871,7 @@ def read(
             )
         structure, reading = structures[index], None
         if isinstance(structure, Structure):
-            reading = _Reading(index, structure, told_mask(module, args, kwargs, batch), done)
+            reading = _Reading(index, structure, told_mask(module, args, kwargs, batch), done, asked)
             ids = _given(module, "input_ids", args, kwargs)
             reading.ids = ids if ids is not None and ids.dim() == 2 else None
         readings.append(reading)
@@ -860,16 +938,9 @@ def read(
         calls.append(EncoderCall(reading.hidden, reading.mask, reading.errors, last, reading.ids, span))
     if len(readings) != len(structures):
         raise UnsupportedEncoderError("the forward pass called fewer encoders than when their structure was found.")
+    if checks is None:
+        asked.settle()
     return ReadForward(output, tuple(calls))
-
-
-def _wrong(
-    index: int, layer: Layer, activations: LayerActivations, error: float, allowed: float, mask: Tensor
-) -> UnsupportedEncoderError | NonFiniteError:
-    parts = (activations.residual, activations.attended, activations.stream)
-    if not all(torch.isfinite(part[mask]).all() for part in parts if part is not None):
-        return NonFiniteError(_not_finite(f"layer {index + 1} ({layer.name})"))
-    return UnsupportedEncoderError(misses(index, layer, error, allowed))
 
 
 def _not_finite(where: str) -> str:
