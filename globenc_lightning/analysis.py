@@ -1639,7 +1639,7 @@ def _check_ids(key: str, ids: Tensor) -> None:
 
 
 def _refuse_offloaded(model: nn.Module) -> None:
-    """Raise where the weights of an encoder are not in memory: the maps are made of them."""
+    """Raise where the weights of an encoder are not in memory, or not in one: the maps are made of them."""
     for path, encoder in find_encoders(model).items():
         absent = [name for name, parameter in encoder.named_parameters() if parameter.is_meta]
         if absent:
@@ -1648,6 +1648,13 @@ def _refuse_offloaded(model: nn.Module) -> None:
                 "for one: they are offloaded (accelerate's cpu_offload, disk_offload or device_map), or were never "
                 "loaded. The maps are made of these weights, so load the whole encoder onto one device, for example "
                 "AutoModel.from_pretrained(name).to('cpu'), or model.to_empty(device='cpu') and load_state_dict."
+            )
+        devices = sorted({str(parameter.device) for parameter in encoder.parameters()})
+        if len(devices) > 1:
+            raise UnsupportedEncoderError(
+                f"{path or type(model).__name__}: its parameters are on several devices ({', '.join(devices)}), as "
+                "device_map spreads them. The maps of its layers are multiplied with one another, so put the whole "
+                f"encoder onto one device, for example model.to({devices[-1]!r}), or load it without device_map."
             )
 
 
