@@ -28,9 +28,8 @@ from globenc_lightning.encoder.layers import (
 )
 from globenc_lightning.encoder.norms import tolerance
 from globenc_lightning.encoder.precision import LOW, FullPrecision, exact_products
+from globenc_lightning.encoder.recording import ModuleCall, Recording, tensors_in
 from globenc_lightning.encoder.structure import (
-    ModuleCall,
-    Recording,
     Structure,
     drawn_sets,
     makeup_of,
@@ -38,7 +37,6 @@ from globenc_lightning.encoder.structure import (
     names_of,
     prove_token_by_token,
     resolve,
-    tensors_in,
 )
 from globenc_lightning.encoder.trace import AttentionCall, AttentionTrace
 from globenc_lightning.errors import (
@@ -662,7 +660,8 @@ class _Reading:
         watched = self.structure.order[self._open.pop()]
         for role in watched.roles:
             if role.gives is not None:
-                self._see(role.layer, role.gives, next(t for t in tensors_in(output) if _is_hidden(t)))
+                gave = next(t for t in tensors_in(output) if _is_hidden(t))
+                self._see(role.layer, role.gives, gave.clone() if role.overwritten else gave)
 
     def ended(self, output: Any) -> None:
         """The encoder returned: the last pre-LN layer's stream may be its output, seen by no other module."""
@@ -691,14 +690,14 @@ class _Reading:
         taped, tensor = tensor, tensor.detach()
         if self.structure.channels_first:
             tensor = tensor.transpose(1, 2)
-        if name == "attended":
-            if self._attention is None or self._stream is None or index != self._layer or self._current is not None:
+        if self._current is None:
+            if self._attention is None or self._stream is None or index != self._layer:
                 raise self.another_way()
             self._current = LayerActivations(self._attention, self._stream)
             if self.proves and self._taped_stream is not None:
                 self._tape = LayerActivations(self._attention, self._taped_stream)
             self._attention = None
-        if self._current is None or index != self._layer:
+        if index != self._layer or getattr(self._current, name) is not None:
             raise self.another_way()
         setattr(self._current, name, tensor)
         if self._tape is not None:
