@@ -19,7 +19,9 @@ from tests.families import (
     LENGTH,
     POST,
     PRE,
+    RULES,
     SMALL,
+    SUBLAYER,
     TOKENS,
     VISION,
     VOCABULARY,
@@ -96,7 +98,9 @@ def test_family_is_read_and_agrees_with_every_vector_built(family: Family, atten
     assert one.error < (1e-12 if exact else 1e-5)
 
     maps = naive_maps(family, one.model, example_inputs(family, dtype))
-    assert_same_maps(one.found.local, maps, 1e-9 if dtype == torch.float64 else 1e-4)
+    # A sub-layer's norm that computes in float32 rounds what enters the next module.
+    rounded = family.rule == SUBLAYER and not family.exact
+    assert_same_maps(one.found.local, maps, 1e-4 if dtype == torch.float32 else 1e-6 if rounded else 1e-9)
 
 
 def test_causal_models_are_read_at_their_last_token() -> None:
@@ -365,4 +369,4 @@ def test_the_page_tells_what_is_found() -> None:
 
 def test_the_page_says_what_is_not_in_the_paper() -> None:
     assert "an extension of the paper" in PAGE.read_text(encoding="utf-8")
-    assert {family.rule for family in SUPPORTED} == {POST, PRE}
+    assert {family.rule for family in SUPPORTED} == set(RULES)

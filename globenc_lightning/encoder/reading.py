@@ -27,6 +27,7 @@ from globenc_lightning.encoder.layers import (
     reconstruction_error,
 )
 from globenc_lightning.encoder.norms import tolerance
+from globenc_lightning.encoder.overwriting import Returned, WritesTrace
 from globenc_lightning.encoder.precision import LOW, FullPrecision, exact_products
 from globenc_lightning.encoder.recording import ModuleCall, Recording, tensors_in
 from globenc_lightning.encoder.structure import (
@@ -260,7 +261,8 @@ def _structures(
                     handles.append(module.register_forward_pre_hook(hook(recorder.entered), with_kwargs=True))
                     handles.append(module.register_forward_hook(hook(recorder.left(name)), with_kwargs=True))
         # What bfloat16 rounds off, and what a faster matrix product does, would hide a wrong structure.
-        with exact_products(), FullPrecision(_devices(model)), contexts.watched_by(AttentionTrace(recorder.attended)):
+        trace = WritesTrace(recorder.attended, recorder.returned.before_write)
+        with exact_products(), FullPrecision(_devices(model)), contexts.watched_by(trace):
             output = call(batch)
     except RuntimeError as error:
         if isinstance(error, GlobEncError) or is_out_of_memory(error) or not contexts.hint():
@@ -278,7 +280,7 @@ def _structures(
     with exact_products(), FullPrecision(_devices(model)):
         place = None if chosen is None else chosen(output)
         return tuple(
-            hook(_structure)(span) if place is None or place == index else Skipped(span.encoder)
+            hook(_structure)(span, recorder.returned) if place is None or place == index else Skipped(span.encoder)
             for index, span in enumerate(recorder.spans)
         ), output
 
@@ -423,6 +425,7 @@ class _Recorder:
 
     def __init__(self, batch: Any, outputs: Outputs) -> None:
         self.spans: list[_Span] = []
+        self.returned = Returned()
         self._batch = batch
         self._outputs = outputs
         self._clock = 0
@@ -464,6 +467,7 @@ class _Recorder:
             gave = [tensor for tensor in tensors_in(output) if _is_hidden(tensor)]
             if self._inside:
                 self.spans[-1].calls.append(ModuleCall(module, name, given, gave, start, self._clock, leaf))
+                self.returned.hold(gave)
 
         return hook
 
@@ -473,14 +477,15 @@ class _Recorder:
             self.spans[-1].attention.append((self._clock, found))
 
 
-def _structure(span: _Span) -> Structure:
+def _structure(span: _Span, returned: Returned) -> Structure:
     name = span.path or type(span.encoder).__name__
     mask = real_tokens(span.mask, span.attention[0][1].probabilities) if span.attention else torch.ones(1, 1).bool()
     outputs = [tensor for tensor in span.outputs if tensor.shape[:2] == mask.shape]
     if any(not torch.isfinite(tensor[mask]).all() for tensor in outputs):
         raise NonFiniteError(_not_finite(name))
-    span.calls.sort(key=lambda one: one.start)
-    recording = Recording(name, span.calls, span.attention, outputs, mask, makeup=span.makeup)
+    calls = [call._replace(overwritten=returned.overwritten(call.outputs)) for call in span.calls]
+    calls.sort(key=lambda one: one.start)
+    recording = Recording(name, calls, span.attention, outputs, mask, makeup=span.makeup)
     return resolve(recording, span.encoder)
 
 

@@ -6,7 +6,6 @@ later module is given, the feed-forward network's output. What it finds is prove
     post-LN, pre-LN   a norm is given x + o; its output, or its input, plus the feed-forward network's goes on
     sublayer-norm     a norm is given o; some module is given x + norm(o); that plus the feed-forward network's goes on
     parallel          a module is given x + o + the feed-forward network's output
-    no norm           some module that is no norm is given x + o; else as pre-LN
     scaled            post-LN or pre-LN, with numbers before x or o, found as the coefficients that fit
 
 Axes: ``b`` example, ``q`` token that receives, ``d`` hidden.
@@ -107,11 +106,16 @@ def find_layer(index: int, recording: Recording, norms: Mapping[int, Norm], belo
     half = _sum_in_norm(look, broken)
     if half is not None:
         return _second_half(look, half)
-    for rule in (_norm_on_output, _sum_in_no_norm, _parallel, *(() if broken else (_scaled,))):
+    found = _norm_on_output(look)
+    if found is not None:
+        return found
+    unknown = _sum_in_no_norm(look)
+    # Where a module is given x + o, the feed-forward network is not beside the attention but after it.
+    for rule in () if unknown is not None else (_parallel,) if broken else (_parallel, _scaled):
         found = rule(look)
         if found is not None:
             return found
-    raise UnsupportedEncoderError(_reason(look, broken))
+    raise UnsupportedEncoderError(_reason(look, broken, unknown))
 
 
 def _look(index: int, recording: Recording, norms: Mapping[int, Norm], below: Found | None) -> _Look:
@@ -219,18 +223,12 @@ def _norm_on_output(look: _Look) -> Found | None:
     return None
 
 
-def _sum_in_no_norm(look: _Look) -> Found | None:
-    """A module that is no norm is given the layer's input and the attention's output, added."""
+def _sum_in_no_norm(look: _Look) -> ModuleCall | None:
+    """A module that is no known norm and is given the layer's input and the attention's output, added."""
     for projection in look.projections:
-        for gain in (None, *look.gains):
-            output = _gained(projection.outputs[0], gain)
-            for first, argument in _given_after(look, projection):
-                x = look.residual(first.inputs[argument], output)
-                if x is not None:
-                    half = _half(look, PRE_LN, projection, first, argument, x, Branch(gain))
-                    found = _stream_goes_on(look, half, fit=False)
-                    if found is not None:
-                        return found
+        for first, argument in _given_after(look, projection):
+            if look.residual(first.inputs[argument], projection.outputs[0]) is not None:
+                return first
     return None
 
 
@@ -398,7 +396,7 @@ def _joined(
     return next((Branch(gain) for gain in (None, *gains) if equal(_gained(output, gain), added, mask, total)), None)
 
 
-def _reason(look: _Look, broken: Sequence[str]) -> str:
+def _reason(look: _Look, broken: Sequence[str], unknown: ModuleCall | None) -> str:
     """Why no rule explains what follows an attention call."""
     if broken:
         return (
@@ -413,6 +411,11 @@ def _reason(look: _Look, broken: Sequence[str]) -> str:
         "this is neither a post-LN nor a pre-LN layer, nor one with norms on its sub-layers' outputs or with attention "
         "and feed-forward network in parallel."
     )
+    if unknown is not None:
+        reason = (
+            f"{unknown.name} ({type(unknown.module).__name__}) does, and what it computes is neither a LayerNorm nor "
+            "an RMSNorm. So this is neither a post-LN nor a pre-LN layer, and there is no rule for it."
+        )
     if joined is not None:
         reason = (
             f"{joined} is given tensors that are not of the axes (examples, tokens, width), as where the texts of a "
