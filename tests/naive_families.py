@@ -72,7 +72,7 @@ def codegen_heads(out: Tensor, encoder: nn.Module) -> Tensor:
 
 def latent_heads(out: Tensor, encoder: nn.Module) -> Tensor:
     """Of each head four numbers of the key, then the values."""
-    return out.unflatten(-1, (4, -1))[..., 4:].transpose(1, 2)
+    return out.squeeze(1).unflatten(-1, (4, -1))[..., 4:].transpose(1, 2)
 
 
 def decoder(attended: str | None, final: str = "norm", **others: Any) -> Paths:

@@ -466,8 +466,12 @@ class _Recorder:
             given = {key: value for key, value in arguments if _is_hidden(value)}
             gave = [tensor for tensor in tensors_in(output) if _is_hidden(tensor)]
             if self._inside:
-                self.spans[-1].calls.append(ModuleCall(module, name, given, gave, start, self._clock, leaf))
-                self.returned.hold(gave)
+                flat = [tensor for tensor in tensors_in(output) if _may_be_joined(tensor)]
+                joined = ({key: value for key, value in arguments if _may_be_joined(value)}, flat)
+                call = ModuleCall(module, name, given, gave, start, self._clock, leaf, joined=joined)
+                self.spans[-1].calls.append(call)
+                for returned in (gave, flat):
+                    self.returned.hold(returned)
 
         return hook
 
@@ -483,7 +487,9 @@ def _structure(span: _Span, returned: Returned) -> Structure:
     outputs = [tensor for tensor in span.outputs if tensor.shape[:2] == mask.shape]
     if any(not torch.isfinite(tensor[mask]).all() for tensor in outputs):
         raise NonFiniteError(_not_finite(name))
-    calls = [call._replace(overwritten=returned.overwritten(call.outputs)) for call in span.calls]
+    calls = [
+        call._replace(overwritten=any(map(returned.overwritten, (call.outputs, call.joined[1])))) for call in span.calls
+    ]
     calls.sort(key=lambda one: one.start)
     recording = Recording(name, calls, span.attention, outputs, mask, makeup=span.makeup)
     return resolve(recording, span.encoder)
@@ -665,7 +671,7 @@ class _Reading:
         watched = self.structure.order[self._open.pop()]
         for role in watched.roles:
             if role.gives is not None:
-                gave = next(t for t in tensors_in(output) if _is_hidden(t))
+                gave = self._hidden_in(output)
                 self._see(role.layer, role.gives, gave.clone() if role.overwritten else gave)
 
     def ended(self, output: Any) -> None:
@@ -685,6 +691,16 @@ class _Reading:
         if self.position != len(self.structure.order) or self._layer != len(self.structure.layers):
             raise self.another_way()
 
+    def _hidden_in(self, output: Any) -> Tensor:
+        """The hidden states in what a module returned; some join the texts of a batch."""
+        tensors = tensors_in(output)
+        found = next((tensor for tensor in tensors if _is_hidden(tensor)), None)
+        if found is None and self.structure.joined and self.mask is not None:
+            found = next((t for t in tensors if _may_be_joined(t) and len(t) == self.mask.numel()), None)
+        if found is None:
+            raise self.another_way()
+        return found
+
     def _is(self, returned: Tensor, last: Tensor, mask: Tensor) -> bool:
         if returned.shape != last.shape:
             return False
@@ -695,6 +711,8 @@ class _Reading:
         taped, tensor = tensor, tensor.detach()
         if self.structure.channels_first:
             tensor = tensor.transpose(1, 2)
+        elif tensor.dim() == 2 and self.mask is not None:
+            tensor = tensor.view(*self.mask.shape, -1)
         if self._current is None:
             if self._attention is None or self._stream is None or index != self._layer:
                 raise self.another_way()
@@ -742,10 +760,10 @@ class _Reading:
         # The first hidden states are seen before the encoder turns them around.
         names = ("attended", "normed", "added", "stream", *(("residual",) if self._layer else ()))
         with torch.enable_grad():
-            for name in names if self.structure.channels_first else ():
+            for name in names if self.structure.channels_first or self.structure.joined else ():
                 tensor = getattr(tape, name)
-                if tensor is not None:
-                    turned[name] = tensor.transpose(1, 2)
+                if tensor is not None and (self.structure.channels_first or tensor.dim() == 2):
+                    turned[name] = tensor.view(*mask.shape, -1) if tensor.dim() == 2 else tensor.transpose(1, 2)
                     originals[id(turned[name])] = tensor
             tape = replace(tape, **turned)
             prove_token_by_token(self._layer, layer, tape, mask, drawn_sets(mask), originals)
@@ -891,6 +909,10 @@ def _devices(model: nn.Module) -> set[str]:
 
 def _is_hidden(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point()
+
+
+def _may_be_joined(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 2 and value.is_floating_point()
 
 
 def _distinct(modules: Any) -> list[nn.Module]:

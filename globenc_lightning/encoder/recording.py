@@ -4,7 +4,7 @@ Axes: ``b`` example, ``q`` token that receives, ``d`` hidden.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ class ModuleCall(NamedTuple):
         end: when it returned.
         leaf: whether no other module was called inside it.
         overwritten: whether the forward pass wrote into what it returned; ``outputs`` are as they were returned.
+        joined: its tensor arguments and what it returned of two axes, which may be (b * q, d).
     """
 
     module: nn.Module
@@ -36,6 +37,7 @@ class ModuleCall(NamedTuple):
     end: int
     leaf: bool
     overwritten: bool = False
+    joined: tuple[Mapping[int | str, Tensor], Sequence[Tensor]] = ({}, ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +51,8 @@ class Recording:
         outputs: the tensors of three axes that the encoder returned.
         mask: (b, s) true for real tokens.
         channels_first: whether the tensors of ``calls`` were (b, d, q) and are transposed here.
-        originals: what was transposed, by the identity of the transposed tensor.
+        originals: what was transposed or taken apart, by the identity of the tensor that stands for it here.
+        joined: whether tensors (b * q, d) are among those of ``calls``, as (b, q, d).
         makeup: what the encoder was made of before its forward pass, see :func:`makeup_of`.
     """
 
@@ -61,6 +64,7 @@ class Recording:
     channels_first: bool = False
     originals: Mapping[int, Tensor] = field(default_factory=dict)
     makeup: tuple[Any, ...] = ()
+    joined: bool = False
 
 
 class Role(NamedTuple):
@@ -132,3 +136,53 @@ def common_path(*names: str) -> str:
             break
         shared.append(level[0])
     return ".".join(shared)
+
+
+def channels_last(recording: Recording) -> Recording | None:
+    """The recording with tensors of shape (b, d, q) turned around, or None if there are none."""
+    tokens = recording.mask.shape[1]
+
+    originals: dict[int, Tensor] = {}
+
+    def turned(tensor: Tensor) -> Tensor:
+        if tensor.shape[2] != tokens:
+            return tensor
+        view = tensor.transpose(1, 2)
+        originals[id(view)] = tensor
+        return view
+
+    if not any(t.shape[2] == tokens for call in recording.calls for t in (*call.inputs.values(), *call.outputs)):
+        return None
+    calls = [
+        call._replace(
+            inputs={key: turned(tensor) for key, tensor in call.inputs.items()},
+            outputs=[turned(tensor) for tensor in call.outputs],
+        )
+        for call in recording.calls
+    ]
+    return replace(recording, calls=calls, channels_first=True, originals=originals)
+
+
+def texts_apart(recording: Recording) -> Recording | None:
+    """The recording with tensors (b * q, d) among the others, as (b, q, d), or None if there are none.
+
+    OPT joins the texts of a batch, padding included, before its feed-forward network.
+    """
+    rows, originals = recording.mask.numel(), dict[int, Tensor]()
+
+    def apart(tensor: Tensor) -> Tensor:
+        view = tensor.view(*recording.mask.shape, -1)
+        originals[id(view)] = tensor
+        return view
+
+    calls = []
+    for call in recording.calls:
+        given = {key: apart(tensor) for key, tensor in call.joined[0].items() if tensor.shape[0] == rows}
+        gave = [apart(tensor) for tensor in call.joined[1] if tensor.shape[0] == rows]
+        calls.append(call._replace(inputs={**call.inputs, **given}, outputs=[*call.outputs, *gave]))
+    return replace(recording, calls=calls, joined=True, originals=originals) if originals else None
+
+
+def in_layout_of(gradient: Tensor, tensor: Tensor) -> Tensor:
+    """A gradient with respect to what was transposed or taken apart, in the layout (b, q, d) of what stands for it."""
+    return gradient.view_as(tensor) if gradient.dim() == 2 else gradient.transpose(1, 2)

@@ -41,9 +41,12 @@ from globenc_lightning.encoder.recording import (
     Recording,
     Role,
     argument_of,
+    channels_last,
     equal,
+    in_layout_of,
     input_of,
     stream_of,
+    texts_apart,
 )
 from globenc_lightning.encoder.rules import find_layer
 from globenc_lightning.errors import UnsupportedEncoderError
@@ -75,6 +78,7 @@ class Structure:
             one token at a time.
         makeup: what the encoder was made of, see :func:`makeup_of`.
         width: the size ``d`` of its hidden states.
+        joined: whether watched modules work on (b * q, d).
     """
 
     encoder: nn.Module
@@ -90,6 +94,7 @@ class Structure:
     makeup: tuple[Any, ...]
     width: int
     span: int
+    joined: bool = False
 
     @property
     def rule(self) -> str:
@@ -127,13 +132,12 @@ def resolve(recording: Recording, encoder: nn.Module) -> Structure:
     try:
         return _resolve(recording, encoder)
     except UnsupportedEncoderError:
-        turned = _channels_last(recording)
-        if turned is None:
-            raise
-        try:
-            return _resolve(turned, encoder)
-        except UnsupportedEncoderError:
-            pass
+        for other in (channels_last(recording), texts_apart(recording)):
+            if other is not None:
+                try:
+                    return _resolve(other, encoder)
+                except UnsupportedEncoderError:
+                    pass
         # The reason that counts is the one found with the usual layout.
         raise
 
@@ -181,6 +185,7 @@ def _resolve(recording: Recording, encoder: nn.Module) -> Structure:
         recording.makeup,
         found[0].activations.residual.shape[-1],
         recording.mask.shape[1],
+        recording.joined,
     )
 
 
@@ -261,7 +266,7 @@ def prove_token_by_token(
         activations: its activations, in the autograd graph.
         mask: (b, s) true for real tokens.
         sets: (s,) each, true for the tokens of the set.
-        originals: the tensors (b, d, q) that activations are transposed views of, by the identity of the view.
+        originals: the tensors (b, d, q) or (b * q, d) that activations are views of, by the identity of the view.
 
     Raises:
         UnsupportedEncoderError: naming the layer and what depends on other tokens.
@@ -290,7 +295,7 @@ def prove_token_by_token(
             )
             if gradient is None:
                 raise UnsupportedEncoderError(_cannot_be_followed(index, layer, what))
-            spread = (gradient if hidden is seen else gradient.transpose(1, 2)).abs().amax(-1)
+            spread = (gradient if hidden is seen else in_layout_of(gradient, seen)).abs().amax(-1)
             largest = spread.masked_fill(~inside, 0.0).amax(1)
             # What is not finite has no gradient that tells anything; the identity speaks of it.
             if not bool((spread.masked_fill(inside, 0.0).amax(1) <= 1e-6 * largest).all()):
@@ -339,31 +344,6 @@ def _entry(recording: Recording, first_hidden: Tensor) -> tuple[nn.Module, int |
         f"{recording.encoder}: no module receives the hidden states that enter the first layer, so gradients with "
         "respect to them cannot be taken."
     )
-
-
-def _channels_last(recording: Recording) -> Recording | None:
-    """The recording with tensors of shape (b, d, q) turned around, or None if there are none."""
-    tokens = recording.mask.shape[1]
-
-    originals: dict[int, Tensor] = {}
-
-    def turned(tensor: Tensor) -> Tensor:
-        if tensor.shape[2] != tokens:
-            return tensor
-        view = tensor.transpose(1, 2)
-        originals[id(view)] = tensor
-        return view
-
-    if not any(t.shape[2] == tokens for call in recording.calls for t in (*call.inputs.values(), *call.outputs)):
-        return None
-    calls = [
-        call._replace(
-            inputs={key: turned(tensor) for key, tensor in call.inputs.items()},
-            outputs=[turned(tensor) for tensor in call.outputs],
-        )
-        for call in recording.calls
-    ]
-    return replace(recording, calls=calls, channels_first=True, originals=originals)
 
 
 def _norm_of(call: ModuleCall, mask: Tensor) -> Norm | None:
