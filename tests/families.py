@@ -47,6 +47,12 @@ SDPA = ("sdpa",)
 TOKENS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SHARED: dict[str, Any] = {**SMALL, "num_key_value_heads": 2, **TOKENS}
 GEMMA: dict[str, Any] = {**SHARED, "head_dim": 6, "query_pre_attn_scalar": 6, "sliding_window": 4}
+OPT: dict[str, Any] = {
+    **{key: value for key, value in SMALL.items() if key != "intermediate_size"},
+    "ffn_dim": 48,
+    "word_embed_proj_dim": 32,
+    **TOKENS,
+}
 GPT: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "n_embd": 32,
@@ -279,6 +285,8 @@ FAMILIES = (
         {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, **TOKENS},
     ),
     Family("llama", "LlamaConfig", PRE, {**SMALL, "num_key_value_heads": 2, **TOKENS}, doubles=SDPA, exact=False),
+    Family("opt", "OPTConfig", PRE, OPT),
+    Family("opt (norms after)", "OPTConfig", POST, {**OPT, "do_layer_norm_before": False}),
     Family("gemma", "GemmaConfig", PRE, {**SHARED, "num_key_value_heads": 1, "head_dim": 6}, doubles=SDPA, exact=False),
     Family("nemotron", "NemotronConfig", PRE, SHARED, doubles=SDPA),
     Family(

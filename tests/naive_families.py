@@ -240,6 +240,8 @@ PATHS: dict[str, Paths] = {
     ),
     "beit": vision("layers.{}", "attention", "o_proj", "layernorm_after", None, "lambda_1"),
     "dinov2": vision("encoder.layer.{}", "attention", "o_proj", "norm2", "layernorm", "layer_scale1.lambda1"),
+    "opt": vision("decoder.layers.{}", "self_attn", "out_proj", "final_layer_norm", "decoder.final_layer_norm"),
+    "opt (norms after)": fair("decoder.layers.{}", "self_attn", "self_attn_layer_norm", "final_layer_norm"),
     **dict.fromkeys(("gemma", "nemotron"), decoder("post_attention_layernorm")),
     "granite": decoder("post_attention_layernorm", number=0.22),
     "minicpm3": decoder(
@@ -416,7 +418,8 @@ def naive_maps(family: Family, model: Classifier, inputs: dict[str, Tensor]) -> 
                 )
                 entering = entering - seen.gave(paths.network.format(layer), layer)
             else:
-                entering = seen.given(str(paths.attended).format(layer), layer)
+                # OPT joins the texts before this norm.
+                entering = seen.given(str(paths.attended).format(layer), layer).view_as(x)
 
         # What was written down above is what the model does.
         context = torch.einsum("bhqk,bhkv->bqhv", attention, values).flatten(2)

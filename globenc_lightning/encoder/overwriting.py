@@ -35,29 +35,30 @@ class WritesTrace(AttentionTrace):
 
 
 class Returned:
-    """What the modules of a forward pass returned, and which of it was written into since.
+    """What the modules of a forward pass returned, as it was before anything was written into it.
 
     ``x.add_(y)`` writes into every tensor that shares the memory of ``x``; a copy of each is made before that.
     """
 
     def __init__(self) -> None:
         self._held: dict[int | None, list[tuple[list[Tensor], int]]] = {}
-        self._written: set[int] = set()
+        self._copies: dict[int, dict[int, Tensor]] = {}
 
     def hold(self, outputs: list[Tensor]) -> None:
-        """Hold what a module returned, in the list that keeps it."""
+        """Hold what a module returned."""
         for place, tensor in enumerate(outputs):
             self._held.setdefault(memory_of(tensor), []).append((outputs, place))
 
     def before_write(self, tensor: Tensor) -> None:
-        """Put copies in place of what is about to be written into."""
+        """Copy what is about to be written into."""
         memory, copies = memory_of(tensor), dict[int, Tensor]()
         for outputs, place in () if memory is None else self._held.pop(memory, ()):
             kept = outputs[place]
             # The copy is a part of the graph: gradients go through it to what the tensor was computed from.
-            outputs[place] = copies.setdefault(id(kept), kept.clone())
-            self._written.add(id(outputs))
+            copy = copies.setdefault(id(kept), kept.clone())
+            self._copies.setdefault(id(outputs), {})[place] = copy
 
-    def overwritten(self, outputs: Sequence[Tensor]) -> bool:
-        """Whether any of what is in a list was written into."""
-        return id(outputs) in self._written
+    def before(self, outputs: Sequence[Tensor]) -> list[Tensor] | None:
+        """What a module returned, as it was, or None where nothing was written into."""
+        copies = self._copies.get(id(outputs))
+        return None if copies is None else [copies.get(place, tensor) for place, tensor in enumerate(outputs)]

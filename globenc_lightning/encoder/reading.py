@@ -470,8 +470,7 @@ class _Recorder:
                 joined = ({key: value for key, value in arguments if _may_be_joined(value)}, flat)
                 call = ModuleCall(module, name, given, gave, start, self._clock, leaf, joined=joined)
                 self.spans[-1].calls.append(call)
-                for returned in (gave, flat):
-                    self.returned.hold(returned)
+                self.returned.hold(gave)
 
         return hook
 
@@ -487,9 +486,7 @@ def _structure(span: _Span, returned: Returned) -> Structure:
     outputs = [tensor for tensor in span.outputs if tensor.shape[:2] == mask.shape]
     if any(not torch.isfinite(tensor[mask]).all() for tensor in outputs):
         raise NonFiniteError(_not_finite(name))
-    calls = [
-        call._replace(overwritten=any(map(returned.overwritten, (call.outputs, call.joined[1])))) for call in span.calls
-    ]
+    calls = [call._replace(before=returned.before(call.outputs)) for call in span.calls]
     calls.sort(key=lambda one: one.start)
     recording = Recording(name, calls, span.attention, outputs, mask, makeup=span.makeup)
     return resolve(recording, span.encoder)

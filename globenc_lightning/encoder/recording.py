@@ -25,7 +25,8 @@ class ModuleCall(NamedTuple):
         start: when it was called, counting every call and return of the forward pass.
         end: when it returned.
         leaf: whether no other module was called inside it.
-        overwritten: whether the forward pass wrote into what it returned; ``outputs`` are as they were returned.
+        before: ``outputs`` as they were before the forward pass wrote into them; None where it did not.
+        overwritten: whether ``outputs`` are copies of that kind.
         joined: its tensor arguments and what it returned of two axes, which may be (b * q, d).
     """
 
@@ -36,6 +37,7 @@ class ModuleCall(NamedTuple):
     start: int
     end: int
     leaf: bool
+    before: Sequence[Tensor] | None = None
     overwritten: bool = False
     joined: tuple[Mapping[int | str, Tensor], Sequence[Tensor]] = ({}, ())
 
@@ -181,6 +183,17 @@ def texts_apart(recording: Recording) -> Recording | None:
         gave = [apart(tensor) for tensor in call.joined[1] if tensor.shape[0] == rows]
         calls.append(call._replace(inputs={**call.inputs, **given}, outputs=[*call.outputs, *gave]))
     return replace(recording, calls=calls, joined=True, originals=originals) if originals else None
+
+
+def as_returned(recording: Recording) -> Recording | None:
+    """The recording with copies of what was written into later, as it was before, or None if nothing was."""
+    if all(call.before is None for call in recording.calls):
+        return None
+    calls = [
+        call if call.before is None else call._replace(outputs=call.before, overwritten=True)
+        for call in recording.calls
+    ]
+    return replace(recording, calls=calls)
 
 
 def in_layout_of(gradient: Tensor, tensor: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ from globenc_lightning.encoder.recording import (
     Recording,
     Role,
     argument_of,
+    as_returned,
     channels_last,
     equal,
     in_layout_of,
@@ -132,7 +133,7 @@ def resolve(recording: Recording, encoder: nn.Module) -> Structure:
     try:
         return _resolve(recording, encoder)
     except UnsupportedEncoderError:
-        for other in (channels_last(recording), texts_apart(recording)):
+        for other in (channels_last(recording), texts_apart(recording), as_returned(recording)):
             if other is not None:
                 try:
                     return _resolve(other, encoder)
