@@ -30,10 +30,10 @@ from globenc_lightning.encoder.layers import (
     random_directions,
 )
 from globenc_lightning.encoder.norms import tolerance
+from globenc_lightning.encoder.overwriting import Returned, WritesTrace
 from globenc_lightning.encoder.precision import LOW, FullPrecision, exact_products
+from globenc_lightning.encoder.recording import ModuleCall, Recording, tensors_in
 from globenc_lightning.encoder.structure import (
-    ModuleCall,
-    Recording,
     Structure,
     drawn_sets,
     makeup_of,
@@ -41,7 +41,6 @@ from globenc_lightning.encoder.structure import (
     names_of,
     prove_token_by_token,
     resolve,
-    tensors_in,
 )
 from globenc_lightning.encoder.trace import AttentionCall, AttentionTrace
 from globenc_lightning.errors import (
@@ -266,7 +265,8 @@ def _structures(
                     handles.append(module.register_forward_pre_hook(hook(recorder.entered), with_kwargs=True))
                     handles.append(module.register_forward_hook(hook(recorder.left(name)), with_kwargs=True))
         # What bfloat16 rounds off, and what a faster matrix product does, would hide a wrong structure.
-        with exact_products(), FullPrecision(_devices(model)), contexts.watched_by(AttentionTrace(recorder.attended)):
+        trace = WritesTrace(recorder.attended, recorder.returned.before_write)
+        with exact_products(), FullPrecision(_devices(model)), contexts.watched_by(trace):
             output = call(batch)
     except RuntimeError as error:
         if isinstance(error, GlobEncError) or is_out_of_memory(error) or not contexts.hint():
@@ -284,7 +284,7 @@ def _structures(
     with exact_products(), FullPrecision(_devices(model)):
         place = None if chosen is None else chosen(output)
         return tuple(
-            hook(_structure)(span) if place is None or place == index else Skipped(span.encoder)
+            hook(_structure)(span, recorder.returned) if place is None or place == index else Skipped(span.encoder)
             for index, span in enumerate(recorder.spans)
         ), output
 
@@ -429,6 +429,7 @@ class _Recorder:
 
     def __init__(self, batch: Any, outputs: Outputs) -> None:
         self.spans: list[_Span] = []
+        self.returned = Returned()
         self._batch = batch
         self._outputs = outputs
         self._clock = 0
@@ -469,7 +470,11 @@ class _Recorder:
             given = {key: value for key, value in arguments if _is_hidden(value)}
             gave = [tensor for tensor in tensors_in(output) if _is_hidden(tensor)]
             if self._inside:
-                self.spans[-1].calls.append(ModuleCall(module, name, given, gave, start, self._clock, leaf))
+                flat = [tensor for tensor in tensors_in(output) if _may_be_joined(tensor)]
+                joined = ({key: value for key, value in arguments if _may_be_joined(value)}, flat)
+                call = ModuleCall(module, name, given, gave, start, self._clock, leaf, joined=joined)
+                self.spans[-1].calls.append(call)
+                self.returned.hold(gave)
 
         return hook
 
@@ -479,14 +484,15 @@ class _Recorder:
             self.spans[-1].attention.append((self._clock, found))
 
 
-def _structure(span: _Span) -> Structure:
+def _structure(span: _Span, returned: Returned) -> Structure:
     name = span.path or type(span.encoder).__name__
     mask = real_tokens(span.mask, span.attention[0][1].probabilities) if span.attention else torch.ones(1, 1).bool()
     outputs = [tensor for tensor in span.outputs if tensor.shape[:2] == mask.shape]
     if any(not torch.isfinite(tensor[mask]).all() for tensor in outputs):
         raise NonFiniteError(_not_finite(name))
-    span.calls.sort(key=lambda one: one.start)
-    recording = Recording(name, span.calls, span.attention, outputs, mask, makeup=span.makeup)
+    calls = [call._replace(before=returned.before(call.outputs)) for call in span.calls]
+    calls.sort(key=lambda one: one.start)
+    recording = Recording(name, calls, span.attention, outputs, mask, makeup=span.makeup)
     return resolve(recording, span.encoder)
 
 
@@ -693,7 +699,8 @@ class _Reading:
         watched = self.structure.order[self._open.pop()]
         for role in watched.roles:
             if role.gives is not None:
-                self._see(role.layer, role.gives, next(t for t in tensors_in(output) if _is_hidden(t)))
+                gave = self._hidden_in(output)
+                self._see(role.layer, role.gives, gave.clone() if role.overwritten else gave)
 
     def ended(self, output: Any) -> None:
         """The encoder returned: the last pre-LN layer's stream may be its output, seen by no other module."""
@@ -763,18 +770,30 @@ class _Reading:
         if errors:
             self._checks.add(torch.cat(errors), judge)
 
+    def _hidden_in(self, output: Any) -> Tensor:
+        """The hidden states in what a module returned; some join the texts of a batch."""
+        tensors = tensors_in(output)
+        found = next((tensor for tensor in tensors if _is_hidden(tensor)), None)
+        if found is None and self.structure.joined and self.mask is not None:
+            found = next((t for t in tensors if _may_be_joined(t) and len(t) == self.mask.numel()), None)
+        if found is None:
+            raise self.another_way()
+        return found
+
     def _see(self, index: int, name: str, tensor: Tensor) -> None:
         taped, tensor = tensor, tensor.detach()
         if self.structure.channels_first:
             tensor = tensor.transpose(1, 2)
-        if name == "attended":
-            if self._attention is None or self._stream is None or index != self._layer or self._current is not None:
+        elif tensor.dim() == 2 and self.mask is not None:
+            tensor = tensor.view(*self.mask.shape, -1)
+        if self._current is None:
+            if self._attention is None or self._stream is None or index != self._layer:
                 raise self.another_way()
             self._current = LayerActivations(self._attention, self._stream)
             if self.proves and self._taped_stream is not None:
                 self._tape = LayerActivations(self._attention, self._taped_stream)
             self._attention = None
-        if self._current is None or index != self._layer:
+        if index != self._layer or getattr(self._current, name) is not None:
             raise self.another_way()
         setattr(self._current, name, tensor)
         if self._tape is not None:
@@ -812,10 +831,10 @@ class _Reading:
         # The first hidden states are seen before the encoder turns them around.
         names = ("attended", "normed", "added", "stream", *(("residual",) if self._layer else ()))
         with torch.enable_grad():
-            for name in names if self.structure.channels_first else ():
+            for name in names if self.structure.channels_first or self.structure.joined else ():
                 tensor = getattr(tape, name)
-                if tensor is not None:
-                    turned[name] = tensor.transpose(1, 2)
+                if tensor is not None and (self.structure.channels_first or tensor.dim() == 2):
+                    turned[name] = tensor.view(*mask.shape, -1) if tensor.dim() == 2 else tensor.transpose(1, 2)
                     originals[id(turned[name])] = tensor
             tape = replace(tape, **turned)
             prove_token_by_token(self._layer, layer, tape, mask, drawn_sets(mask), originals)
@@ -958,6 +977,10 @@ def _devices(model: nn.Module) -> set[str]:
 
 def _is_hidden(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point()
+
+
+def _may_be_joined(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 2 and value.is_floating_point()
 
 
 def _distinct(modules: Any) -> list[nn.Module]:

@@ -285,8 +285,8 @@ def local_maps(
         residual: (b, q, d) what the residual connection adds to the attention's output: the layer's input.
         mixed: (b, q, d) the sum of ``r_qk`` over all ``k``: what enters LayerNorm 1 less the projection's bias. Only
             W-Res needs it; None where it is not asked for.
-        norms: the frozen norms of ``"N-Res"`` (none in the paper), ``"N-ResLN"`` and ``"N-Enc"``, in the order of the
-            forward pass; a method that is left out has none.
+        norms: the frozen norms of ``"N"`` and ``"N-Res"`` (none in the paper), ``"N-ResLN"`` and ``"N-Enc"``, in the
+            order of the forward pass; a method that is left out has none. N-FixedRes has those of N.
         mask: (b, s) true for real tokens, with s = q = k.
         methods: any of :data:`METHODS`.
         kernel: gives :func:`gram_kernel`'s result, where the caller keeps it while the weights stand still.
@@ -321,27 +321,28 @@ def local_maps(
         itself = torch.diagonal(attention, dim1=2, dim2=3).transpose(1, 2).unsqueeze(-1) * values.transpose(1, 2)
         own = torch.addmm(residual.flatten(0, 1), itself.reshape(b * s, -1), projection.T).view_as(residual)
 
-    plain = [method for method in ("N", "N-FixedRes") if method in found]
-    wanted = {**({"N": ()} if plain else {}), **norm_based}
+    plain, alone = [method for method in ("N", "N-FixedRes") if method in found], tuple(norms.get("N", ()))
+    wanted = {**({"N": alone} if plain else {}), **norm_based}
     distinct = {_identity(chain): chain for chain in wanted.values()}
     grams = [source_gram(values, kernel(projection, chain)) for chain in distinct.values()]
     lengths = dict(zip(distinct, _lengths(attention, grams), strict=True))
+    if plain:
+        length, scale = lengths[_identity(alone)], _scale(alone)
+        length = _without_padding(length if scale is None else length / scale.unsqueeze(-1), padding)
+        if "N" in found:
+            found["N"].copy_(length)
+        if "N-FixedRes" in found:
+            _half_fixed(found["N-FixedRes"], _row_share(length), real)
     for method, chain in norm_based.items():
         length, diagonal, scale = lengths[_identity(chain)], _norm(_unscaled(own, chain)), _scale(chain)
         if scale is None:
             found[method].copy_(length)
             torch.diagonal(found[method], dim1=1, dim2=2).copy_(diagonal)
         else:
-            # N, which has no diagonal of its own, passes no norm.
+            # N, which has no diagonal of its own, is done with it.
             torch.diagonal(length, dim1=1, dim2=2).copy_(diagonal)
             torch.div(length, scale.unsqueeze(-1), out=found[method])
         _without_padding(found[method], padding)
-    if plain:
-        length = _without_padding(lengths[()], padding)
-        if "N" in found:
-            found["N"].copy_(length)
-        if "N-FixedRes" in found:
-            _half_fixed(found["N-FixedRes"], _row_share(length), real)
 
     if "W-Res" in found and mixed is not None:
         chain = chains["N-Enc"]
