@@ -6,7 +6,7 @@ Axes: ``b`` example, ``l`` layer, ``q`` token that receives, ``k`` token that is
 import os
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from globenc_lightning.analysis import Attributions, Reader, Settings, analyze
+from globenc_lightning.encoder.checks import brought_home
 from globenc_lightning.errors import OutOfMemoryError, is_out_of_memory
 from globenc_lightning.functional import CorrelationSummary, summarize
 from globenc_lightning.planning import plan
@@ -494,17 +495,20 @@ def _measure(
     batches = _batches(reader, probe, chosen)
     reader.kernels.keep = len(batches) > 1
     for indices, batch in batches:
-        found = analyze(reader, batch, settings, keep_maps=False, special_tokens=_special_tokens(probe, indices, batch))
+        special = _special_tokens(probe, indices, batch)
+        drawn = [place for place, index in enumerate(indices) if index in shown]
+        found = analyze(reader, batch, settings, keep_maps=False, special_tokens=special)
+        found = at_home(replace(found, last={method: kept[drawn] for method, kept in found.last.items()}))
         for method, rho in found.correlation.items():
-            correlation.setdefault(method, rho.new_full((size, rho.shape[1]), float("nan"), device="cpu"))
-            correlation[method][indices] = rho.cpu()
-        predicted[indices] = found.predicted.cpu()
+            correlation.setdefault(method, rho.new_full((size, rho.shape[1]), float("nan")))
+            correlation[method][indices] = rho
+        predicted[indices] = found.predicted
         if found.probability is not None:
-            probability[indices] = found.probability.cpu().float()
+            probability[indices] = found.probability.float()
         if found.score is not None:
-            score[indices] = found.score.cpu().float()
+            score[indices] = found.score.float()
         if found.loss is not None:
-            losses[indices] = found.loss.detach().cpu().float()
+            losses[indices] = found.loss.float()
         reads.append(found.head_reads)
         readouts.append(found.readout)
         task = found.task
@@ -512,9 +516,9 @@ def _measure(
         for place, index in enumerate(indices):
             real = found.attention_mask[place]
             # A view would keep, and send to other processes, what belongs to the whole batch.
-            rows[index] = {method: row[place][:, real].clone().cpu() for method, row in found.rows.items()}
-            saliency[index] = found.saliency[place][real].clone().cpu()
-            ids = None if found.input_ids is None else found.input_ids[place][real].clone().cpu()
+            rows[index] = {method: row[place][:, real].clone() for method, row in found.rows.items()}
+            saliency[index] = found.saliency[place][real].clone()
+            ids = None if found.input_ids is None else found.input_ids[place][real].clone()
             names[index] = probe.names(index, len(saliency[index]), ids)
             seen[index] = ids
             answers[index] = found.answers[place] if found.answers else (int(found.predicted[place]),)
@@ -525,14 +529,13 @@ def _measure(
             values[index] = value_of(found, place)
             if found.decided is not None:
                 # A span's logits are one per token, padding included.
-                kept = found.decided[place].cpu().float()
-                logits[index] = kept[real.cpu()] if task == "span" and len(kept) == len(real) else kept.clone()
+                kept = found.decided[place].float()
+                logits[index] = kept[real] if task == "span" and len(kept) == len(real) else kept.clone()
             at = -1 if found.position is None else int(found.position[place])
             position[index] = int(real[:at].sum()) if at >= 0 else None
             if index in shown:
-                last[index] = {
-                    method: found.last[method][place][real][:, real].clone().cpu() for method in shown[index]
-                }
+                maps = {method: found.last[method][drawn.index(place)] for method in shown[index]}
+                last[index] = {method: kept[real][:, real].clone() for method, kept in maps.items()}
     return Measurement(
         correlation,
         rows,
@@ -560,6 +563,17 @@ def _measure(
         logits,
         losses,
     )
+
+
+def at_home(found: Attributions) -> Attributions:
+    """Returns attributions with what a measurement keeps of them on the CPU, in one copy."""
+    named = {one.name: getattr(found, one.name) for one in fields(found)}
+    whole = {name: value for name, value in named.items() if isinstance(value, Tensor) and value.device.type != "cpu"}
+    parts = {name: named[name] for name in ("rows", "correlation", "last")}
+    home = iter(brought_home([*whole.values(), *(one for part in parts.values() for one in part.values())]))
+    at_home: dict[str, Any] = {name: next(home) for name in whole}
+    at_home |= {name: {key: next(home) for key in part} for name, part in parts.items()}
+    return replace(found, **at_home)
 
 
 def _special_tokens(probe: ProbeSet, indices: Sequence[int], batch: Any) -> Any:

@@ -17,21 +17,24 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from globenc_lightning.encoder.checks import Checks, brought_home
 from globenc_lightning.encoder.contexts import OwnContexts
 from globenc_lightning.encoder.layers import (
+    Distance,
     Layer,
     LayerActivations,
     LayerWeights,
+    distances,
+    errors_of,
     layer_weights,
     random_directions,
-    reconstruction_error,
 )
 from globenc_lightning.encoder.multihead import Projected
 from globenc_lightning.encoder.norms import tolerance
+from globenc_lightning.encoder.overwriting import Returned, WritesTrace
 from globenc_lightning.encoder.precision import LOW, FullPrecision, exact_products
+from globenc_lightning.encoder.recording import ModuleCall, Recording, tensors_in
 from globenc_lightning.encoder.structure import (
-    ModuleCall,
-    Recording,
     Structure,
     drawn_sets,
     makeup_of,
@@ -39,7 +42,6 @@ from globenc_lightning.encoder.structure import (
     names_of,
     prove_token_by_token,
     resolve,
-    tensors_in,
 )
 from globenc_lightning.encoder.torch_modules import (
     Chain,
@@ -74,7 +76,8 @@ class EncoderCall:
     Attributes:
         hidden: (b, s, d) its first hidden states, which require a gradient.
         mask: (b, s) true for real tokens.
-        errors: the reconstruction error of each layer in two random directions.
+        errors: (l,) the reconstruction error of each layer in two random directions; empty until
+            :class:`~globenc_lightning.encoder.checks.Checks` has looked at them.
         last: (b, s, d) its last hidden states, as it returned them.
         ids: (b, s) the token ids that it was called with, or None.
         span: the number of tokens over which it was shown to mix them by attention alone.
@@ -294,11 +297,8 @@ def _structures(
                     handles.append(module.register_forward_pre_hook(hook(before), with_kwargs=True))
                     handles.append(module.register_forward_hook(hook(after), with_kwargs=True))
         # What bfloat16 rounds off, and what a faster matrix product does, would hide a wrong structure.
-        with (
-            exact_products(),
-            FullPrecision(_devices(model)),
-            contexts.watched_by(AttentionTrace(recorder.attended, inside=own)),
-        ):
+        trace = WritesTrace(recorder.attended, recorder.returned.before_write, inside=own)
+        with exact_products(), FullPrecision(_devices(model)), contexts.watched_by(trace):
             output = call(batch)
     except RuntimeError as error:
         if isinstance(error, GlobEncError) or is_out_of_memory(error) or not contexts.hint():
@@ -320,7 +320,7 @@ def _structures(
     with exact_products(), FullPrecision(_devices(model)):
         place = None if chosen is None else chosen(output)
         return tuple(
-            hook(_structure)(span) if place is None or place == index else Skipped(span.encoder)
+            hook(_structure)(span, recorder.returned) if place is None or place == index else Skipped(span.encoder)
             for index, span in enumerate(recorder.spans)
         ), output
 
@@ -505,6 +505,7 @@ class _Recorder:
 
     def __init__(self, batch: Any, outputs: Outputs) -> None:
         self.spans: list[_Span] = []
+        self.returned = Returned()
         self._batch = batch
         self._outputs = outputs
         self._clock = 0
@@ -582,7 +583,12 @@ class _Recorder:
             given = _hidden_in(args, kwargs)
             gave = [tensor for tensor in tensors_in(output) if _is_hidden(tensor)]
             if self._inside:
-                self.spans[-1].calls.append(ModuleCall(module, name, given, gave, start, self._clock, leaf))
+                flat = [tensor for tensor in tensors_in(output) if _may_be_joined(tensor)]
+                arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+                joined = ({key: value for key, value in arguments if _may_be_joined(value)}, flat)
+                call = ModuleCall(module, name, given, gave, start, self._clock, leaf, joined=joined)
+                self.spans[-1].calls.append(call)
+                self.returned.hold(gave)
 
         return hook
 
@@ -612,16 +618,17 @@ def _told(found: AttentionCall) -> ToldMask | None:
     return None if real is None else ToldMask(real, True)
 
 
-def _structure(span: _Span) -> Structure:
+def _structure(span: _Span, returned: Returned) -> Structure:
     name = span.path or type(span.encoder).__name__
     mask = span.attention_mask()
     outputs = [tensor for tensor in span.outputs if tensor.shape[:2] == mask.shape]
     if any(not torch.isfinite(tensor[mask]).all() for tensor in outputs):
         raise NonFiniteError(_not_finite(name))
-    span.calls.sort(key=lambda one: one.start)
+    calls = [call._replace(before=returned.before(call.outputs)) for call in span.calls]
+    calls.sort(key=lambda one: one.start)
     recording = Recording(
         name,
-        span.calls,
+        calls,
         span.attention,
         outputs,
         mask,
@@ -733,20 +740,45 @@ def real_tokens(told: ToldMask | None, probabilities: Tensor) -> Tensor:
         if told.heard or q != k:
             return mask
         reached = (probabilities != 0).any(1) & mask.unsqueeze(2) & ~mask.unsqueeze(1)
-        if not bool(reached.any()):
-            return mask
+        return torch.where(reached.any(), _attended(probabilities), mask)
     # Frames of audio have no mask of their own: nobody attends to those that are padding.
+    return _attended(probabilities)
+
+
+def _attended(probabilities: Tensor) -> Tensor:
+    """The tokens (b, k) that any token attends to; rows that attend to everything alike tell nothing."""
     attends = (probabilities != 0).any(1)
     even = (probabilities == probabilities[..., :1]).all(-1).all(1)
     even &= ~even.all(1, keepdim=True)
     return (attends & ~even.unsqueeze(-1)).any(1)
 
 
+class _Proof(NamedTuple):
+    """What a layer's identity gave, to be looked at once the whole forward pass is done.
+
+    Attributes:
+        place: which layer.
+        dtype: what it computes in.
+        allowed: how large its error may be.
+        distances: of each part of its identity.
+    """
+
+    place: int
+    dtype: torch.dtype
+    allowed: float
+    distances: list[Distance]
+
+
 class _Reading:
     """One call of an encoder in a forward pass that is being read."""
 
     def __init__(
-        self, index: int, structure: Structure, given: ToldMask | None, done: Callable[[LayerDone], None]
+        self,
+        index: int,
+        structure: Structure,
+        given: ToldMask | None,
+        done: Callable[[LayerDone], None],
+        checks: Checks,
     ) -> None:
         self.structure = structure
         self.hidden: Tensor | None = None
@@ -764,6 +796,8 @@ class _Reading:
         self._layer = 0
         self._stream: Tensor | None = None
         self._directions: Tensor | None = None
+        self._checks = checks
+        self._proofs: list[_Proof] = []
         self._tape: LayerActivations | None = None
         self._taped_stream: Tensor | None = None
         self.proves = False
@@ -816,7 +850,8 @@ class _Reading:
         watched = self.structure.order[self._open.pop()]
         for role in watched.roles:
             if role.gives is not None:
-                self._see(role.layer, role.gives, next(t for t in tensors_in(output) if _is_hidden(t)))
+                gave = self._hidden_in(output)
+                self._see(role.layer, role.gives, gave.clone() if role.overwritten else gave)
 
     def ended(self, output: Any) -> None:
         """The encoder returned: the last pre-LN layer's stream may be its output, seen by no other module."""
@@ -826,20 +861,75 @@ class _Reading:
                 self._see(self._layer, "stream", gave[0].transpose(0, 1) if self.structure.sequence_first else gave[0])
         last = self._stream
         if last is not None and self.mask is not None:
-            returned = [t for t in tensors_in(output) if _is_hidden(t) and self._is(t.detach(), last, self.mask)]
-            if not returned:
-                raise UnsupportedEncoderError(
-                    f"{self.structure.encoder_name}: what it returns is not the output of its last layer."
-                )
-            self.last = returned[0]
+            self._check(self.mask)
+            self.last = self._returned([t for t in tensors_in(output) if _is_hidden(t)], last, self.mask)
         if self.position != len(self.structure.order) or self._layer != len(self.structure.layers):
             raise self.another_way()
 
-    def _is(self, returned: Tensor, last: Tensor, mask: Tensor) -> bool:
-        if returned.shape != last.shape:
-            return False
-        allowed = tolerance(last.dtype) * last[mask].abs().max()
-        return bool((returned[mask] - last[mask]).abs().max() <= allowed)
+    def _returned(self, returned: list[Tensor], last: Tensor, mask: Tensor) -> Tensor:
+        """The one of the tensors that the encoder returned which is the output of its last layer."""
+        fitting = [one for one in returned if one.shape == last.shape]
+        # Nearly every encoder returns that very tensor, or nothing else of its shape.
+        same = [one for one in fitting if one.data_ptr() == last.data_ptr()] or fitting
+        refusal = UnsupportedEncoderError(
+            f"{self.structure.encoder_name}: what it returns is not the output of its last layer."
+        )
+        if not same:
+            raise refusal
+        apart = [self._apart(one.detach(), last, mask) for one in same]
+        if len(same) > 1:
+            for one, far in zip(same, brought_home(apart), strict=True):
+                if float(far) <= 1:
+                    return one
+            raise refusal
+
+        def judge(far: Tensor) -> None:
+            if not float(far) <= 1:
+                raise refusal
+
+        self._checks.add(apart[0], judge)
+        return same[0]
+
+    def _apart(self, returned: Tensor, last: Tensor, mask: Tensor) -> Tensor:
+        """How far two tensors are apart at the real tokens, as a multiple of what rounding explains, ()."""
+        padding = ~mask.unsqueeze(-1)
+        allowed = tolerance(last.dtype) * last.masked_fill(padding, 0.0).abs().amax()
+        return (returned - last).masked_fill(padding, 0.0).abs().amax() / allowed.clamp(
+            min=torch.finfo(last.dtype).tiny
+        )
+
+    def _check(self, mask: Tensor) -> None:
+        """Ask for the proof of all layers: whether their distances are as small as rounding lets them be."""
+        precisions = list(dict.fromkeys(one.dtype for one in self._proofs))
+        proofs = [one for dtype in precisions for one in self._proofs if one.dtype == dtype]
+        errors = [
+            errors_of([found for one in proofs if one.dtype == dtype for found in one.distances], mask, dtype)
+            for dtype in precisions
+        ]
+
+        def judge(values: Tensor) -> None:
+            given = iter(values.tolist())
+            by_layer = {one.place: max(next(given) for _ in one.distances) for one in proofs}
+            for one in self._proofs:
+                layer, error = self.structure.layers[one.place], by_layer[one.place]
+                if error == float("inf"):
+                    raise NonFiniteError(_not_finite(f"layer {one.place + 1} ({layer.name})"))
+                if not error <= one.allowed:
+                    raise UnsupportedEncoderError(misses(one.place, layer, error, one.allowed))
+                self.errors.append(error)
+
+        if errors:
+            self._checks.add(torch.cat(errors), judge)
+
+    def _hidden_in(self, output: Any) -> Tensor:
+        """The hidden states in what a module returned; some join the texts of a batch."""
+        tensors = tensors_in(output)
+        found = next((tensor for tensor in tensors if _is_hidden(tensor)), None)
+        if found is None and self.structure.joined and self.mask is not None:
+            found = next((t for t in tensors if _may_be_joined(t) and len(t) == self.mask.numel()), None)
+        if found is None:
+            raise self.another_way()
+        return found
 
     def _see(self, index: int, name: str, tensor: Tensor) -> None:
         taped, tensor = tensor, tensor.detach()
@@ -847,14 +937,16 @@ class _Reading:
             tensor = tensor.transpose(1, 2)
         elif self.structure.sequence_first:
             tensor = tensor.transpose(0, 1)
-        if name == "attended":
-            if self._attention is None or self._stream is None or index != self._layer or self._current is not None:
+        elif tensor.dim() == 2 and self.mask is not None:
+            tensor = tensor.view(*self.mask.shape, -1)
+        if self._current is None:
+            if self._attention is None or self._stream is None or index != self._layer:
                 raise self.another_way()
             self._current = LayerActivations(self._attention, self._stream)
             if self.proves and self._taped_stream is not None:
                 self._tape = LayerActivations(self._attention, self._taped_stream)
             self._attention = None
-        if self._current is None or index != self._layer:
+        if index != self._layer or getattr(self._current, name) is not None:
             raise self.another_way()
         setattr(self._current, name, tensor)
         if self._tape is not None:
@@ -871,11 +963,9 @@ class _Reading:
             weights = layer_weights(layer, width, activations.residual)
             if self._directions is None:
                 self._directions = random_directions(activations.residual.shape[-1], weights.projection)
-            error = reconstruction_error(layer, activations, weights, self.mask, self._directions)
-            allowed = layer.tolerance(activations.residual.dtype)
-            if not error <= allowed:
-                raise _wrong(self._layer, layer, activations, error, allowed, self.mask)
-            self.errors.append(error)
+            found = distances(layer, activations, weights, self._directions)
+            dtype = activations.residual.dtype
+            self._proofs.append(_Proof(self._layer, dtype, layer.tolerance(dtype), found))
             if self._tape is not None:
                 self._prove(layer, self._tape, self.mask)
             self._done(LayerDone(self._index, self._layer, layer, activations, weights, self.mask))
@@ -894,10 +984,11 @@ class _Reading:
         names = ("attended", "normed", "added", "stream", *(("residual",) if self._layer else ()))
         axes = (0, 1) if self.structure.sequence_first else (1, 2)
         with torch.enable_grad():
-            for name in names if self.structure.channels_first or self.structure.sequence_first else ():
+            exchanged = self.structure.channels_first or self.structure.sequence_first
+            for name in names if exchanged or self.structure.joined else ():
                 tensor = getattr(tape, name)
-                if tensor is not None:
-                    turned[name] = tensor.transpose(*axes)
+                if tensor is not None and (exchanged or tensor.dim() == 2):
+                    turned[name] = tensor.view(*mask.shape, -1) if tensor.dim() == 2 else tensor.transpose(*axes)
                     originals[id(turned[name])] = tensor
             tape = replace(tape, **turned)
             prove_token_by_token(self._layer, layer, tape, mask, drawn_sets(mask), originals, axes)
@@ -911,6 +1002,7 @@ def read(
     on_layer: Callable[[LayerDone], None],
     handles: list[RemovableHandle],
     contexts: OwnContexts | None = None,
+    checks: Checks | None = None,
 ) -> ReadForward:
     """Run the model on a batch and report each layer as soon as it is done.
 
@@ -924,6 +1016,8 @@ def read(
         on_layer: called with each layer, in call order.
         handles: takes the handles of the hooks, for the caller to remove.
         contexts: what becomes of the contexts that the forward opens; autocast alone is set aside when None.
+        checks: takes the proofs of the layers, for the caller to look at before anything is handed out; they are looked
+            at here when None.
 
     Returns:
         What the model returned, and the hidden states to take gradients with respect to.
@@ -933,6 +1027,7 @@ def read(
             structure pass.
         NonFiniteError: the model's activations are not finite.
     """
+    asked = Checks() if checks is None else checks
     readings: list[_Reading | None] = []
     current: list[_Reading | None] = []
     own = [structure for structure in structures if isinstance(structure, Structure)]
@@ -950,7 +1045,7 @@ def read(
         structure, reading = structures[index], None
         if isinstance(structure, Structure):
             told = None if is_torch_encoder(module) else told_mask(module, args, kwargs, batch)
-            reading = _Reading(index, structure, told, done)
+            reading = _Reading(index, structure, told, done, asked)
             ids = _given(module, "input_ids", args, kwargs)
             reading.ids = ids if ids is not None and ids.dim() == 2 else None
         readings.append(reading)
@@ -1038,16 +1133,9 @@ def read(
         calls.append(EncoderCall(reading.hidden, reading.mask, reading.errors, last, reading.ids, span))
     if len(readings) != len(structures):
         raise UnsupportedEncoderError("the forward pass called fewer encoders than when their structure was found.")
+    if checks is None:
+        asked.settle()
     return ReadForward(output, tuple(calls))
-
-
-def _wrong(
-    index: int, layer: Layer, activations: LayerActivations, error: float, allowed: float, mask: Tensor
-) -> UnsupportedEncoderError | NonFiniteError:
-    parts = (activations.residual, activations.attended, activations.stream)
-    if not all(torch.isfinite(part[mask]).all() for part in parts if part is not None):
-        return NonFiniteError(_not_finite(f"layer {index + 1} ({layer.name})"))
-    return UnsupportedEncoderError(misses(index, layer, error, allowed))
 
 
 def _not_finite(where: str) -> str:
@@ -1071,6 +1159,10 @@ def _devices(model: nn.Module) -> set[str]:
 
 def _is_hidden(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point()
+
+
+def _may_be_joined(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 2 and value.is_floating_point()
 
 
 def _distinct(modules: Any) -> list[nn.Module]:

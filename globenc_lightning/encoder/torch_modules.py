@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from globenc_lightning.encoder import multihead
-from globenc_lightning.encoder.structure import tensors_in
+from globenc_lightning.encoder.recording import tensors_in
 
 _CONTAINERS = (nn.ModuleList, nn.Sequential)
 _DECODERS = (nn.TransformerDecoder, nn.TransformerDecoderLayer)

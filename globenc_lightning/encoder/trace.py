@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from globenc_lightning.encoder import multihead
 from globenc_lightning.functional.attribution import chunks
+from globenc_lightning.functional.devices import chunk_of
 
 _SOFTMAX = (F.softmax, torch.softmax, torch.Tensor.softmax)
 _PRODUCT = (torch.matmul, torch.bmm, torch.Tensor.matmul, torch.Tensor.bmm, torch.Tensor.__matmul__)
@@ -75,20 +76,22 @@ def attention_probabilities(
         groups = query.shape[1] // key.shape[1]
         if groups > 1:
             key = key.repeat_interleave(groups, 1)
-        query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+        # Side by side in memory, as the product wants them.
+        query = torch.mul(query, query.shape[-1] ** -0.5 if scale is None else scale, out=query.new_empty(query.shape))
         key = key.transpose(-2, -1)
         b, h, q, k = *query.shape[:3], key.shape[-1]
         seen = torch.ones(q, k, dtype=torch.bool, device=query.device).tril() if is_causal else None
-        mask = None if attn_mask is None else attn_mask.broadcast_to(b, h, q, k)
+        hidden = attn_mask is not None and attn_mask.dtype == torch.bool
+        mask = None if attn_mask is None else (~attn_mask if hidden else attn_mask).broadcast_to(b, h, q, k)
         fits = out is not None and (out.shape, out.dtype, out.device) == ((b, h, q, k), query.dtype, query.device)
         probabilities = out if out is not None and fits else query.new_empty(b, h, q, k)
         # A few heads at a time, so that the scores stay in the cache until they are probabilities.
-        for part in chunks(b, h, q * k):
+        for part in chunks(b, h, q * k, chunk_of(query.device)):
             scores = torch.matmul(query[part], key[part])
             if seen is not None:
                 scores.masked_fill_(~seen, float("-inf"))
-            if mask is not None and mask.dtype == torch.bool:
-                scores.masked_fill_(~mask[part], float("-inf"))
+            if mask is not None and hidden:
+                scores.masked_fill_(mask[part], float("-inf"))
             elif mask is not None:
                 scores += mask[part]
             torch.softmax(scores, -1, out=probabilities[part])

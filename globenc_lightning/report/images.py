@@ -19,7 +19,10 @@ from globenc_lightning.report.texts import texts_of
 from globenc_lightning.report.verdicts import MARKS, marked, verdicts
 
 TAG = "globenc"
-EXTENSION = {"post-LN": "", "pre-LN": " (pre-LN, an extension of the paper)"}
+EXTENSION = {
+    "post-LN": "",
+    **{rule: f" ({rule}, an extension of the paper)" for rule in ("pre-LN", "sublayer-norm", "parallel")},
+}
 READOUT_NAMES = {
     "cls": "first token's row",
     "last": "last token's row",

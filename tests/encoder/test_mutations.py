@@ -178,7 +178,7 @@ def test_a_wrong_structure_is_caught_and_then_found_anew(name: str, part: str) -
     elif part == "norms":
         changed = [replace(layer, norms=layer.norms[::-1]) for layer in own]
     else:
-        changed = [replace(layer, gains=layer.gains[::-1]) for layer in own]
+        changed = [replace(layer, branches=layer.branches[::-1]) for layer in own]
     wrong = replace(found, layers=tuple(changed))
     if part == "order":
         wrong = replace(found, order=(*found.order[1:], found.order[0]))
