@@ -36,6 +36,7 @@ from globenc_lightning.encoder.reading import (
     read,
 )
 from globenc_lightning.encoder.structure import Structure
+from globenc_lightning.encoder.torch_modules import zeros_at_padding
 from globenc_lightning.encoder.undisturbed import (
     as_evaluated,
     attention_of,
@@ -739,7 +740,7 @@ def evaluate(reader: Reader, chunk: Chunk) -> tuple[Decision, Tensor | None, Ten
     batch = _moved(reader, chunk)
     with as_evaluated(reader.model, reader.written), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        note_calls(structure.encoder, given, handles, chunk.batch)
+        note_calls(structure.encoder, given, handles, chunk.batch, reader.model, structure.sequence_first)
         try:
             # The autocast that a step opens is set aside here as it is in the analysis.
             with _told(replay.step.name), OwnContexts(reader.model, connected=False):
@@ -894,6 +895,14 @@ def _record(
         home = _AtHome(home.mask[chosen], None if home.head is None else home.head[chosen], home.finite[chosen])
     if not home.finite.all():
         raise NonFiniteError("the gradient of the target's score holds NaN or infinity, so there is no saliency.")
+    if home.head is not None and zeros_at_padding(structure.encoder):
+        name = structure.encoder_name or type(structure.encoder).__name__
+        if bool((home.head.masked_fill(home.mask, 0.0) > 0).any()):
+            warn(
+                f"what is decided reads padding, where {name} gives zeros in evaluation (nested tensors) and something "
+                "else in training: the figures are those of what is trained, and a validation's own metrics are not. "
+                "Write nn.TransformerEncoder(..., enable_nested_tensor=False), or leave padding out of the mean."
+            )
     if not home.mask.any(1).all():
         empty = (~home.mask.any(1)).nonzero().flatten().tolist()
         warn(f"rows without a real token have no figures: {empty}")

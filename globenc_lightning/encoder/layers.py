@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from globenc_lightning.encoder.norms import Norm, at_least, tolerance, working
 from globenc_lightning.encoder.trace import AttentionCall
@@ -83,7 +84,7 @@ class Layer:
         projection: the linear map that takes the heads' context vectors.
         projection_name: its path in the model.
         norms: what the vectors of N-Enc pass through: the norms after attention and after the feed-forward network
-            (post-LN), the model's final norm (the last layer of the other rules), or nothing.
+            (post-LN), the model's final norm (the last layer of every rule, of post-LN after these two), or nothing.
         branches: how the attention's and the feed-forward network's output join the residual stream.
         channels_first: whether the projection takes (b, d, q) instead of (b, q, d).
     """
@@ -104,6 +105,13 @@ class Layer:
         """The norms that the decomposition goes through: of the attention's output, and those in ``norms``."""
         own = self.branches[0].norm
         return self.norms if own is None else (own, *self.norms)
+
+    @property
+    def last(self) -> str:
+        """The activation that is complete last, and is handed on."""
+        if self.rule == POST_LN:
+            return "output" if len(self.norms) < 3 else "final"
+        return "output" if self.norms else "stream"
 
     def parts(self) -> str:
         """The modules that the decomposition goes through, for messages."""
@@ -132,6 +140,7 @@ class LayerActivations:
         stream: the residual stream after the feed-forward network: what enters LayerNorm 2 (post-LN), the next layer or
             the final norm (the other rules).
         output: what leaves LayerNorm 2 (post-LN) or the final norm (the last layer of the other rules).
+        final: what leaves the final norm of a post-LN encoder that has one (its last layer).
         frozen: the layer's norms at what entered them, once :func:`frozen_norms` has been asked for them.
         divided: what the attention's own norm divides by, once :func:`_divided` has been asked for it.
     """
@@ -144,6 +153,7 @@ class LayerActivations:
     added: Tensor | None = None
     stream: Tensor | None = None
     output: Tensor | None = None
+    final: Tensor | None = None
     frozen: tuple[FrozenNorm, ...] | None = None
     divided: FrozenNorm | None = None
 
@@ -174,6 +184,10 @@ class LayerInputs(NamedTuple):
     norms: dict[str, tuple[FrozenNorm, ...]]
 
 
+_PLAIN = (nn.Linear, NonDynamicallyQuantizableLinear)
+"""Classes that compute with their weight as it stands; the second is that of ``nn.MultiheadAttention``."""
+
+
 def effective_linear(
     module: nn.Module, width: int, like: Tensor, channels_first: bool = False
 ) -> tuple[Tensor, Tensor | None]:
@@ -188,7 +202,7 @@ def effective_linear(
     Returns:
         The weight (out, in) and the bias (out,) or None.
     """
-    if type(module) is nn.Linear and _is_plain(module):
+    if isinstance(module, nn.Linear) and type(module) in _PLAIN and _is_plain(module):
         return working(module.weight), None if module.bias is None else working(module.bias)
     # A wrapper's `.weight` is the base weight, without its adapter; that of a quantised or an offloaded module holds no
     # numbers to calculate with: ask the module itself.
@@ -258,7 +272,7 @@ def layer_inputs(
     if layer.rule == POST_LN:
         kept = layer.branches[1].kept
         second = frozen[1] if kept == 1 else replace(frozen[1], scale=frozen[1].scale / kept)
-        norms = {"N-ResLN": frozen[:1], "N-Enc": (frozen[0], second)}
+        norms = {"N-ResLN": frozen[:1], "N-Enc": (frozen[0], second, *frozen[2:])}
     divided = _divided(layer, activations)
     if divided is not None:
         # All of it divided by what the attention's norm divides by, and the residual multiplied with that.
@@ -289,6 +303,7 @@ def frozen_norms(layer: Layer, activations: LayerActivations) -> tuple[FrozenNor
     if activations.frozen is None:
         entering = [activations.attended] if layer.rule == POST_LN else []
         entering += [activations.stream] if layer.norms else []
+        entering += [activations.output] if len(layer.norms) > 2 else []
         activations.frozen = tuple(
             norm.frozen(working(_seen(tensor))) for norm, tensor in zip(layer.norms, entering, strict=True)
         )
@@ -389,7 +404,12 @@ def distances(
         rest = F.linear(stream - normed, through2, bias)
         total = torch.addcdiv(rest, second.stream(summed[..., n:]), frozen[0].scale.unsqueeze(-1))
         expected = F.linear(working(_seen(activations.output)), directions)
-        return [*found, Distance(_output(total, frozen[1], biases[1], directions) - expected, expected, None)]
+        found.append(Distance(_output(total, frozen[1], biases[1], directions) - expected, expected, None))
+        if len(layer.norms) > 2:
+            entering = F.linear(working(_seen(activations.output)), _transposed(directions, frozen[2]))
+            expected = F.linear(working(_seen(activations.final)), directions)
+            found.append(Distance(_output(entering, frozen[2], biases[2], directions) - expected, expected, None))
+        return found
 
     before = attended if layer.rule == PARALLEL else second.stream(attended)
     own = attention if layer.rule == PARALLEL else None

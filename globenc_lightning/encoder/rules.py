@@ -130,7 +130,8 @@ def _look(index: int, recording: Recording, norms: Mapping[int, Norm], below: Fo
         raise UnsupportedEncoderError(
             f"{where}: the attention probabilities times the values are not what the attention call returned."
         )
-    projections = [
+    projections = [call for call in recording.projected if time < call.start < until]
+    projections += [
         call for call in after if len(call.inputs) == 1 and call.outputs and equal(input_of(call), context, mask)
     ]
     if not projections:

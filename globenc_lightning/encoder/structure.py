@@ -44,6 +44,7 @@ from globenc_lightning.encoder.recording import (
     as_returned,
     channels_last,
     equal,
+    examples_first,
     in_layout_of,
     input_of,
     stream_of,
@@ -77,6 +78,7 @@ class Structure:
         length: the number of real tokens of the longest example that it was proven with.
         span: the number of tokens, padding included, over which values and feed-forward networks were shown to look at
             one token at a time.
+        sequence_first: whether watched modules work on (q, b, d).
         makeup: what the encoder was made of, see :func:`makeup_of`.
         width: the size ``d`` of its hidden states.
         joined: whether watched modules work on (b * q, d).
@@ -96,11 +98,19 @@ class Structure:
     width: int
     span: int
     joined: bool = False
+    sequence_first: bool = False
 
     @property
     def rule(self) -> str:
         """The rule of its layers."""
         return self.layers[0].rule
+
+    @property
+    def closing(self) -> nn.Module | None:
+        """The final norm, where it stands outside of the encoder: after a list of blocks."""
+        norms = self.layers[-1].norms[2 if self.rule == POST_LN else 0 :]
+        inside = {id(module) for module in self.encoder.modules()}
+        return next((norm.module for norm in norms if id(norm.module) not in inside), None)
 
 
 def resolve(recording: Recording, encoder: nn.Module) -> Structure:
@@ -124,6 +134,11 @@ def resolve(recording: Recording, encoder: nn.Module) -> Structure:
         )
     tokens = recording.mask.shape[1]
     for index, (_, attention) in enumerate(recording.attention):
+        if attention.projected is not None and attention.projected.refusal:
+            raise UnsupportedEncoderError(
+                f"{recording.encoder}, attention call {index + 1}, of a multi-head attention: "
+                f"{attention.projected.refusal}."
+            )
         if tuple(attention.probabilities.shape[-2:]) != (tokens, tokens):
             raise UnsupportedEncoderError(
                 f"{recording.encoder}, attention call {index + 1}: {attention.probabilities.shape[2]} tokens attend to "
@@ -132,13 +147,17 @@ def resolve(recording: Recording, encoder: nn.Module) -> Structure:
             )
     try:
         return _resolve(recording, encoder)
-    except UnsupportedEncoderError:
-        for other in (channels_last(recording), texts_apart(recording), as_returned(recording)):
-            if other is not None:
-                try:
-                    return _resolve(other, encoder)
-                except UnsupportedEncoderError:
-                    pass
+    except UnsupportedEncoderError as error:
+        examples = len(recording.mask)
+        others = (channels_last, examples_first, texts_apart, as_returned)
+        for other in (layout(recording) for layout in others):
+            if other is None:
+                continue
+            try:
+                return _resolve(other, encoder)
+            except UnsupportedEncoderError as reason:
+                if other.sequence_first and tokens != examples:
+                    raise reason from error
         # The reason that counts is the one found with the usual layout.
         raise
 
@@ -171,7 +190,7 @@ def _resolve(recording: Recording, encoder: nn.Module) -> Structure:
         for call in recording.calls
         if id(call.module) in watched
     )
-    entry, argument = _entry(recording, found[0].activations.residual)
+    entry, argument = _entry(recording, found[0].activations.residual, encoder)
     return Structure(
         encoder,
         recording.encoder,
@@ -187,6 +206,7 @@ def _resolve(recording: Recording, encoder: nn.Module) -> Structure:
         found[0].activations.residual.shape[-1],
         recording.mask.shape[1],
         recording.joined,
+        recording.sequence_first,
     )
 
 
@@ -221,22 +241,26 @@ def misses(index: int, layer: Layer, error: float, allowed: float) -> str:
 
 
 def _close(recording: Recording, norms: Mapping[int, Norm], found: list[Found]) -> None:
-    """What follows the last layer: nothing, or the final norm of a pre-LN encoder."""
+    """What follows the last layer: nothing, or the encoder's final norm."""
     layer, activations, roles = found[-1]
     last = stream_of(found[-1])
-    if layer.rule != POST_LN:
-        for call in recording.calls:
-            if (
-                call.start in norms
-                and call.start > roles[0][0].end
-                and equal(input_of(call), last, recording.mask)
-                and any(equal(call.outputs[0], output, recording.mask) for output in recording.outputs)
-            ):
-                activations.output = call.outputs[0]
-                kept = [pair for pair in roles if pair[1].given != "stream"]
-                kept.append((call, Role(len(found) - 1, "stream", argument_of(call), gives="output")))
-                found[-1] = Found(replace(layer, norms=(norms[call.start],)), activations, kept)
+    for call in recording.calls:
+        if (
+            call.start in norms
+            and call.start > roles[0][0].end
+            and equal(input_of(call), last, recording.mask)
+            and any(equal(call.outputs[0], output, recording.mask) for output in recording.outputs)
+        ):
+            if layer.rule == POST_LN:
+                activations.final = call.outputs[0]
+                roles.append((call, Role(len(found) - 1, gives="final")))
+                found[-1] = Found(replace(layer, norms=(*layer.norms, norms[call.start])), activations, roles)
                 return
+            activations.output = call.outputs[0]
+            kept = [pair for pair in roles if pair[1].given != "stream"]
+            kept.append((call, Role(len(found) - 1, "stream", argument_of(call), gives="output")))
+            found[-1] = Found(replace(layer, norms=(norms[call.start],)), activations, kept)
+            return
     if not any(equal(last, output, recording.mask) for output in recording.outputs):
         raise UnsupportedEncoderError(
             f"{recording.encoder}: what it returns is not the output of its last layer ({layer.name}): something "
@@ -247,7 +271,13 @@ def _close(recording: Recording, norms: Mapping[int, Norm], found: list[Found]) 
 def _prove_token_by_token(index: int, layer: Layer, activations: LayerActivations, recording: Recording) -> None:
     """Show by gradients that values and feed-forward network of each token look at no other token."""
     prove_token_by_token(
-        index, layer, activations, recording.mask, separating_sets(recording.mask), recording.originals
+        index,
+        layer,
+        activations,
+        recording.mask,
+        separating_sets(recording.mask),
+        recording.originals,
+        recording.axes,
     )
 
 
@@ -258,6 +288,7 @@ def prove_token_by_token(
     mask: Tensor,
     sets: Iterable[Tensor],
     originals: Mapping[int, Tensor] | None = None,
+    axes: tuple[int, int] = (1, 2),
 ) -> None:
     """Show that values and feed-forward network of the tokens of each set depend on no token outside of it.
 
@@ -267,7 +298,9 @@ def prove_token_by_token(
         activations: its activations, in the autograd graph.
         mask: (b, s) true for real tokens.
         sets: (s,) each, true for the tokens of the set.
-        originals: the tensors (b, d, q) or (b * q, d) that activations are views of, by the identity of the view.
+        originals: the tensors (b, d, q), (q, b, d) or (b * q, d) that activations are views of, by the identity of the
+            view.
+        axes: the axes that are exchanged in those of three axes.
 
     Raises:
         UnsupportedEncoderError: naming the layer and what depends on other tokens.
@@ -296,7 +329,7 @@ def prove_token_by_token(
             )
             if gradient is None:
                 raise UnsupportedEncoderError(_cannot_be_followed(index, layer, what))
-            spread = (gradient if hidden is seen else in_layout_of(gradient, seen)).abs().amax(-1)
+            spread = (gradient if hidden is seen else in_layout_of(gradient, seen, axes)).abs().amax(-1)
             largest = spread.masked_fill(~inside, 0.0).amax(1)
             # What is not finite has no gradient that tells anything; the identity speaks of it.
             if not bool((spread.masked_fill(inside, 0.0).amax(1) <= 1e-6 * largest).all()):
@@ -334,13 +367,16 @@ def _cannot_be_followed(index: int, layer: Layer, what: str) -> str:
     return f"layer {index + 1} ({layer.name}): {what} cannot be followed back to the layer's hidden states."
 
 
-def _entry(recording: Recording, first_hidden: Tensor) -> tuple[nn.Module, int | str]:
+def _entry(recording: Recording, first_hidden: Tensor, encoder: nn.Module) -> tuple[nn.Module, int | str]:
     time = recording.attention[0][0]
     for call in recording.calls:
         if call.start < time < call.end:
             for argument, tensor in call.inputs.items():
                 if equal(tensor, first_hidden, recording.mask):
                     return call.module, argument
+    for argument, tensor in recording.given.items():
+        if equal(tensor, first_hidden, recording.mask):
+            return encoder, argument
     raise UnsupportedEncoderError(
         f"{recording.encoder}: no module receives the hidden states that enter the first layer, so gradients with "
         "respect to them cannot be taken."

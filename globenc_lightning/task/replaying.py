@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from globenc_lightning.encoder.checks import Checks
 from globenc_lightning.encoder.norms import tolerance, working
 from globenc_lightning.encoder.reading import Outputs, find_encoders
+from globenc_lightning.encoder.torch_modules import is_torch_encoder, parts_called
 from globenc_lightning.encoder.undisturbed import random_states_kept
 from globenc_lightning.errors import CutGraphError, ModelCallError, NonFiniteError
 from globenc_lightning.task.batches import fresh, leaves, size_of
@@ -231,7 +232,7 @@ class Replay:
         if self.task is None:
             raise AssertionError("the step was run before")
         seen = replace(
-            self.task.seen, vocabulary=_vocabulary(encoder), causal=causal, generates=_generates(model, encoder)
+            self.task.seen, vocabulary=_vocabulary(model, encoder), causal=causal, generates=_generates(model, encoder)
         )
         self.task = replace(self.task, seen=seen)
         return self.task
@@ -891,9 +892,9 @@ def _run(step: Step, chunk: Chunk, model: nn.Module, wanted: Callable[[list[Loss
         for module in model.modules()
         if isinstance(module, PreTrainedModel) and module.base_model is not module
     ]
-    for encoder in find_encoders(model).values():
-        handles.append(encoder.register_forward_pre_hook(entered_encoder))
-        handles.append(encoder.register_forward_hook(left_encoder, always_call=True))
+    for part in (part for encoder in find_encoders(model).values() for part in parts_called(encoder)):
+        handles.append(part.register_forward_pre_hook(entered_encoder))
+        handles.append(part.register_forward_hook(left_encoder, always_call=True))
     returned = None
     try:
         # What a step draws at random, which tokens it masks say, is the same each time.
@@ -1088,10 +1089,13 @@ def seen_of(model: nn.Module, encoder: nn.Module, mask: Tensor, causal: bool, ca
         The call.
     """
     rows, tokens = mask.shape
-    return Seen(rows, tokens, _vocabulary(encoder), causal, _generates(model, encoder), calls)
+    return Seen(rows, tokens, _vocabulary(model, encoder), causal, _generates(model, encoder), calls)
 
 
-def _vocabulary(encoder: nn.Module) -> int | None:
+def _vocabulary(model: nn.Module, encoder: nn.Module) -> int | None:
+    if is_torch_encoder(encoder):
+        # Its embeddings stand beside it, and those of words are more than those of places or of segments.
+        return max((one.num_embeddings for one in model.modules() if isinstance(one, nn.Embedding)), default=None)
     try:
         table = encoder.get_input_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError):
