@@ -183,6 +183,7 @@ def _other_mask(text: str, size: int, file: str) -> Picture:
     return mask
 
 
+@lru_cache(maxsize=4096)
 def _length(text: str, size: int, bold: bool, fonts: Fonts) -> float:
     """The width of a text in pixels, in fractions where one font draws it."""
     if all(file is None for _, file in fonts.runs(text)):
@@ -204,14 +205,31 @@ def _slanted_mask(text: str, size: int, fonts: Fonts) -> tuple[Picture, int, int
 
 
 def stamp(picture: Picture, mask: Picture, x: int, y: int, ink: tuple[int, int, int] = INK) -> None:
-    """Blend `ink` into `picture` (height, width, 3), in place, where `mask` (h, w), placed at x, y, covers it."""
+    """Blend `ink` into `picture` (height, width, 3), in place, where `mask` (h, w), placed at x, y, covers it.
+
+    Coverage counts in steps of 16, so that all text of a picture has few colours and the picture a small file.
+    """
     x0, y0 = max(x, 0), max(y, 0)
     x1, y1 = min(x + mask.shape[1], picture.shape[1]), min(y + mask.shape[0], picture.shape[0])
     if x1 <= x0 or y1 <= y0:
         return
-    cover = mask[y0 - y : y1 - y, x0 - x : x1 - x, None].astype(np.int32)
-    place = picture[y0:y1, x0:x1]
-    place[:] = place + (np.array(ink, dtype=np.int32) - place) * cover // 255
+    part, place = mask[y0 - y : y1 - y, x0 - x : x1 - x], picture[y0:y1, x0:x1]
+    if place.min() == PAPER:
+        place[:] = _on_paper(ink).take(part, axis=0)
+    else:
+        place[:] = _blended(place.astype(np.int32), part[..., None], ink)
+
+
+@lru_cache(maxsize=64)
+def _on_paper(ink: tuple[int, int, int]) -> Picture:
+    """The colours (256, 3) of an ink on paper, by coverage."""
+    return _blended(np.full((256, 3), PAPER), np.arange(256)[:, None], ink).astype(np.uint8)
+
+
+def _blended(below: NDArray[np.integer], cover: NDArray[np.integer], ink: tuple[int, int, int]) -> NDArray[np.integer]:
+    """Blend an ink into colours (..., 3) of a signed type by its coverage (..., 1), 0 to 255."""
+    stepped = np.minimum((cover.astype(np.int32) + 8) // 16 * 16, 255)
+    return below + (np.array(ink, dtype=np.int32) - below) * stepped // 255
 
 
 def wrap(text: str, size: int, width: int, bold: bool = False, fonts: Fonts | None = None) -> list[str]:
@@ -542,7 +560,8 @@ def scale_bar(
     keys += [("mark", mark_label)] if mark_label else []
     lines = len(name) + len(keys)
     picture = blank(max(bar_height + 4 + line_height(SMALL_SIZE - 1), lines * pitch) + 12, width)
-    ramp = colour_table(table)[np.round(np.linspace(0, 255, bar_width)).astype(np.intp)]
+    # Every third colour: no eye tells it from all of them, and a picture has so many colours less.
+    ramp = colour_table(table)[np.round(np.linspace(0, 85, bar_width)).astype(np.intp) * 3]
     picture[2 : 2 + bar_height, MARGIN : MARGIN + bar_width] = ramp
     for share, text in ((0.0, "0"), (0.5, "0.5"), (1.0, "1")):
         x = MARGIN + round(share * (bar_width - 1))

@@ -4,7 +4,8 @@ Scalars go through ``log_metrics``, which every Lightning logger has. For pictur
 used, once per picture; ``experiment`` is ``logger.experiment``, ``image`` a Pillow image (some of these loggers stretch
 the contrast of an array), and names in brackets are looked for in the signature:
 
-1. ``experiment.add_image(tag, array, step, dataformats="HWC")``, as TensorBoard's ``SummaryWriter`` has it;
+1. ``experiment.add_image(tag, array, step, dataformats="HWC")``, as TensorBoard's ``SummaryWriter`` has it; where that
+   method is the writer's own, the picture goes into the event file as a PNG that is made here (`png`), smaller and sooner;
 2. ``logger.log_image(key=tag, images=[image], step=step)`` (`key`, `images`, `step`): the public method of Lightning's
    ``WandbLogger``, and the one to write in a logger of your own;
 3. ``experiment.log_image(logger.run_id, image, key=tag, step=step)`` (`run_id`, `image`, `key`, `step`): MLflow;
@@ -24,10 +25,12 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from PIL import Image
 
+from globenc_lightning.report import png
 from globenc_lightning.report.canvas import Picture
 from globenc_lightning.report.dashboard.store import PLUGIN
 from globenc_lightning.report.room import require_room
@@ -109,6 +112,8 @@ def _home(experiment: Any, *packages: str) -> Any:
 def _image_writer(logger: Any) -> WritePicture | None:
     """The first way of writing a picture that the logger has, in the order that the module names."""
     logger, experiment = _reached(logger)
+    if _adds_images_as_events(experiment) and (found := _event_writer(logger)) is not None:
+        return partial(_write_event, *found)
     if callable(getattr(experiment, "add_image", None)):
         return lambda tag, picture, step: experiment.add_image(tag, picture, step, dataformats="HWC")
     if _takes(getattr(logger, "log_image", None), "key", "images", "step"):
@@ -130,6 +135,28 @@ def _image_writer(logger: Any) -> WritePicture | None:
     if callable(getattr(experiment, "add_figure", None)):
         return lambda tag, picture, step: experiment.add_figure(tag, _as_figure(picture), step)
     return None
+
+
+def _adds_images_as_events(experiment: Any) -> bool:
+    """Whether a writer's ``add_image`` does no more than write an event: nobody has put another in its place."""
+    own = getattr(getattr(experiment, "add_image", None), "__func__", None)
+    events = getattr(getattr(experiment, "_get_file_writer", None), "__func__", None)
+    if own is None or events is None or own.__module__ != events.__module__:
+        return False
+    # That of tensorboardX sends pictures to Comet as well, if it is told to.
+    return bool((getattr(experiment, "_comet_config", None) or {"disabled": True}).get("disabled"))
+
+
+def _write_event(writer: Any, event: Any, tag: str, picture: Picture, step: int) -> None:
+    """Write a picture into an event file, in the form that ``add_image`` gives it."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    height, width, channels = picture.shape
+    data = png.encoded(picture)
+    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=data)
+    value = Summary.Value(tag=tag, image=image)
+    writer.add_event(event.FromString(Event(summary=Summary(value=[value])).SerializeToString()), step)
 
 
 def _as_figure(picture: Picture) -> Any:
