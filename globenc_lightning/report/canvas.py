@@ -220,6 +220,18 @@ def stamp(picture: Picture, mask: Picture, x: int, y: int, ink: tuple[int, int, 
         place[:] = _blended(place.astype(np.int32), part[..., None], ink)
 
 
+def _stamp_labels(picture: Picture, labels: Sequence[Label]) -> None:
+    """Put labels on paper, in place, all at once: the empty corners of slanted ones lie over each other."""
+    if labels:
+        left, top = min(label.x for label in labels), min(label.y for label in labels)
+        right = max(label.x + label.mask.shape[1] for label in labels)
+        cover = np.zeros((max(label.y + label.mask.shape[0] for label in labels) - top, right - left), dtype=np.uint8)
+        for mask, x, y, *_ in labels:
+            place = cover[y - top : y - top + mask.shape[0], x - left : x - left + mask.shape[1]]
+            np.maximum(place, mask, out=place)
+        stamp(picture, cover, left, top)
+
+
 @lru_cache(maxsize=64)
 def _on_paper(ink: tuple[int, int, int]) -> Picture:
     """The colours (256, 3) of an ink on paper, by coverage."""
@@ -642,7 +654,8 @@ def labelled_grid(
         ]
     )
     layout = grid_layout(row_texts, tokens, cell_height=cell_height, cell_width=cell_width, top=len(above))
-    picture = np.concatenate([above, blank(layout.height - len(above), width)])
+    picture = blank(layout.height, width)
+    picture[: len(above)] = above
     painted = cells(part, cell_height, cell_width, table)
     for row in others:
         _paint_other(painted, row * cell_height, cell_height, other_label)
@@ -653,11 +666,11 @@ def labelled_grid(
     columns: NDArray[np.bool_] = np.asarray(marks.any(axis=0) & (not whole_rows.any()))
     for start, end in runs(columns):
         _point_down(picture, layout.left + (start + end) * cell_width // 2, layout.top - 3)
+    _stamp_labels(picture, [label for label in layout.labels if label.column is not None and not columns[label.column]])
     for label in layout.labels:
-        decided = (label.column is not None and columns[label.column]) or (
-            label.row is not None and whole_rows[label.row]
-        )
-        stamp(picture, label.mask, label.x, label.y, MARK if decided else INK)
+        decided = columns[label.column] if label.column is not None else whole_rows[label.row]
+        if decided or label.column is None:
+            stamp(picture, label.mask, label.x, label.y, MARK if decided else INK)
     row_name = text_mask(row_axis, SMALL_SIZE)
     # Beside the grid's corner the name would float; it ends at the grid's edge where the labels leave room for that.
     stamp(picture, row_name, max(MARGIN, layout.left - 8 - row_name.shape[1]), layout.row_axis_y, MUTED)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
 from globenc_lightning.report import canvas
 
@@ -401,7 +402,7 @@ def _picture(curves: Curves, title: str, subtitle: str) -> canvas.Picture:
     plot = arranged(curves)
     agg = FigureCanvasAgg(plotted(plot))
     agg.draw()
-    picture = np.ascontiguousarray(np.asarray(agg.buffer_rgba())[..., :3])
+    picture = np.array(Image.fromarray(np.asarray(agg.buffer_rgba())).convert("RGB"))
     for word in plot.words:
         mask = canvas.text_mask(word.text, word.size, word.bold)
         height, width = mask.shape

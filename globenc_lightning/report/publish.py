@@ -5,7 +5,7 @@ used, once per picture; ``experiment`` is ``logger.experiment``, ``image`` a Pil
 the contrast of an array), and names in brackets are looked for in the signature:
 
 1. ``experiment.add_image(tag, array, step, dataformats="HWC")``, as TensorBoard's ``SummaryWriter`` has it; where that
-   method is the writer's own, the picture goes into the event file as a PNG that is made here (`png`), smaller and sooner;
+   method is the writer's own, the picture goes into the event file as a PNG made here, smaller and sooner (`png`);
 2. ``logger.log_image(key=tag, images=[image], step=step)`` (`key`, `images`, `step`): the public method of Lightning's
    ``WandbLogger``, and the one to write in a logger of your own;
 3. ``experiment.log_image(logger.run_id, image, key=tag, step=step)`` (`run_id`, `image`, `key`, `step`): MLflow;
@@ -155,8 +155,12 @@ def _write_event(writer: Any, event: Any, tag: str, picture: Picture, step: int)
     height, width, channels = picture.shape
     data = png.encoded(picture)
     image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=data)
-    value = Summary.Value(tag=tag, image=image)
-    writer.add_event(event.FromString(Event(summary=Summary(value=[value])).SerializeToString()), step)
+    _add_event(writer, event, Event(summary=Summary(value=[Summary.Value(tag=tag, image=image)])), step)
+
+
+def _add_event(writer: Any, event: Any, message: Any, step: int) -> None:
+    """Write an event of TensorBoard's own class into an event file, as one of the class that its writer takes."""
+    writer.add_event(event.FromString(message.SerializeToString()), step)
 
 
 def _as_figure(picture: Picture) -> Any:
@@ -384,7 +388,7 @@ def log_records(loggers: Iterable[Any], records: Mapping[str, bytes], step: int)
             for tag, data in records.items():
                 tensor = TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[data])
                 value = Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
-                writer.add_event(event.FromString(Event(summary=Summary(value=[value])).SerializeToString()), step)
+                _add_event(writer, event, Event(summary=Summary(value=[value])), step)
             # Who watches a training does not want to wait for a buffer to be full.
             writer.flush()
         except Exception as error:
