@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from globenc_lightning.analysis import Attributions, Settings
 from globenc_lightning.measurement import About, HistoryEntry, Measurement, score_in_words
 from globenc_lightning.probe import ProbeSet
+from globenc_lightning.report.averages import mean_and_interval
 from globenc_lightning.report.canvas import Picture
-from globenc_lightning.report.curves import correlation_by_layer, correlation_over_training, mean_and_interval
+from globenc_lightning.report.curves import correlation_by_layer, correlation_over_training
 from globenc_lightning.report.filmstrip import filmstrip
 from globenc_lightning.report.heatmap import layers_by_tokens, tokens_by_tokens
 from globenc_lightning.report.texts import texts_of

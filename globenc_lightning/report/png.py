@@ -2,7 +2,7 @@
 
 Such a file is a third as large as one with three bytes per pixel and is made in a quarter of the time. A picture with
 at most 256 colours, as most heatmaps have, is encoded exactly. In one with more the commonest colours stay exact and
-the others become the nearest colour of the table; where one of them were off by more than `TOLERANCE`, the picture keeps
+the others become the nearest colour of the table; if one of them were off by more than `TOLERANCE`, the picture keeps
 its three bytes per pixel.
 """
 
@@ -63,7 +63,7 @@ def indexed(picture: Picture) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | N
     table = np.stack([values >> 16, values >> 8 & 255, values & 255], axis=1).astype(np.uint8)
     if len(table) > MOST_COLOURS:
         colours = table
-        table, nearest = fewer(colours, np.bincount(places, weights=lengths.astype(np.float64)))
+        table, nearest = fewer(colours, np.bincount(places, lengths).astype(np.float64))
         if np.abs(colours.astype(np.int16) - table[nearest]).max() > TOLERANCE:
             return None
         places = nearest[places]
