@@ -20,12 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from globenc_lightning.report import fonts as system_fonts
 from globenc_lightning.report.fonts import Fonts
+from globenc_lightning.report.ink import INK, PAPER, Picture, stamp, stamp_all
 
-Picture = NDArray[np.uint8]
-"""A picture (height, width, 3) or a coverage mask (height, width)."""
-
-PAPER = 255
-INK = (32, 36, 42)
 MUTED = (96, 103, 112)
 MISSING = 236
 MISSING_HATCH = 176
@@ -202,46 +198,6 @@ def _slanted_mask(text: str, size: int, fonts: Fonts) -> tuple[Picture, int, int
     mask = np.asarray(small)
     mask.flags.writeable = False
     return mask, round(end_x), round(end_y)
-
-
-def stamp(picture: Picture, mask: Picture, x: int, y: int, ink: tuple[int, int, int] = INK) -> None:
-    """Blend `ink` into `picture` (height, width, 3), in place, where `mask` (h, w), placed at x, y, covers it.
-
-    Coverage counts in steps of 16, so that all text of a picture has few colours and the picture a small file.
-    """
-    x0, y0 = max(x, 0), max(y, 0)
-    x1, y1 = min(x + mask.shape[1], picture.shape[1]), min(y + mask.shape[0], picture.shape[0])
-    if x1 <= x0 or y1 <= y0:
-        return
-    part, place = mask[y0 - y : y1 - y, x0 - x : x1 - x], picture[y0:y1, x0:x1]
-    if place.min() == PAPER:
-        place[:] = _on_paper(ink).take(part, axis=0)
-    else:
-        place[:] = _blended(place.astype(np.int32), part[..., None], ink)
-
-
-def _stamp_labels(picture: Picture, labels: Sequence[Label]) -> None:
-    """Put labels on paper, in place, all at once: the empty corners of slanted ones lie over each other."""
-    if labels:
-        left, top = min(label.x for label in labels), min(label.y for label in labels)
-        right = max(label.x + label.mask.shape[1] for label in labels)
-        cover = np.zeros((max(label.y + label.mask.shape[0] for label in labels) - top, right - left), dtype=np.uint8)
-        for mask, x, y, *_ in labels:
-            place = cover[y - top : y - top + mask.shape[0], x - left : x - left + mask.shape[1]]
-            np.maximum(place, mask, out=place)
-        stamp(picture, cover, left, top)
-
-
-@lru_cache(maxsize=64)
-def _on_paper(ink: tuple[int, int, int]) -> Picture:
-    """The colours (256, 3) of an ink on paper, by coverage."""
-    return _blended(np.full((256, 3), PAPER), np.arange(256)[:, None], ink).astype(np.uint8)
-
-
-def _blended(below: NDArray[np.integer], cover: NDArray[np.integer], ink: tuple[int, int, int]) -> NDArray[np.integer]:
-    """Blend an ink into colours (..., 3) of a signed type by its coverage (..., 1), 0 to 255."""
-    stepped = np.minimum((cover.astype(np.int32) + 8) // 16 * 16, 255)
-    return below + (np.array(ink, dtype=np.int32) - below) * stepped // 255
 
 
 def wrap(text: str, size: int, width: int, bold: bool = False, fonts: Fonts | None = None) -> list[str]:
@@ -666,7 +622,8 @@ def labelled_grid(
     columns: NDArray[np.bool_] = np.asarray(marks.any(axis=0) & (not whole_rows.any()))
     for start, end in runs(columns):
         _point_down(picture, layout.left + (start + end) * cell_width // 2, layout.top - 3)
-    _stamp_labels(picture, [label for label in layout.labels if label.column is not None and not columns[label.column]])
+    plain = [label for label in layout.labels if label.column is not None and not columns[label.column]]
+    stamp_all(picture, [(label.mask, label.x, label.y) for label in plain])
     for label in layout.labels:
         decided = columns[label.column] if label.column is not None else whole_rows[label.row]
         if decided or label.column is None:
