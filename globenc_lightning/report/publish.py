@@ -74,7 +74,7 @@ def can_show_images(logger: Any) -> bool:
         be reached.
     """
     try:
-        return _image_writer(logger) is not None
+        return _image_writer(logger, {}) is not None
     except Exception:
         return False
 
@@ -109,11 +109,16 @@ def _home(experiment: Any, *packages: str) -> Any:
     return next((sys.modules.get(root) for root in roots if root in packages), None)
 
 
-def _image_writer(logger: Any) -> WritePicture | None:
-    """The first way of writing a picture that the logger has, in the order that the module names."""
+def _image_writer(logger: Any, files: dict[str, bytes]) -> WritePicture | None:
+    """The first way of writing a picture that the logger has, in the order that the module names.
+
+    Args:
+        logger: A Lightning logger or anything like one.
+        files: The PNG of each tag that has been encoded for another logger already.
+    """
     logger, experiment = _reached(logger)
     if _adds_images_as_events(experiment) and (found := _event_writer(logger)) is not None:
-        return partial(_write_event, *found)
+        return partial(_write_event, *found, files)
     if callable(getattr(experiment, "add_image", None)):
         return lambda tag, picture, step: experiment.add_image(tag, picture, step, dataformats="HWC")
     if _takes(getattr(logger, "log_image", None), "key", "images", "step"):
@@ -147,14 +152,15 @@ def _adds_images_as_events(experiment: Any) -> bool:
     return bool((getattr(experiment, "_comet_config", None) or {"disabled": True}).get("disabled"))
 
 
-def _write_event(writer: Any, event: Any, tag: str, picture: Picture, step: int) -> None:
+def _write_event(writer: Any, event: Any, files: dict[str, bytes], tag: str, picture: Picture, step: int) -> None:
     """Write a picture into an event file, in the form that ``add_image`` gives it."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     height, width, channels = picture.shape
-    data = png.encoded(picture)
-    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=data)
+    if tag not in files:
+        files[tag] = png.encoded(picture)
+    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=files[tag])
     _add_event(writer, event, Event(summary=Summary(value=[Summary.Value(tag=tag, image=image)])), step)
 
 
@@ -251,10 +257,11 @@ def log_images(loggers: Iterable[Any], images: Mapping[str, Picture], step: int)
     """
     unable: list[str] = []
     failures: list[tuple[str, Exception]] = []
+    files: dict[str, bytes] = {}
     for logger in loggers:
         name = type(logger).__name__
         try:
-            write = _image_writer(logger)
+            write = _image_writer(logger, files)
             if write is None:
                 unable.append(name)
                 continue
