@@ -13,12 +13,12 @@ def every_coverage() -> np.ndarray:
 
 
 @pytest.mark.parametrize("colour", [ink.INK, BLUE, (255, 0, 0)])
-def test_text_has_seventeen_shades_close_to_its_coverage(colour: tuple[int, int, int]) -> None:
+def test_text_has_nine_shades_close_to_its_coverage(colour: tuple[int, int, int]) -> None:
     picture = canvas.blank(8, 32)
     ink.stamp(picture, every_coverage(), 0, 0, colour)
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) == 17
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) == 9
     exact = 255 + (np.array(colour) - 255) * every_coverage()[..., None].astype(int) / 255
-    assert np.abs(picture - exact).max() <= 9
+    assert np.abs(picture - exact).max() <= 17
     assert picture[0, 0].tolist() == [255, 255, 255]
     assert picture[-1, -1].tolist() == list(colour)
 
