@@ -19,7 +19,7 @@ from tensorboard.data import provider
 from tensorboard.plugins import base_plugin
 
 from globenc_lightning import dynamics
-from globenc_lightning.report.dashboard import many_runs, store
+from globenc_lightning.report.dashboard import many_runs, shown, store
 from globenc_lightning.report.dashboard.answering import (
     Answer,
     Recent,
@@ -46,6 +46,7 @@ ENTRY = "/static/index.js"
 # wrote some of its validations again.
 POINTS = 1000
 KEPT_VALIDATIONS = 8000
+"""So many validations of 16 sentences are kept, or fewer of more."""
 KEPT_DETAILS = 48
 KEPT_INDICES = 64
 KEPT_ROWS = 512 * 2**20
@@ -153,10 +154,10 @@ class GlobEncPlugin(base_plugin.TBPlugin):
             "sentence": sentence,
             "step": summary.moment.step,
             "rows": {method: as_shares(codes, store.ROW_LEVELS) for method, codes in rows.items()},
-            "rows_note": _note("rows", summary.methods, rows, detail.budget),
+            "rows_note": shown.note("rows", summary.methods, rows, detail.budget),
             "saliency": as_shares(detail.saliency[sentence], store.ROW_LEVELS),
             "rollout": {method: as_shares(codes, store.MAP_LEVELS) for method, codes in maps.items()},
-            "rollout_note": _note("maps", summary.methods, maps, detail.budget),
+            "rollout_note": shown.note("maps", summary.methods, maps, detail.budget),
             "rho": {method: numbers(summary.rho[place, sentence]) for place, method in enumerate(summary.methods)},
         }
 
@@ -179,6 +180,7 @@ class GlobEncPlugin(base_plugin.TBPlugin):
             ],
             "saliency": [as_shares(detail.saliency[sentence], store.ROW_LEVELS) for sentence in range(count)],
             "rho": numbers(summary.rho[list(summary.methods).index(method), :, layer]),
+            **shown.stored_rows(detail, summary.methods, count, method),
         }
 
     def _movement(self, request: Request) -> Answer:
@@ -205,7 +207,9 @@ class GlobEncPlugin(base_plugin.TBPlugin):
             for sentence in range(len(newest.sentences))
             if old[sentence].tokens != new[sentence].tokens
         ]
-        return {"sentences": moved}
+        lacking = {one for one in range(len(newest.sentences)) if one not in before or one not in after}
+        lacking -= {one["sentence"] for one in moved}
+        return {"sentences": moved, "lacking": sorted(lacking), "room": details[-1].budget}
 
     def _table(self, request: Request) -> str:
         """A run's correlations alone, every method and layer, and what tells whether it can be averaged with others."""
@@ -320,7 +324,7 @@ class GlobEncPlugin(base_plugin.TBPlugin):
                     one = replace(one, record=replace(one.summary, sentences=probe))
                 read[names[name]] = one
         training = put_together(written, read)
-        self._trainings.put(key, training, len(written))
+        self._trainings.put(key, training, sum(_size(one) for one in training.validations))
         return training
 
     def _read_detail(self, request: Request, summary: store.Summary) -> store.Detail:
@@ -337,7 +341,7 @@ class GlobEncPlugin(base_plugin.TBPlugin):
             detail = store.detail_from_bytes(only_item(found[1]))
         except store.RecordError as error:
             raise RefusalError(f"The attributions of this validation cannot be read: {error}.", 404) from error
-        if detail.moment != summary.moment or detail.lengths != tuple(len(one.tokens) for one in summary.sentences):
+        if detail.moment != summary.moment or not shown.lengths_agree(detail, summary):
             raise RefusalError("The attributions of this validation belong to another one.", 404)
         if any(rows.shape[0] != summary.layers for of in detail.rows.values() for rows in of.values()):
             raise RefusalError("The attributions of this validation are of another model.", 404)
@@ -386,6 +390,11 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return ((last - counts + 1 + last) / 2)[which.reshape(-1)]
 
 
+def _size(validation: Validation) -> int:
+    """How much of the room for validations one takes."""
+    return 1 if validation.summary is None else -(-len(validation.summary.sentences) // 16)
+
+
 def _index_of(run: str, tag: str, training: Training) -> Answer:
     newest = training.newest
     answer: Answer = {"run": run, "tag": tag, "messages": list(training.messages)}
@@ -399,6 +408,7 @@ def _index_of(run: str, tag: str, training: Training) -> Answer:
             "class_names": None,
             "words": {},
             "sentences": [],
+            "examples": 0,
             "correlation": {},
         }
     return answer | {
@@ -412,6 +422,7 @@ def _index_of(run: str, tag: str, training: Training) -> Answer:
             _sentence_of(one, newest.decided[place] if newest.decided else None)
             for place, one in enumerate(newest.sentences)
         ],
+        "examples": shown.examples_of(newest),
         "correlation": {
             method: {
                 name: [
@@ -469,11 +480,3 @@ def _in_words(decided: store.Decided) -> list[Any]:
         decided.where,
         decided.marked,
     ]
-
-
-def _note(things: str, methods: Sequence[str], stored: Mapping[str, Any], budget: int) -> str | None:
-    absent = [method for method in methods if method not in stored]
-    if not absent:
-        return None
-    which = "all methods" if len(absent) == len(methods) else ", ".join(absent)
-    return f"The {things} of {which} are not stored for this sentence: a validation takes at most {budget // 1024} kB."
