@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from globenc_lightning.report.page import MAX_EXAMPLES
 
-ROWS_ROOM = 1024 * 1024
-"""Bytes that one validation's readout rows may take: 16 sentences of 340 tokens, 12 layers and 8 methods fit."""
+ROWS_ROOM = 2 * 1024 * 1024
+"""Bytes that one validation's readout rows may take. Of 8 methods, 16 sentences of 512 tokens at 12 layers fit, 64 of 128
+tokens at 12 layers, and 64 of 64 tokens at 24 layers."""
 MAPS_ROOM = 256 * 1024
 """Bytes for the last layer's maps: those of 16 sentences of 128 tokens and one method fit."""
 MOST_SENTENCES = 1000

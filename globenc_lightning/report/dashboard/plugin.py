@@ -47,7 +47,8 @@ ENTRY = "/static/index.js"
 POINTS = 1000
 KEPT_VALIDATIONS = 8000
 """So many validations of 16 sentences are kept, or fewer of more."""
-KEPT_DETAILS = 48
+KEPT_DETAILS = 64 * 2**20
+"""So many bytes of attributions of single validations are kept."""
 KEPT_INDICES = 64
 KEPT_ROWS = 512 * 2**20
 """So many bytes of readout rows are kept: 30 runs of 50 validations, 16 sentences of 24 tokens, take 97 MB."""
@@ -345,7 +346,7 @@ class GlobEncPlugin(base_plugin.TBPlugin):
             raise RefusalError("The attributions of this validation belong to another one.", 404)
         if any(rows.shape[0] != summary.layers for of in detail.rows.values() for rows in of.values()):
             raise RefusalError("The attributions of this validation are of another model.", 404)
-        self._details.put(key, detail)
+        self._details.put(key, detail, shown.nbytes(detail))
         return detail
 
 

@@ -58,6 +58,12 @@ def lengths_agree(detail: store.Detail, summary: store.Summary) -> bool:
     return len(detail.lengths) >= len(wanted) and detail.lengths[: len(wanted)] == wanted
 
 
+def nbytes(detail: store.Detail) -> int:
+    """Returns how much memory a detail's attributions take."""
+    parts = [codes for of in (*detail.rows.values(), *detail.maps.values()) for codes in of.values()]
+    return sum(codes.nbytes for codes in (*parts, *detail.saliency))
+
+
 def stored_rows(detail: store.Detail, methods: Sequence[str], count: int, method: str) -> Answer:
     """Describe whose rows a validation holds.
 
@@ -86,4 +92,4 @@ def note(things: str, methods: Sequence[str], stored: Mapping[str, Any], budget:
     if not absent:
         return None
     which = "all methods" if len(absent) == len(methods) else ", ".join(absent)
-    return f"The {things} of {which} are not stored for this sentence: a validation takes at most {budget // 1024} kB."
+    return f"The {things} of {which} are not stored for this sentence: a validation takes at most {budget // 1024:,} kB."
