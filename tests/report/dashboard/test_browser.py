@@ -867,7 +867,7 @@ def test_every_kind_is_shown_as_what_it_is(tab: Tab, logdir: Path, kind: str) ->
         assert chips == [len(one) for one in shown]
     keys = [one for one in tab.all(".tokens-view .mark-key") if one.is_displayed()]
     assert [one.text for one in keys] == ([found[-1].words["marked"]] if found[-1].words["marked"] else [])
-    assert found[-1].words["score"] in tab.text(".tokens-view .token-heads > div:last-child .hint")
+    assert found[-1].words["score"] in tab.text(".tokens-view .token-heads > div:last-of-type .hint")
     others = [text for one in found[-1].decided for _, text in one.others]
     assert len(tab.all(".tokens-view .other-text")) == len(others)
     tab.shot(f"kind-{kind.replace(' ', '-')}")
