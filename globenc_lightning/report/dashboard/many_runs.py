@@ -120,7 +120,12 @@ def dynamics_of(
     chosen = [dynamics.marked(one.tokens, one.special, wanted) for one in sentences]
     known = [one.summary is not None and one.summary.sentences == sentences for one in training.validations]
     pairs = dynamics.partners(known, against)
-    answer: Answer = {"drift": {}, "mass": {}, "sentences": {}, "chance": dynamics.chance([sum(one) for one in plain], by)}
+    answer: Answer = {
+        "drift": {},
+        "mass": {},
+        "sentences": {},
+        "chance": dynamics.chance([sum(one) for one in plain], by),
+    }
     answer["chosen"] = [sum(one) for one in chosen]
     for method in methods:
         each = rows.of(list(newest.methods).index(method), layer)

@@ -9,7 +9,7 @@ Axes: ``l`` layer, ``q`` token that receives, ``k`` token that is attended to. L
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 

@@ -92,4 +92,6 @@ def note(things: str, methods: Sequence[str], stored: Mapping[str, Any], budget:
     if not absent:
         return None
     which = "all methods" if len(absent) == len(methods) else ", ".join(absent)
-    return f"The {things} of {which} are not stored for this sentence: a validation takes at most {budget // 1024:,} kB."
+    return (
+        f"The {things} of {which} are not stored for this sentence: a validation takes at most {budget // 1024:,} kB."
+    )

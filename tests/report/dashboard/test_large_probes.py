@@ -34,7 +34,9 @@ INTO_VIEW = """
     return seen.map((e) => [Number(e.dataset.sentence), e.querySelectorAll(".chip").length]);
 """
 """The sentences in the window, and how many tokens are drawn of each."""
-SCROLL = "window.scrollTo(0, arguments[0]); return new Promise((next) => requestAnimationFrame(() => setTimeout(next)));"
+SCROLL = (
+    "window.scrollTo(0, arguments[0]); return new Promise((next) => requestAnimationFrame(() => setTimeout(next)));"
+)
 
 
 def many_run(folder: Path) -> None:

@@ -233,7 +233,9 @@ def test_an_earlier_version_s_records_of_a_large_probe_are_shown(tmp_path: Path)
         row = measured.rows[10]["N-FixedRes"][1]
         np.testing.assert_allclose(tokens["rows"][10], row / row.max(), atol=2e-5)
         assert tokens["rows"][11] is None
-        np.testing.assert_allclose(index["correlation"]["N"]["mean"][place], measured.correlation["N"].mean(0), atol=1e-5)
+        np.testing.assert_allclose(
+            index["correlation"]["N"]["mean"][place], measured.correlation["N"].mean(0), atol=1e-5
+        )
     moved = ask(client, "movement", from_=0, to=1, method="N-FixedRes", layer=1, **where).content
     assert (len(moved["sentences"]), moved["lacking"]) == (11, [*range(11, 64)])
     table = ask(client, "table", **where).content

@@ -139,8 +139,8 @@ export function createMovementView({ api, update, theme }) {
     const [room, line, frame, told] = [first.clientWidth, Number.parseFloat(style.lineHeight), frameOf(row), facts.offsetHeight];
     const besides = named.offsetHeight + second.offsetTop - first.offsetTop - first.offsetHeight + PAIR_GAP;
     const stacked = facts.getBoundingClientRect().bottom <= first.getBoundingClientRect().top;
-    const { moved, selection } = /** @type {NonNullable<typeof shown>} */ (shown);
     return (i) => {
+      const { moved, selection } = /** @type {NonNullable<typeof shown>} */ (shown);
       const chips = lines.count(selection.index.sentences[moved[i].sentence].tokens.map(visible), room) * line;
       return frame + (stacked ? told + STACK_GAP + 2 * chips + besides : Math.max(told, 2 * chips + besides));
     };

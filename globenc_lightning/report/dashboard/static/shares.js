@@ -3,10 +3,11 @@
 import { html } from "./dom.js";
 
 const MOST_SPANS = 6;
+const NUMBERS = new Intl.NumberFormat("en");
 
 /** @param {number} number */
 export function counted(number) {
-  return number.toLocaleString("en");
+  return NUMBERS.format(number);
 }
 
 /**

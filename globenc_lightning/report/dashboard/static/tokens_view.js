@@ -95,8 +95,8 @@ export function createTokensView({ api, update, theme, tooltip }) {
     const stacked = second.getBoundingClientRect().top >= first.getBoundingClientRect().bottom;
     const frame = frameOf(row);
     const told = facts.offsetHeight;
-    const { sentences } = /** @type {NonNullable<typeof built>} */ (built);
     return (i) => {
+      const { sentences } = /** @type {NonNullable<typeof built>} */ (built);
       const { tokens, others } = sentences[i];
       const chips = lines.count(tokens.map(visible), room) * line;
       const beside = others.reduce((sum, [name, text]) => sum + otherHeight(name.length + text.length, room), 0);

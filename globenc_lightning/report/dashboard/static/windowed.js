@@ -20,6 +20,8 @@ export function createWindowedList(element, { draw, release }) {
   let taken = [];
   /** @type {(() => (i: number) => number)|null} */
   let measure = null;
+  /** @type {{of: typeof measure, width: number, height: (i: number) => number}|null} as it was measured last */
+  let measured = null;
   let whole = true;
   let pinned = -1;
   let asked = 0;
@@ -41,6 +43,7 @@ export function createWindowedList(element, { draw, release }) {
     if (!open.length || !measure) return;
     // Everything is read before anything is written: else the page would be laid out once for each item.
     const height = measure();
+    measured = { of: measure, width, height };
     const heights = open.map((i) => taken[i] ?? height(i));
     for (const [place, i] of open.entries()) items[i].style.height = `${heights[place]}px`;
   }
@@ -105,11 +108,12 @@ export function createWindowedList(element, { draw, release }) {
   window.addEventListener("resize", later, { passive: true });
   new ResizeObserver(() => {
     // Another width breaks lines elsewhere.
-    if (element.clientWidth && element.clientWidth !== width) {
+    const changed = element.clientWidth && element.clientWidth !== width;
+    width = element.clientWidth || width;
+    if (changed) {
       taken = [];
       reserve();
     }
-    width = element.clientWidth || width;
     later();
   }).observe(element);
 
@@ -137,7 +141,7 @@ export function createWindowedList(element, { draw, release }) {
      * Shows other items.
      * @param {HTMLElement[]} others with their text, not drawn
      * @param {{all: boolean, height: () => (i: number) => number}} how all: few enough to draw each of them; height:
-     *   what an item takes, about, as the page stands; asked for once one is pinned
+     *   what an item takes, about, as the page stands; asked for once one is pinned, and again where the width changes
      */
     replace(others, { all, height }) {
       items = others;
@@ -149,6 +153,11 @@ export function createWindowedList(element, { draw, release }) {
       unsettled = !all;
       if (all) for (const i of items.keys()) fill(i);
       else for (const item of items) item.classList.add("undrawn");
+      // At the width of the last time, heights are known before the page is laid out.
+      if (!all && measured?.of === height && measured.width === width) {
+        unsettled = false;
+        for (const [i, item] of items.entries()) item.style.height = `${measured.height(i)}px`;
+      }
       element.replaceChildren(...items);
     },
   };
