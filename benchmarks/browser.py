@@ -5,8 +5,8 @@
 Runs of one probe are written by the callback's own way, TensorBoard's own command serves them, and chromium shows the
 tab without a window. A time is from a person's action until the page has come to rest; requests and kB are what the
 action made the browser fetch. At the defaults: 30 runs of 50 validations, 16 sentences of 24 tokens, 12 layers, eight
-methods. Of each run with many sentences, the page's nodes are counted, too, and a step of the slider is timed inside the
-page. chromium, chromedriver and selenium have to be there.
+methods. Of each run with many sentences, the page's nodes are counted, too, and a step of the slider is timed inside
+the page. chromium, chromedriver and selenium have to be there.
 """
 
 import argparse

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from globenc_lightning.report.page import MAX_EXAMPLES
 
 ROWS_ROOM = 2 * 1024 * 1024
-"""Bytes that one validation's readout rows may take. Of 8 methods, 16 sentences of 512 tokens at 12 layers fit, 64 of 128
-tokens at 12 layers, and 64 of 64 tokens at 24 layers."""
+"""Bytes that one validation's readout rows may take. Of 8 methods, 16 sentences of 512 tokens at 12 layers fit, 64 of
+128 tokens at 12 layers, and 64 of 64 tokens at 24 layers."""
 MAPS_ROOM = 256 * 1024
 """Bytes for the last layer's maps: those of 16 sentences of 128 tokens and one method fit."""
 MOST_SENTENCES = 1000
@@ -46,8 +46,9 @@ def by_importance(methods: Sequence[str], drawn: str) -> list[str]:
 def rows_that_fit(lengths: Sequence[int], layers: int, methods: Sequence[str]) -> Rows:
     """Choose the sentences of a record and their rows.
 
-    The first sentences, as many as are listed in texts, are held in any case: each gets a method's rows, as far as there
-    is room, before any of them gets those of the next method. What is left is for further sentences, each with everything.
+    The first sentences, as many as are listed in texts, are held in any case: each gets a method's rows, as far as
+    there is room, before any of them gets those of the next method. What is left is for further sentences, each with
+    everything.
 
     Args:
         lengths: (b) how many tokens each sentence has.
@@ -90,7 +91,7 @@ def maps_that_fit(lengths: Sequence[int], methods: Sequence[str]) -> list[Part]:
 
 
 def _down_the_ladder(sizes: Sequence[int], methods: Sequence[str], room: int) -> tuple[list[Part], int]:
-    """Takes one method after the other of all sentences that have those before it; returns the room that is left, too."""
+    """Returns one method after the other of all sentences that have those before it, and the room that is left."""
     taken: list[Part] = []
     complete: Sequence[int] = range(len(sizes))
     for method in methods:

@@ -43,7 +43,7 @@ def records(
     moment: store.Moment,
     class_names: Sequence[str] | None = None,
 ) -> tuple[store.Summary, store.Detail]:
-    """What one validation found, as it is written: means over the whole probe, and as many examples as there is room for.
+    """What one validation found, as it is written: means over the whole probe, and the examples that there is room for.
 
     Args:
         measurement: the figures.
