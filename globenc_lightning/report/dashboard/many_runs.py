@@ -25,7 +25,7 @@ from globenc_lightning.report.dashboard.trainings import Training, Validation, o
 COMPARED = ("target", "readout", "normalize", "exclude_special_tokens")
 """Runs that differ in one of these settings are not averaged."""
 TOLD_BY = 64
-"""So many sentences tell one probe from others of its size: every version of the package shows as many of a large one."""
+"""So many sentences tell a probe from others of its size: all versions of the package show them of a large one."""
 
 
 @dataclass(frozen=True, eq=False)
