@@ -73,7 +73,7 @@ def table_of(run: str, tag: str, training: Training) -> Answer:
     # A run that chooses among several texts shows other tokens at each validation.
     chooses = newest.words.get("task") == "choice" and newest.settings.get("probe")
     examples = shown.examples_of(newest)
-    told = newest.settings["probe"] if chooses else [[*one.tokens] for one in newest.sentences[:TOLD_BY]]
+    told: Any = newest.settings["probe"] if chooses else [[*one.tokens] for one in newest.sentences[:TOLD_BY]]
     if examples > TOLD_BY:
         told = [told, examples]
     return answer | {

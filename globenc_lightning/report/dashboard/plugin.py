@@ -8,13 +8,10 @@ Axes: ``l`` layer, ``q`` token that receives, ``k`` token that is attended to. L
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
 from tensorboard.data import provider
 from tensorboard.plugins import base_plugin
 
@@ -25,12 +22,14 @@ from globenc_lightning.report.dashboard.answering import (
     Recent,
     RefusalError,
     Request,
+    all_as_shares,
     as_app,
     as_json,
     as_shares,
     numbers,
     static_file,
 )
+from globenc_lightning.report.dashboard.moving import movements
 from globenc_lightning.report.dashboard.trainings import (
     Training,
     Validation,
@@ -175,11 +174,10 @@ class GlobEncPlugin(base_plugin.TBPlugin):
         return {
             "index": index,
             "step": summary.moment.step,
-            "rows": [
-                as_shares(rows[sentence][layer], store.ROW_LEVELS) if sentence in rows else None
-                for sentence in range(count)
-            ],
-            "saliency": [as_shares(detail.saliency[sentence], store.ROW_LEVELS) for sentence in range(count)],
+            "rows": all_as_shares(
+                [rows[one][layer] if one in rows else None for one in range(count)], store.ROW_LEVELS
+            ),
+            "saliency": all_as_shares(detail.saliency[:count], store.ROW_LEVELS),
             "rho": numbers(summary.rho[list(summary.methods).index(method), :, layer]),
             **shown.stored_rows(detail, summary.methods, count, method),
         }
@@ -195,12 +193,13 @@ class GlobEncPlugin(base_plugin.TBPlugin):
         details = [self._read_detail(request, seen(training, index)) for index in indices]
         before, after = (detail.rows.get(method, {}) for detail in details)
         old, new = (seen(training, index).sentences for index in indices)
-        moved: list[Answer] = [
-            {"sentence": sentence, "other_text": False}
-            | movement(before[sentence][layer], after[sentence][layer], most)
+        places = [
+            sentence
             for sentence in range(len(newest.sentences))
             if sentence in before and sentence in after and old[sentence].tokens == new[sentence].tokens
         ]
+        found = movements([(before[one][layer], after[one][layer]) for one in places], most)
+        moved = [{"sentence": place, "other_text": False} | one for place, one in zip(places, found, strict=True)]
         moved.sort(key=lambda one: (one["distance"] is None, -(one["distance"] or 0.0), one["overlap"]))
         # Two texts have no tokens in common that could gain or lose.
         moved += [
@@ -348,47 +347,6 @@ class GlobEncPlugin(base_plugin.TBPlugin):
             raise RefusalError("The attributions of this validation are of another model.", 404)
         self._details.put(key, detail, shown.nbytes(detail))
         return detail
-
-
-def movement(before: ArrayLike, after: ArrayLike, most: int) -> Answer:
-    """How far a sentence's attributions moved.
-
-    Args:
-        before: (k) attributions, not negative.
-        after: (k) the same tokens' later.
-        most: how many of the largest are compared.
-
-    Returns:
-        ``distance``, 1 - Spearman's rho of the two, None where it is undefined; ``overlap``, the share of the ``most``
-        largest tokens in common; ``gained`` and ``lost``, the tokens whose share of the sum grew and shrank, the most
-        first.
-    """
-    old, new = (np.asarray(values, dtype=np.float64) for values in (before, after))
-    most = min(most, len(old))
-    tops = [set(np.argsort(-values, kind="stable")[:most].tolist()) for values in (old, new)]
-    gain = new / max(new.sum(), 1e-300) - old / max(old.sum(), 1e-300)
-    order = np.argsort(-gain, kind="stable")
-    rho = _spearman(old, new)
-    return {
-        "distance": None if rho is None else round(1 - rho, 4),
-        "overlap": round(len(tops[0] & tops[1]) / most, 4) if most else 1.0,
-        "gained": [int(place) for place in order if gain[place] > 0][:most],
-        "lost": [int(place) for place in order[::-1] if gain[place] < 0][:most],
-    }
-
-
-def _spearman(left: NDArray[np.float64], right: NDArray[np.float64]) -> float | None:
-    ranks = [_ranks(values) for values in (left, right)]
-    x, y = (one - one.mean() if len(one) else one for one in ranks)
-    scale = math.sqrt(float((x * x).sum() * (y * y).sum()))
-    return float((x * y).sum()) / scale if scale > 0 else None
-
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks from 1; ties share their mean rank."""
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return ((last - counts + 1 + last) / 2)[which.reshape(-1)]
 
 
 def _size(validation: Validation) -> int:

@@ -60,8 +60,9 @@ def lengths_agree(detail: store.Detail, summary: store.Summary) -> bool:
 
 def nbytes(detail: store.Detail) -> int:
     """Returns how much memory a detail's attributions take."""
-    parts = [codes for of in (*detail.rows.values(), *detail.maps.values()) for codes in of.values()]
-    return sum(codes.nbytes for codes in (*parts, *detail.saliency))
+    rows = sum(codes.nbytes for of in detail.rows.values() for codes in of.values())
+    maps = sum(codes.nbytes for of in detail.maps.values() for codes in of.values())
+    return rows + maps + sum(codes.nbytes for codes in detail.saliency)
 
 
 def stored_rows(detail: store.Detail, methods: Sequence[str], count: int, method: str) -> Answer:

@@ -405,7 +405,7 @@ def test_movement_is_sorted_by_rank_correlation(tab: Tab, logdir: Path) -> None:
     assert tab.texts(".moved .number") == [str(one + 1) for one in order]
     assert tab.texts(".moved .distance") == [f"{moved[one]:.3f}" for one in order]
     before, after = (shares(details[at].rows["N-Enc"][order[0]][-1]) for at in (0, -1))
-    first, second = tab.all(".moved li")[0].find_elements(By.CSS_SELECTOR, ".chips")
+    first, second = tab.all(".moved .sentence")[0].find_elements(By.CSS_SELECTOR, ".chips")
     for line, values in ((first, before), (second, after)):
         chips = "return [...arguments[0].querySelectorAll('.chip')].map((e) => getComputedStyle(e).backgroundColor)"
         found = [[int(n) for n in re.findall(r"\d+", one)] for one in tab.script(chips, line)]

@@ -222,6 +222,10 @@ def test_keys_reach_what_is_not_drawn(tab: Tab) -> None:
 
 
 def test_the_browser_s_search_finds_what_is_not_drawn(tab: Tab) -> None:
+    tab.open(run=MANY, view="movement")
+    assert tab.all(f"[data-sentence='{AT}'].undrawn")
+    assert tab.script("return window.find(arguments[0])", RARE)
+    wait_until(lambda: into_view(tab).get(AT), "the sentence that was found, drawn")
     tab.open(run=MANY)
     assert AT not in into_view(tab)
     assert tab.script("return window.find(arguments[0])", RARE)
@@ -236,12 +240,24 @@ def test_the_browser_s_search_finds_what_is_not_drawn(tab: Tab) -> None:
     wait_until(lambda: tab.script("return String(getSelection())") == words, "the words, selected among the tokens")
 
 
-def test_what_is_not_drawn_can_be_read_aloud(tab: Tab) -> None:
-    tab.open(run=MANY)
-    tab.script("document.querySelector(`[data-sentence='${arguments[0]}']`).id = 'far'", AT)
+@pytest.mark.parametrize("view", ["tokens", "movement"])
+def test_what_is_not_drawn_can_be_read_aloud(tab: Tab, view: str) -> None:
+    tab.open(run=MANY, view=view)
+    # In Movement, it is where it has moved to.
+    place, name = tab.script(
+        """
+        const all = [...document.querySelectorAll("main .sentence")];
+        const far = all.findIndex((e) => Number(e.dataset.sentence) === arguments[0]);
+        all[far].id = "far";
+        return [far, all[far].getAttribute("aria-label")];
+        """,
+        AT,
+    )
+    assert tab.all("#far.undrawn"), "the sentence is drawn: the test shows nothing"
+    assert name.startswith(f"Sentence {AT + 1}")
     said = tab.all("#far")[0]
-    assert (said.aria_role, said.accessible_name) == ("article", f"Sentence {AT + 1}")
-    assert (said.get_attribute("aria-posinset"), said.get_attribute("aria-setsize")) == (str(AT + 1), "1000")
+    assert (said.aria_role, said.accessible_name) == ("article", name)
+    assert (said.get_attribute("aria-posinset"), said.get_attribute("aria-setsize")) == (str(place + 1), "1000")
     (frame,) = tab.driver.execute_cdp_cmd("Page.getFrameTree", {})["frameTree"]["childFrames"]
     tree = tab.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {"frameId": frame["frame"]["id"]})["nodes"]
     texts = [node["name"]["value"] for node in tree if not node["ignored"] and "name" in node]

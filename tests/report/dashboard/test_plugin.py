@@ -22,7 +22,7 @@ from benchmarks.dashboard import CLASS_NAMES, application, large_run, reader, sy
 from globenc_lightning import METHODS
 from globenc_lightning.report import publish
 from globenc_lightning.report.curves import mean_and_interval
-from globenc_lightning.report.dashboard import answering, packing, plugin, store
+from globenc_lightning.report.dashboard import answering, moving, packing, plugin, store
 from tests.report.dashboard.serving import PLUGIN, ROOT, Answer, ask, fetch, tensorboard, until_runs
 from tests.training import events
 
@@ -302,16 +302,24 @@ def test_movement_against_scipy(client: Client) -> None:
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=12))
 def test_ties_share_their_rank_as_in_scipy(pairs: list[tuple[int, int]]) -> None:
     before, after = zip(*pairs, strict=True)
-    distance = plugin.movement(before, after, 3)["distance"]
+    distance = moving.movement(before, after, 3)["distance"]
     if len(set(before)) == 1 or len(set(after)) == 1:
         assert distance is None
     else:
         assert distance == pytest.approx(1 - spearmanr(before, after).statistic, abs=1e-4)
 
 
+def test_many_movements_at_once_are_those_of_each() -> None:
+    draw = np.random.default_rng(0)
+    pairs = [(draw.integers(0, 6, size), draw.integers(0, 6, size)) for size in (7, 1, 4, 7, 2, 30, 4, 7)]
+    pairs.append((np.zeros(4), draw.random(4)))
+    assert moving.movements(pairs, 3) == [moving.movement(*pair, 3) for pair in pairs]
+    assert moving.movements([], 3) == []
+
+
 def test_movement_of_nothing() -> None:
-    assert plugin.movement([], [], 5) == {"distance": None, "overlap": 1.0, "gained": [], "lost": []}
-    assert plugin.movement([0, 0], [0, 0], 1) == {"distance": None, "overlap": 1.0, "gained": [], "lost": []}
+    assert moving.movement([], [], 5) == {"distance": None, "overlap": 1.0, "gained": [], "lost": []}
+    assert moving.movement([0, 0], [0, 0], 1) == {"distance": None, "overlap": 1.0, "gained": [], "lost": []}
 
 
 @pytest.mark.parametrize(

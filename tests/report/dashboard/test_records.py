@@ -47,8 +47,8 @@ def test_nothing_makes_a_validation_larger_than_its_room() -> None:
     assert sum(codes.nbytes for of in detail.rows.values() for codes in of.values()) <= ROWS_ROOM
     assert sum(codes.nbytes for of in detail.maps.values() for codes in of.values()) <= MAPS_ROOM
     # All sentences of the methods that matter most come before any of another.
-    assert [len(of) for of in detail.rows.values()] == [40, 40, 29]
-    assert list(detail.rows) == list(LADDER[:3])
+    assert [len(of) for of in detail.rows.values()] == [40, 40, 40, 40, 40, 18]
+    assert list(detail.rows) == list(LADDER[:6])
     assert stored(detail.maps) == {("N-Enc", sentence) for sentence in detail.maps["N-Enc"]}
     # What a validation takes is its room and what little is not attribution.
     assert len(store.to_bytes(summary)) + len(store.to_bytes(detail)) < ROWS_ROOM + MAPS_ROOM + 200_000
@@ -133,7 +133,7 @@ def test_a_large_probe_is_shown_whole_where_it_fits(size: int) -> None:
 
 
 def test_of_a_probe_that_is_too_large_the_first_sentences_are_shown_and_means_are_of_all() -> None:
-    measurement = synthetic_measurement(0, 1, sentences=1000, layers=12, tokens=24, methods=("W", "N-Enc"))
+    measurement = synthetic_measurement(0, 1, sentences=1000, layers=12, tokens=48, methods=("W", "N-Enc"))
     probe = synthetic_probe(measurement.names)
     summary, detail = records(measurement, probe, Settings(("W", "N-Enc")), MOMENT, CLASS_NAMES)
     shown = len(summary.sentences)
@@ -152,7 +152,7 @@ def test_of_a_probe_that_is_too_large_the_first_sentences_are_shown_and_means_ar
 
 
 @pytest.mark.parametrize(
-    ("sentences", "layers", "tokens"), [(16, 12, 200), (16, 12, 600), (64, 24, 128), (200, 24, 40)]
+    ("sentences", "layers", "tokens"), [(16, 12, 200), (16, 12, 700), (64, 24, 128), (200, 24, 40)]
 )
 def test_every_sentence_has_the_first_rungs_of_the_ladder(sentences: int, layers: int, tokens: int) -> None:
     """The methods of a sentence are the first of the ladder, none left out between."""
@@ -171,10 +171,10 @@ def test_every_sentence_has_the_first_rungs_of_the_ladder(sentences: int, layers
 
 
 def test_records_of_a_probe_of_any_size_take_a_limited_room() -> None:
-    made_of = made(sentences=300, layers=12, tokens=24)
+    made_of = made(sentences=300, layers=12, tokens=40)
     assert 64 < len(made_of[0].sentences) < 300
     assert sum(len(store.to_bytes(one)) for one in made_of) < ROWS_ROOM + MAPS_ROOM + 200_000
-    assert rows_that_fit([24] * 10**6, 12, LADDER) == rows_that_fit([24] * 300, 12, LADDER)
+    assert rows_that_fit([40] * 10**6, 12, LADDER) == rows_that_fit([40] * 300, 12, LADDER)
     assert rows_that_fit([2] * 10**6, 1, LADDER[:1]).sentences == 1000
     assert set(kept_maps([6] * 1000, Settings(("N-Enc",)), drawn=2)) == set(range(256))
     # Whoever asks for pictures of more examples gets them.

@@ -19,7 +19,7 @@ export function createMovementView({ api, update, theme }) {
   const to = html("strong");
   const message = html("div");
   const share = createShare();
-  const list = html("ol", { class: "moved" });
+  const list = html("div", { "class": "moved", "role": "feed", "aria-label": "Sentences, the most moved first" });
   const element = html(
     "section",
     { "class": "view movement-view", "aria-label": "Movement" },
@@ -52,14 +52,26 @@ export function createMovementView({ api, update, theme }) {
   });
 
   /** A row with its number and its text, drawn or not. */
-  function createShell(moved, place, selection, before, after) {
+  function createShell(moved, place, count, selection, before, after) {
     const { index } = selection;
     const sentence = index.sentences[moved.sentence];
     const label = `Open sentence ${moved.sentence + 1}, place ${place}`;
     const number = html("button", { "class": "number", "type": "button", "aria-label": label }, String(moved.sentence + 1));
     const facts = html("div", { class: "facts" }, number);
     const open = () => update({ view: "tokens", sentence: moved.sentence, token: null });
-    const row = html("li", { "class": "sentence", "data-sentence": moved.sentence, "on": { click: open } }, facts);
+    const name = `Sentence ${moved.sentence + 1}, place ${place}`;
+    const row = html(
+      "article",
+      {
+        "class": "sentence",
+        "data-sentence": moved.sentence,
+        "aria-label": name,
+        "aria-posinset": place,
+        "aria-setsize": count,
+        "on": { click: open },
+      },
+      facts,
+    );
     /** @type {Node[]} */
     let parts = [];
     return {
@@ -67,14 +79,18 @@ export function createMovementView({ api, update, theme }) {
       facts,
       draw() {
         for (const part of parts) part.parentNode?.removeChild(part);
+        row.setAttribute("aria-label", name);
         parts = createParts(moved, selection, before, after);
         facts.append(parts[0]);
         row.append(parts[1]);
       },
       release() {
         for (const part of parts) part.parentNode?.removeChild(part);
-        parts = [html("p", { class: "chips", dir: "auto" }, sentence.tokens.map(visible).join(" "))];
+        const text = sentence.tokens.map(visible).join(" ");
+        parts = [html("p", { class: "chips", dir: "auto" }, text)];
         row.append(parts[0]);
+        // As long as it is not laid out, it is read aloud by this name.
+        row.setAttribute("aria-label", `${name}: ${text}`);
       },
     };
   }
@@ -150,7 +166,7 @@ export function createMovementView({ api, update, theme }) {
   function build(scene) {
     const { moved, selection, before, after } = scene;
     shown = scene;
-    shells = moved.map((one, i) => createShell(one, i + 1, selection, before, after));
+    shells = moved.map((one, i) => createShell(one, i + 1, moved.length, selection, before, after));
     const all = moved.reduce((sum, one) => sum + selection.index.sentences[one.sentence].tokens.length, 0) <= ALL;
     if (!all) for (const shell of shells) shell.release();
     for (const [i, { row }] of shells.entries()) row.classList.toggle("chosen", moved[i].sentence === selection.sentence);
