@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -27,7 +27,7 @@ from tests.report.dashboard.browser import Tab, chromium, wait_until
 from tests.report.dashboard.serving import tensorboard, until_runs
 
 QUICK = {"runs": 2, "of_each": 3, "sentences": 3, "layers": 3, "tokens": 8, "pairs": 2, "probe": 80, "steps": 3}
-LARGE = {
+LARGE: dict[str, dict[str, Any]] = {
     "{probe:,} sentences of 24 tokens, 12 layers": {"tokens": 24, "layers": 12},
     "{probe:,} sentences of 24 tokens, 12 layers, 2 methods": {"tokens": 24, "layers": 12, "methods": ("W", "N-Enc")},
     "64 sentences of 128 tokens, 24 layers": {"sentences": 64, "tokens": 128, "layers": 24},
@@ -198,7 +198,8 @@ def write_large(folder: Path, options: argparse.Namespace) -> dict[str, str]:
     names = {}
     for number, (title, sizes) in enumerate(LARGE.items()):
         names[f"large-{number}"] = title.format(probe=options.probe)
-        large_run(folder, f"large-{number}", validations=options.steps, **{"sentences": options.probe, **sizes})
+        given: dict[str, Any] = {"sentences": options.probe, **sizes}
+        large_run(folder, f"large-{number}", validations=options.steps, **given)
     return names
 
 

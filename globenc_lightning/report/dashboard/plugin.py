@@ -171,12 +171,11 @@ class GlobEncPlugin(base_plugin.TBPlugin):
         detail = self._read_detail(request, summary)
         rows = detail.rows.get(method, {})
         count = len(newest.sentences)
+        looked_at = [rows[one][layer] if one in rows else None for one in range(count)]
         return {
             "index": index,
             "step": summary.moment.step,
-            "rows": all_as_shares(
-                [rows[one][layer] if one in rows else None for one in range(count)], store.ROW_LEVELS
-            ),
+            "rows": all_as_shares(looked_at, store.ROW_LEVELS),
             "saliency": all_as_shares(detail.saliency[:count], store.ROW_LEVELS),
             "rho": numbers(summary.rho[list(summary.methods).index(method), :, layer]),
             **shown.stored_rows(detail, summary.methods, count, method),
@@ -199,7 +198,9 @@ class GlobEncPlugin(base_plugin.TBPlugin):
             if sentence in before and sentence in after and old[sentence].tokens == new[sentence].tokens
         ]
         found = movements([(before[one][layer], after[one][layer]) for one in places], most)
-        moved = [{"sentence": place, "other_text": False} | one for place, one in zip(places, found, strict=True)]
+        moved: list[Answer] = [
+            {"sentence": place, "other_text": False} | one for place, one in zip(places, found, strict=True)
+        ]
         moved.sort(key=lambda one: (one["distance"] is None, -(one["distance"] or 0.0), one["overlap"]))
         # Two texts have no tokens in common that could gain or lose.
         moved += [
