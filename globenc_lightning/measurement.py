@@ -22,6 +22,7 @@ from globenc_lightning.task.batches import leaves
 from globenc_lightning.task.calling import LABELS
 from globenc_lightning.task.kinds import SCORES, VALUES
 from globenc_lightning.task.replaying import Chunk
+from globenc_lightning.unfinished import Before
 
 HEAD_READS = ("elsewhere", "other tokens", "readout")
 """What a head can be found to read, the strangest first."""
@@ -335,6 +336,16 @@ class History(list[HistoryEntry]):
     def with_latest(self, entries: Iterable[HistoryEntry]) -> "History":
         """Returns a copy whose latest training has other entries."""
         return History([*self[: self.start], *entries], self.about, self.missing_steps, self.start, self.reasons)
+
+    def until(self, before: Before) -> "History":
+        """Returns a copy without what was found since a moment began."""
+        return History(
+            self[: before.entries],
+            self.about,
+            self.missing_steps[: before.missing],
+            self.start,
+            self.reasons[: before.reasons],
+        )
 
     @property
     def analyses(self) -> int:

@@ -24,7 +24,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 
@@ -324,7 +324,9 @@ def run_of(logger: Any) -> tuple[str, ...]:
     return (type(logger).__name__, *(str(getattr(logger, name, "")) for name in ("save_dir", "name", "version")))
 
 
-def log_records(loggers: Iterable[Any], records: Mapping[str, bytes], step: int) -> None:
+def log_records(
+    loggers: Iterable[Any], records: Mapping[str, bytes], step: int, wall_time: float | None = None
+) -> None:
     """Write the dashboard's `records` to every logger that keeps event files (see `can_keep_records`).
 
     Touches `logger.experiment`: for the process of rank zero alone.
@@ -333,6 +335,7 @@ def log_records(loggers: Iterable[Any], records: Mapping[str, bytes], step: int)
         loggers: The Trainer's loggers.
         records: What `report.dashboard.store.to_bytes` made, by tag.
         step: The training step at which they are logged.
+        wall_time: The time at which they are logged, in seconds; that of the machine's clock when None.
 
     Raises:
         PublishError: After the last logger, if any of them failed; the first failure is its cause.
@@ -349,17 +352,18 @@ def log_records(loggers: Iterable[Any], records: Mapping[str, bytes], step: int)
     failures: list[tuple[str, Exception]] = []
     for logger in loggers:
         try:
-            found = _event_writer(logger)
-            if found is None:
+            if _event_writer(logger) is None:
                 continue
-            writer, event = found
             require_room(logger, 2 * sum(len(data) for data in records.values()))
             for tag, data in records.items():
+                # Anew each time: a signal's handler may close the writer in between, as Lightning's for SLURM does.
+                writer, event = cast(tuple[Any, Any], _event_writer(logger))
                 tensor = TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[data])
                 value = Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
-                writer.add_event(event.FromString(Event(summary=Summary(value=[value])).SerializeToString()), step)
-            # Who watches a training does not want to wait for a buffer to be full.
-            writer.flush()
+                message = Event(summary=Summary(value=[value])).SerializeToString()
+                writer.add_event(event.FromString(message), step, wall_time)
+                # Who watches a training does not want to wait for a buffer to be full.
+                writer.flush()
         except Exception as error:
             failures.append((type(logger).__name__, error))
     if failures:
