@@ -100,6 +100,7 @@ class Monitor:
         self._before = Before(0, 0, 0, 0, None)
         self._seen_batches = -1
         self._batch_epoch = 0
+        self._keeps_rows = True
         # The clock of what is written: this machine's, or ahead of it where it is behind an earlier start's.
         self._earliest = 0.0
         self._ahead = 0.0
@@ -141,6 +142,9 @@ class Monitor:
             self._latest = None
             if self._keeper is not None:
                 self._keeper.begin()
+        self._keeps_rows = training.is_first
+        if not self._keeps_rows:
+            self.history.drop_rows()
         self.look_for_shards(training)
 
     def look_for_shards(self, training: Training) -> None:
@@ -394,7 +398,8 @@ class Monitor:
         """
         epoch = training.epoch if epoch is None else epoch
         entry = history_entry(measurement, step, epoch, validation)
-        self.history.append(entry)
+        self.history.append(entry if self._keeps_rows else entry.without_rows())
+        entry = self.history[-1]
         if validation:
             self._latest = step
         probe, settings = self._collector.probe, self._choices.settings
@@ -535,6 +540,8 @@ class Monitor:
             self._due_epoch, self._owed = state.get("due_epoch"), Moment.from_state(state.get("owed"))
             self.resumed = True
             self._keep_order(float(state.get("until", state.get("session", 0.0))))
+        if not self._keeps_rows:
+            history.drop_rows()
         self.history, self._latest, self._schedule.validations = history, latest, state["validations"]
 
     def _restore_recorded(self, history: History, pointer: Mapping[str, Any]) -> None:

@@ -1,19 +1,17 @@
-import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
-import torch
 
 from globenc_lightning import GlobEncCallback
-from globenc_lightning.record.reading import read_run
+from globenc_lightning.record.writing import RunRecord
 from globenc_lightning.report.dashboard import store
+from globenc_lightning.report.dashboard.trainings import put_together, read_summary
 from tests.interrupted_training import CASES, Case, train
 from tests.neutrality import equal
 from tests.test_callback import MONITORED
@@ -35,4 +33,68 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-print(json.dumps([]), time, Iterator, Any, Case, pl, torch, GlobEncCallback, read_run, store, equal, said, events)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], tuple[pl.Trainer, GlobEncCallback]]:
+    """Trains to the end what a case interrupts; each kind of training once."""
+    known: dict[str, tuple[pl.Trainer, GlobEncCallback]] = {}
+
+    def trained(case: Case) -> tuple[pl.Trainer, GlobEncCallback]:
+        kind = repr((case.settings, case.options, case.module, case.others))
+        if kind not in known:
+            known[kind] = train(tmp_path_factory.mktemp("undisturbed"), case)
+        return known[kind]
+
+    return trained
+
+
+def resumed(folder: Path, case: Case) -> tuple[pl.Trainer, GlobEncCallback, list[str]]:
+    with said() as messages:
+        trainer, callback = train(folder, case, resume=True)
+    return trainer, callback, messages
+
+
+def in_the_tab(folder: Path) -> list[tuple[int, str | None]]:
+    """The step of each validation that the tab shows, and why it has no figures; those with figures have colours."""
+    log = events(folder / "run")
+    read = {tag: [event.tensor_proto.string_val[0] for event in log.Tensors(tag)] for tag in log.Tags()["tensors"]}
+    found = {}
+    for tag in sorted(tag for tag in read if "/dashboard/summary/" in tag):
+        record = store.summary_from_bytes(read[tag][-1])
+        ordinal = store.parsed_tag(tag)[2]  # type: ignore[index]
+        found[ordinal] = read_summary(ordinal, log.Tensors(tag)[-1].wall_time, np.array(read[tag][-1]))
+        if isinstance(record, store.Summary):
+            detail = store.detail_from_bytes(read[tag.replace("summary", "detail")][-1])
+            assert detail.moment == record.moment
+    shown = put_together(dict.fromkeys(found), found)
+    return [(one.record.moment.step, one.reason) for one in shown.validations if one.record is not None]
+
+
+def assert_whole(folder: Path, callback: GlobEncCallback, whole: GlobEncCallback) -> None:
+    """History, tab, pictures and scalars are those of the undisturbed training."""
+    assert_same_history(callback, whole)
+    assert callback.history.missing_steps == []
+    steps = [entry.step for entry in whole.history]
+    assert in_the_tab(folder) == [(step, None) for step in steps]
+    log = events(folder / "run")
+    for tag in (MONITORED, "globenc/spearman_by_layer/W/layer_01"):
+        assert sorted({point.step for point in log.Scalars(tag)}) == steps
+    (filmstrip,) = (tag for tag in log.Tags()["images"] if "filmstrip" in tag)
+    assert sorted({image.step for image in log.Images(filmstrip)}) == steps
+
+
+LOST = ("acts on", "averaged weights", "no probe yet, left out", "the clock")
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(LOST)])
+def test_what_was_interrupted_is_made_up_for(
+    name: str, interrupted: Path, undisturbed: Callable[[Case], tuple[pl.Trainer, GlobEncCallback]]
+) -> None:
+    case, folder = CASES[name], interrupted / name
+    whole_trainer, whole = undisturbed(case)
+    trainer, callback, messages = resumed(folder, case)
+    assert messages == []
+    assert_whole(folder, callback, whole)
+    assert callback._schedule.validations == whole._schedule.validations
+    assert equal(trainer.lightning_module.state_dict(), whole_trainer.lightning_module.state_dict())
+    if "record" in case.settings:
+        assert RunRecord(folder / "run" / "globenc", "run").steps() == [entry.step for entry in whole.history]
