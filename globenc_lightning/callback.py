@@ -311,6 +311,7 @@ class GlobEncCallback(Callback):
     def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Log what was found."""
         if trainer.sanity_checking:
+            self._monitor.end_sanity_check(Training(trainer, pl_module))
             return
         training, monitor = Training(trainer, pl_module), self._monitor
         monitor.is_at_end = True

@@ -24,7 +24,7 @@ SHARED = ("position", "answers", "texts")
 class HistoryEntry:
     """One analysed validation.
 
-    Rows, saliency and rho are kept in few tensors and expanded when they are asked for; what is changed in them is lost.
+    Rows, saliency and rho are kept in few tensors, and expanded when they are asked for: changes of those are lost.
 
     Attributes:
         step: the step at which its figures are logged, that of the validation's own metrics.

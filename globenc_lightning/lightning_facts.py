@@ -270,6 +270,17 @@ class Training:
         return int(self.trainer.global_step)
 
     @property
+    def is_sanity_check(self) -> bool:
+        """Whether the batches of a validation are shown before the training."""
+        return bool(self.trainer.sanity_checking)
+
+    @property
+    def share_of_validation(self) -> float:
+        """How much of a whole validation a sanity check shows; 0 where the loaders do not tell."""
+        shown, there = sum(self.trainer.num_sanity_val_batches), sum(self.trainer.num_val_batches)
+        return shown / there if there else 0.0
+
+    @property
     def is_untrained(self) -> bool:
         """Whether no training batch was ever begun."""
         return self.step == 0 and not self.trainer.fit_loop.epoch_loop.batch_progress.total.ready

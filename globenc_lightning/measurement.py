@@ -4,7 +4,7 @@ Axes: ``b`` example, ``l`` layer, ``q`` token that receives, ``k`` token that is
 """
 
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +26,8 @@ __all__ = ["About", "History", "HistoryEntry", "Measurement", "about", "history_
 
 HEAD_READS = ("elsewhere", "other tokens", "readout")
 """What a head can be found to read, the strangest first."""
+Tell = Callable[[int, int], None]
+"""Is told how many examples are analysed, and of how many."""
 BY_EXAMPLE = (
     *("rows", "saliency", "predicted", "probability", "names", "score", "position", "answers", "truths", "ids"),
     *("values", "chances", "logits", "losses"),
@@ -135,6 +137,7 @@ def measure(
     settings: Settings,
     shown: Mapping[int, Collection[str]] | None = None,
     chosen: Sequence[int] | None = None,
+    tell: Tell | None = None,
 ) -> Measurement:
     """Analyse a probe set; in smaller batches, from now on, if the memory does not suffice.
 
@@ -144,6 +147,7 @@ def measure(
         settings: what is computed.
         shown: the examples whose whole last map is kept, and for which methods.
         chosen: the examples that are analysed, at least one; all of them when None.
+        tell: is told how many of how many examples are analysed, before the first batch and after each.
 
     Returns:
         The figures; nothing (NaN, empty tensors) where an example was not chosen.
@@ -155,7 +159,7 @@ def measure(
     chosen = range(len(probe)) if chosen is None else chosen
     while True:
         try:
-            return _measure(reader, probe, settings, shown or {}, chosen)
+            return _measure(reader, probe, settings, shown or {}, chosen, tell or _tell_nobody)
         except Exception as error:
             if not is_out_of_memory(error):
                 # What the step decides by itself was found with these weights, and is not to be compared with others.
@@ -185,6 +189,7 @@ def _measure(
     settings: Settings,
     shown: Mapping[int, Collection[str]],
     chosen: Sequence[int],
+    tell: Tell,
 ) -> Measurement:
     size = len(probe)
     rows: list[dict[str, Tensor]] = [{} for _ in range(size)]
@@ -209,6 +214,8 @@ def _measure(
     chances: list[tuple[float, ...]] = [()] * size
     batches = _batches(reader, probe, chosen)
     reader.kernels.keep = len(batches) > 1
+    done = 0
+    tell(done, len(chosen))
     for indices, batch in batches:
         found = analyze(reader, batch, settings, keep_maps=False, special_tokens=_special_tokens(probe, indices, batch))
         for method, rho in found.correlation.items():
@@ -249,6 +256,8 @@ def _measure(
                 last[index] = {
                     method: found.last[method][place][real][:, real].clone().cpu() for method in shown[index]
                 }
+        done += len(indices)
+        tell(done, len(chosen))
     return Measurement(
         correlation,
         rows,
@@ -276,6 +285,10 @@ def _measure(
         logits,
         losses,
     )
+
+
+def _tell_nobody(done: int, total: int) -> None:
+    """Where nobody asks how far an analysis is."""
 
 
 def _special_tokens(probe: ProbeSet, indices: Sequence[int], batch: Any) -> Any:

@@ -11,7 +11,7 @@ from globenc_lightning import processes
 from globenc_lightning.analysis import Reader, Settings
 from globenc_lightning.collecting import Collector, Places, assumed_probe
 from globenc_lightning.errors import CollectiveError, GlobEncError, ModelCallError, UnsupportedEncoderError
-from globenc_lightning.measurement import Measurement, measure, put_together
+from globenc_lightning.measurement import Measurement, Tell, measure, put_together
 from globenc_lightning.planning import find
 from globenc_lightning.probe import ProbeSet
 from globenc_lightning.task.steps import steps_of
@@ -72,6 +72,7 @@ class Measurer:
         shown: Shown,
         quietly: AbstractContextManager[Any],
         share: tuple[int, int] | None = None,
+        tell: Tell | None = None,
     ) -> Measurement:
         """Measure a probe on one's own, or each process its share and all of them the whole.
 
@@ -82,6 +83,7 @@ class Measurer:
             shown: which maps are kept.
             quietly: a context in which the module's own step logs nothing.
             share: this process's rank and how many there are; None where it is alone. All processes call this.
+            tell: is told how many of this process's examples are analysed.
 
         Returns:
             The figures of the whole probe.
@@ -103,9 +105,9 @@ class Measurer:
                     probe = collector.agreed()
                 if mine:
                     maps = shown(probe)
-                    found = self._measured(self.reader, probe, maps, mine)
+                    found = self._measured(self.reader, probe, maps, mine, tell)
                     if collector.name_by_encoder(model, places, self.reader.structure):
-                        found = measure(self.reader, collector.agreed(), self._settings, maps, mine)
+                        found = measure(self.reader, collector.agreed(), self._settings, maps, mine, tell)
         except Exception as error:
             if share is None:
                 raise
@@ -119,10 +121,15 @@ class Measurer:
         return measurement
 
     def _measured(
-        self, reader: Reader, probe: ProbeSet, maps: Mapping[int, Collection[str]], mine: Sequence[int]
+        self,
+        reader: Reader,
+        probe: ProbeSet,
+        maps: Mapping[int, Collection[str]],
+        mine: Sequence[int],
+        tell: Tell | None,
     ) -> Measurement:
         try:
-            return measure(reader, probe, self._settings, maps, mine)
+            return measure(reader, probe, self._settings, maps, mine, tell)
         except ModelCallError as error:
             if self.assumed is None:
                 raise

@@ -20,6 +20,8 @@ from globenc_lightning.lightning_facts import (
 )
 from globenc_lightning.measurement import History, HistoryEntry, Measurement, about, history_entry
 from globenc_lightning.measuring import Measurer
+from globenc_lightning.progress import Cost, Progress
+from globenc_lightning.progress_bars import display_of, say
 from globenc_lightning.reasons import Reasons, shortened
 from globenc_lightning.record.keeping import RecordKeeper, recorded
 from globenc_lightning.remarks import remarks
@@ -101,6 +103,7 @@ class Monitor:
         self._seen_batches = -1
         self._batch_epoch = 0
         self._keeps_rows = True
+        self._cost = Cost()
         # The clock of what is written: this machine's, or ahead of it where it is behind an earlier start's.
         self._earliest = 0.0
         self._ahead = 0.0
@@ -157,11 +160,16 @@ class Monitor:
         """A validation or a sanity check begins."""
         self.look_for_shards(training)
         self._pending, self.has_validated, self.is_at_end = None, False, False
+        self._cost.begin_validation()
         self._collector.begin_validation()
-        if training.is_fit and not training.trainer.sanity_checking:
+        if training.is_fit and not training.is_sanity_check:
             self._seen_batches = training.batches
             if not self.is_repeated(training):
                 self._begin(Moment(VALIDATION, None, training.epoch))
+
+    def end_sanity_check(self, training: Training) -> None:
+        """A sanity check is over: a whole validation would take as much longer as it has more batches."""
+        self._cost.end_validation(training.share_of_validation)
 
     def end_validation(self) -> None:
         """Everything about a validation is written: no checkpoint owes it any more."""
@@ -218,6 +226,8 @@ class Monitor:
     def validate(self, training: Training) -> None:
         """Analyse a validation, if it is its turn."""
         self.has_validated = True
+        if not training.is_sanity_check:
+            self._cost.end_validation()
         repeated = self.is_repeated(training)
         if not self._is_its_turn(training, repeated):
             return
@@ -255,14 +265,24 @@ class Monitor:
 
     def _measure(self, training: Training) -> Measurement:
         settings, drawn = self._choices.settings, self._choices.heatmap_examples
-        return self._measurer.measure(
-            training.module,
-            self._collector,
-            training.places,
-            lambda probe: kept_maps(probe.lengths(), settings, drawn),
-            training.quietly(),
-            training.share,
-        )
+        progress = Progress(lambda: display_of(training.trainer), self._cost.analysis)
+        try:
+            measurement = self._measurer.measure(
+                training.module,
+                self._collector,
+                training.places,
+                lambda probe: kept_maps(probe.lengths(), settings, drawn),
+                training.quietly(),
+                training.share,
+                progress.tell,
+            )
+        finally:
+            progress.end()
+        self._cost.analysis = progress.seconds
+        words = self._cost.words(len(measurement.names), len(settings.methods), self._choices.every_n_validations)
+        if words is not None and training.is_fit:
+            say(training.trainer, words)
+        return measurement
 
     def look(self, training: Training, step: int, validation: bool = True, written: Sequence[str] = ()) -> None:
         """Analyse the model outside of a validation: what is found is written, and cannot be monitored.

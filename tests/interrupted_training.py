@@ -30,6 +30,15 @@ from tests.test_checkpoints import same_batches
 from tests.training import Sentences, Steps, build_trainer, classifier, loader
 
 SETTINGS: dict[str, Any] = {"num_examples": 6, "methods": ["W", "N-Enc"], "heatmap_examples": 1}
+SLURM = {
+    "SLURM_NTASKS": "1",
+    "SLURM_JOB_ID": "7",
+    "SLURM_JOB_NAME": "x",
+    "SLURM_NODELIST": "localhost",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+}
 
 
 class Module(Steps):
@@ -132,6 +141,7 @@ class Hooks(pl.Callback):
         if not trainer.sanity_checking:
             self.reach("validation_start")
 
+    # Nobody else's, as far as those can tell who look where it comes from.
     on_validation_start.__module__ = "globenc_lightning.tests"
 
     def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -209,12 +219,11 @@ def interrupting(case: Case) -> Callable[[str], None]:
 def train(
     folder: Path, case: Case, resume: bool = False, reach: Callable[[str], None] = lambda place: None
 ) -> tuple[pl.Trainer, GlobEncCallback]:
-    """Three epochs of four batches, of which two are trained on; resumed from the newest checkpoint that an interruption left behind."""
-    slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x", "SLURM_NODELIST": "localhost"}
-    os.environ.update({**slurm, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"} if not resume else {})
+    """Three epochs of two batches; resumed from the newest checkpoint that an interruption left behind."""
+    if not resume:
+        os.environ.update(SLURM)
     callback = GlobEncCallback(**{**SETTINGS, **case.settings})
     keeps = ModelCheckpoint(folder / "kept", save_last=True, save_on_train_epoch_end=False)
-    # A hook of Lightning's own, as far as anybody who looks at its origin can tell.
     callbacks = [*case.others(), Hooks(reach), callback, keeps, OnExceptionCheckpoint(folder / "kept")]
     trainer = build_trainer(
         callbacks,
