@@ -260,14 +260,17 @@ class History(list[HistoryEntry]):
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "History":
         """The history that :meth:`state_dict` was called on."""
-        return cls(
-            [HistoryEntry.from_state_dict(entry) for entry in state["history"]],
+        made = cls(
+            (),
             None if state["about"] is None else About.from_state_dict(state["about"]),
             state["missing_steps"],
             state["drawn_from"],
             # Earlier versions wrote none.
             [(step, text) for step, text in state.get("reasons", ())],
         )
+        for entry in state["history"]:
+            made.append(HistoryEntry.from_state_dict(entry))
+        return made
 
     def state_dict(self) -> dict[str, Any]:
         """Everything in tensors and primitives, for a checkpoint."""

@@ -567,6 +567,5 @@ class Monitor:
     def _restore_recorded(self, history: History, pointer: Mapping[str, Any]) -> None:
         """Put the entries that a checkpoint's pointer stands for into a history."""
         kept = history.latest
-        history[history.start :] = (
-            recorded(pointer, kept) if self._keeper is None else self._keeper.restored(pointer, kept)
-        )
+        entries = recorded(pointer, kept) if self._keeper is None else self._keeper.restored(pointer, kept)
+        history[history.start :] = entries
