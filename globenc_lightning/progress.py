@@ -107,9 +107,13 @@ class Cost:
         share = ""
         if self._validation is not None:
             share = f", {100 * self.analysis / (self.analysis + self._validation):.0f} % of a validation's time"
-        whose = "each validation" if every == 1 else f"every {every}th validation"
+        whose = "each validation" if every == 1 else f"1 of {every} validations"
+        cheaper = [
+            *([f"fewer examples (num_examples={examples // 4})"] if examples >= 8 else []),
+            *([f"fewer methods than {methods} (methods=['N-Enc'])"] if methods > 1 else []),
+            f"fewer validations (every_n_validations={5 * every})",
+        ]
         return (
             f"GlobEncCallback: analysing {examples:,} examples takes about {self.analysis:,.0f} s at {whose}{share}. "
-            f"It takes less with fewer examples (num_examples={max(1, examples // 4)}), fewer methods than {methods} "
-            f"(methods=['N-Enc']), or fewer validations (every_n_validations={5 * every})."
+            f"It takes less with {' or '.join(cheaper)}."
         )

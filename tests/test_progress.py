@@ -88,6 +88,12 @@ def test_what_a_validation_costs_is_said_once_with_what_makes_it_cheaper(at: Cal
     assert made.words(1000, 8, 1) is None
 
 
+def test_nothing_is_advised_that_cannot_be_less(at: Callable[[float], None]) -> None:
+    text = cost(at, 10).words(4, 1, 1)
+    assert text is not None
+    assert text.endswith("It takes less with fewer validations (every_n_validations=5).")
+
+
 @pytest.mark.parametrize(("share", "expected"), [(0.25, "43 %"), (0.0, None)])
 def test_a_sanity_check_tells_what_a_whole_validation_takes(
     share: float, expected: str | None, at: Callable[[float], None]
@@ -95,7 +101,7 @@ def test_a_sanity_check_tells_what_a_whole_validation_takes(
     text = cost(at, 10, share).words(1000, 8, 2)
     assert text is not None
     assert (expected is None) == ("%" not in text)
-    assert expected is None or f"every 2nd validation, {expected}" in text
+    assert expected is None or f"at 1 of 2 validations, {expected}" in text
 
 
 def test_what_is_short_costs_no_line(at: Callable[[float], None]) -> None:

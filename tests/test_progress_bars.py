@@ -7,7 +7,7 @@ from pytorch_lightning.callbacks import ProgressBar, RichProgressBar, TQDMProgre
 
 from globenc_lightning import GlobEncCallback, progress
 from tests.neutrality import equal
-from tests.training import Sentences, Steps, fit, final_state, loader, said
+from tests.training import Sentences, Steps, final_state, fit, loader, said
 
 DONE = "GlobEnc 4/12 examples"
 
@@ -23,13 +23,13 @@ class Tqdm(TQDMProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[str, int]] = []
+        self.seen: list[list[tuple[str, int]]] = []
 
     def _watched(self, bar: Any) -> Any:
         refresh = bar.refresh
 
         def told(*arguments: Any, **options: Any) -> Any:
-            self.seen.append((bar.desc, bar.n))
+            self.seen.append([(bar.desc, bar.n)])
             return refresh(*arguments, **options)
 
         bar.refresh = told
@@ -44,11 +44,12 @@ class Rich(RichProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[str, int]] = []
+        self.seen: list[list[tuple[str, int]]] = []
 
     def refresh(self, hard: bool = False) -> None:
         if self.progress is not None:
-            self.seen += [(task.description, int(task.completed)) for task in self.progress.tasks if task.visible]
+            tasks = [task for task in self.progress.tasks if task.visible]
+            self.seen.append([(task.description, int(task.completed)) for task in tasks])
         super().refresh(hard)
 
 
@@ -84,13 +85,13 @@ def ours(**settings: Any) -> GlobEncCallback:
 def test_lightning_s_bars_show_it_and_are_as_before(kind: type[Tqdm | Rich]) -> None:
     bar, alone = kind(), kind()
     observed, undisturbed = train(ours(), bar), train(alone)
-    texts = [text for text, _ in bar.seen]
+    texts = [text for drawn in bar.seen for text, _ in drawn]
     assert DONE in texts
     assert "GlobEnc 8/12 examples" in texts
 
-    def others(seen: list[tuple[str, int]]) -> list[tuple[str, int]]:
-        """What is shown, one after the other, besides ours."""
-        kept = [one for one in seen if not one[0].startswith("GlobEnc ")]
+    def others(seen: list[list[tuple[str, int]]]) -> list[list[tuple[str, int]]]:
+        """What is drawn, one after the other, when nothing of ours is."""
+        kept = [drawn for drawn in seen if not any(text.startswith("GlobEnc ") for text, _ in drawn)]
         return [one for place, one in enumerate(kept) if not place or one != kept[place - 1]]
 
     assert others(bar.seen) == others(alone.seen)
@@ -140,7 +141,7 @@ def test_an_analysis_that_fails_leaves_the_bar_as_it_was() -> None:
     with said() as messages:
         train(ours(forward=forward), bar)
     assert "not here" in messages[0]
-    assert not bar.seen[-1][0].startswith("GlobEnc ")
+    assert not bar.seen[-1][0][0].startswith("GlobEnc ")
 
 
 def test_what_is_quick_shows_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -148,5 +149,5 @@ def test_what_is_quick_shows_nothing(monkeypatch: pytest.MonkeyPatch, caplog: py
     monkeypatch.setattr(progress, "SLOW", 3600.0)
     bar = Tqdm()
     train(ours(), bar)
-    assert not [text for text, _ in bar.seen if text.startswith("GlobEnc ")]
+    assert not [text for drawn in bar.seen for text, _ in drawn if text.startswith("GlobEnc ")]
     assert not [message for message in caplog.messages if "every_n_validations" in message]
