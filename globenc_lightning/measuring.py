@@ -32,6 +32,7 @@ class Measurer:
     Attributes:
         reader: the model, once it has been measured.
         assumed: why the module's own steps tell nothing, where the model is called itself instead; else None.
+        tell: is told how many of this process's examples are analysed; None where nobody asks.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Measurer:
     ) -> None:
         self.reader: Reader | None = None
         self.assumed: str | None = None
+        self.tell: Tell | None = None
         self._settings = settings
         self._forward = forward
         self._decision = decision
@@ -72,7 +74,6 @@ class Measurer:
         shown: Shown,
         quietly: AbstractContextManager[Any],
         share: tuple[int, int] | None = None,
-        tell: Tell | None = None,
     ) -> Measurement:
         """Measure a probe on one's own, or each process its share and all of them the whole.
 
@@ -83,7 +84,6 @@ class Measurer:
             shown: which maps are kept.
             quietly: a context in which the module's own step logs nothing.
             share: this process's rank and how many there are; None where it is alone. All processes call this.
-            tell: is told how many of this process's examples are analysed.
 
         Returns:
             The figures of the whole probe.
@@ -105,9 +105,9 @@ class Measurer:
                     probe = collector.agreed()
                 if mine:
                     maps = shown(probe)
-                    found = self._measured(self.reader, probe, maps, mine, tell)
+                    found = self._measured(self.reader, probe, maps, mine)
                     if collector.name_by_encoder(model, places, self.reader.structure):
-                        found = measure(self.reader, collector.agreed(), self._settings, maps, mine, tell)
+                        found = measure(self.reader, collector.agreed(), self._settings, maps, mine, self.tell)
         except Exception as error:
             if share is None:
                 raise
@@ -121,15 +121,10 @@ class Measurer:
         return measurement
 
     def _measured(
-        self,
-        reader: Reader,
-        probe: ProbeSet,
-        maps: Mapping[int, Collection[str]],
-        mine: Sequence[int],
-        tell: Tell | None,
+        self, reader: Reader, probe: ProbeSet, maps: Mapping[int, Collection[str]], mine: Sequence[int]
     ) -> Measurement:
         try:
-            return measure(reader, probe, self._settings, maps, mine, tell)
+            return measure(reader, probe, self._settings, maps, mine, self.tell)
         except ModelCallError as error:
             if self.assumed is None:
                 raise

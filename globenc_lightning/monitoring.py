@@ -266,6 +266,7 @@ class Monitor:
     def _measure(self, training: Training) -> Measurement:
         settings, drawn = self._choices.settings, self._choices.heatmap_examples
         progress = Progress(lambda: display_of(training.trainer), self._cost.analysis)
+        self._measurer.tell = progress.tell
         try:
             measurement = self._measurer.measure(
                 training.module,
@@ -274,9 +275,9 @@ class Monitor:
                 lambda probe: kept_maps(probe.lengths(), settings, drawn),
                 training.quietly(),
                 training.share,
-                progress.tell,
             )
         finally:
+            self._measurer.tell = None
             progress.end()
         self._cost.analysis = progress.seconds
         words = self._cost.words(len(measurement.names), len(settings.methods), self._choices.every_n_validations)
