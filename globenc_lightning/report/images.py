@@ -168,8 +168,8 @@ def timeline(
         The readout rows of the last layer, and the steps.
     """
     validations = moments(history, missing_steps)
-    rows = [None if entry is None else entry.rows[method][example].double().numpy() for _, entry in validations]
-    nothing = np.full_like(history[-1].rows[method][example].double().numpy(), np.nan)
+    rows = [None if entry is None else entry.row(method, example).double().numpy() for _, entry in validations]
+    nothing = np.full_like(history[-1].row(method, example).double().numpy(), np.nan)
     kept = [nothing if row is None or row.shape != nothing.shape else row for row in rows]
     return np.stack(kept), [step for step, _ in validations]
 
@@ -190,12 +190,12 @@ def told_apart(
     """
     others, places = [], []
     newest = history[-1]
-    count = len(newest.saliency[example])
+    count = newest.length(example)
     for row, (_, entry) in enumerate(moments(history, missing_steps)):
         decided: tuple[int, ...] = ()
         if entry is not None:
             # Earlier versions kept neither texts nor answers.
-            length = len(entry.saliency[example])
+            length = entry.length(example)
             same = not entry.texts or not newest.texts or entry.texts[example] == newest.texts[example]
             if length != count or not same:
                 others.append(row)

@@ -26,7 +26,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 
@@ -164,9 +164,9 @@ def _write_event(writer: Any, event: Any, files: dict[str, bytes], tag: str, pic
     _add_event(writer, event, Event(summary=Summary(value=[Summary.Value(tag=tag, image=image)])), step)
 
 
-def _add_event(writer: Any, event: Any, message: Any, step: int) -> None:
+def _add_event(writer: Any, event: Any, message: Any, step: int, wall_time: float | None = None) -> None:
     """Write an event of TensorBoard's own class into an event file, as one of the class that its writer takes."""
-    writer.add_event(event.FromString(message.SerializeToString()), step)
+    writer.add_event(event.FromString(message.SerializeToString()), step, wall_time)
 
 
 def _as_figure(picture: Picture) -> Any:
@@ -362,7 +362,9 @@ def run_of(logger: Any) -> tuple[str, ...]:
     return (type(logger).__name__, *(str(getattr(logger, name, "")) for name in ("save_dir", "name", "version")))
 
 
-def log_records(loggers: Iterable[Any], records: Mapping[str, bytes], step: int) -> None:
+def log_records(
+    loggers: Iterable[Any], records: Mapping[str, bytes], step: int, wall_time: float | None = None
+) -> None:
     """Write the dashboard's `records` to every logger that keeps event files (see `can_keep_records`).
 
     Touches `logger.experiment`: for the process of rank zero alone.
@@ -371,6 +373,7 @@ def log_records(loggers: Iterable[Any], records: Mapping[str, bytes], step: int)
         loggers: The Trainer's loggers.
         records: What `report.dashboard.store.to_bytes` made, by tag.
         step: The training step at which they are logged.
+        wall_time: The time at which they are logged, in seconds; that of the machine's clock when None.
 
     Raises:
         PublishError: After the last logger, if any of them failed; the first failure is its cause.
@@ -387,17 +390,17 @@ def log_records(loggers: Iterable[Any], records: Mapping[str, bytes], step: int)
     failures: list[tuple[str, Exception]] = []
     for logger in loggers:
         try:
-            found = _event_writer(logger)
-            if found is None:
+            if _event_writer(logger) is None:
                 continue
-            writer, event = found
             require_room(logger, 2 * sum(len(data) for data in records.values()))
             for tag, data in records.items():
+                # Anew each time: a signal's handler may close the writer in between, as Lightning's for SLURM does.
+                writer, event = cast(tuple[Any, Any], _event_writer(logger))
                 tensor = TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[data])
                 value = Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
-                _add_event(writer, event, Event(summary=Summary(value=[value])), step)
-            # Who watches a training does not want to wait for a buffer to be full.
-            writer.flush()
+                _add_event(writer, event, Event(summary=Summary(value=[value])), step, wall_time)
+                # Who watches a training does not want to wait for a buffer to be full.
+                writer.flush()
         except Exception as error:
             failures.append((type(logger).__name__, error))
     if failures:
