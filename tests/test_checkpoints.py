@@ -13,7 +13,6 @@ import torch
 from pytorch_lightning.callbacks import (
     BatchSizeFinder,
     EarlyStopping,
-    EMAWeightAveraging,
     LambdaCallback,
     LearningRateFinder,
     ModelCheckpoint,
@@ -27,7 +26,8 @@ from torch.utils.data import Subset
 
 from globenc_lightning import METHODS, GlobEncCallback, ProbeSet
 from globenc_lightning.tokenizers import spelling_of
-from tests.neutrality import EveryStep, equal
+from tests.averaging import EMAWeightAveraging, EveryStep, averages
+from tests.neutrality import equal
 from tests.test_callback import MONITORED, OWN_FORMS, TakesOwnForm, assert_same, given_batch, in_form, probed_ids
 from tests.training import (
     Album,
@@ -185,6 +185,7 @@ AVERAGING: dict[str, Callable[[pl.Callback], list[pl.Callback]]] = {
 }
 
 
+@averages
 @pytest.mark.parametrize("kind", AVERAGING)
 def test_a_validation_that_is_made_up_sees_averaged_weights_where_others_do(kind: str, tmp_path: Path) -> None:
     settings = {"heatmap_examples": 0, "methods": ["N-Enc"]}
