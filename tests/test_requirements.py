@@ -1,4 +1,4 @@
-"""What pyproject.toml declares: pip leaves what is installed in place, and the bounds are those that the tests ran with."""
+"""What pyproject.toml declares: pip leaves what is installed in place, and the bounds are what the tests ran with."""
 
 import json
 import os
@@ -63,13 +63,14 @@ def needed(requirements: Iterable[str]) -> dict[str, Distribution]:
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the package and all that is installed here, as wheels without content; of torch, a newer one too."""
+    """A folder with the package and all that it needs, as wheels without content; of torch, a newer one too."""
     folder = tmp_path_factory.mktemp("index")
     extras = [f"{one}; extra == '{extra}'" for extra, requires in EXTRAS.items() for one in requires]
     text = metadata(PROJECT["name"], "9", [*PROJECT["dependencies"], *extras], EXTRAS)
     wheel(folder, PROJECT["name"], "9", text)
     for name, one in needed([*PROJECT["dependencies"], *EXTRAS["record"], *EXTRAS["examples"]]).items():
-        wheel(folder, name, Version(one.version).public, metadata(name, Version(one.version).public, one.requires or ()))
+        version = Version(one.version).public
+        wheel(folder, name, version, metadata(name, version, one.requires or ()))
     wheel(folder, "torch", NEWEST_TORCH, metadata("torch", NEWEST_TORCH))
     return folder
 
@@ -103,7 +104,7 @@ def fetched(index: Path, environment: Path, installed: Mapping[str, str], what: 
     return {canonicalize_name(one["metadata"]["name"]): one["metadata"]["version"] for one in found}
 
 
-@pytest.mark.parametrize("version", ["2.6.0", "2.6.0+cu124", "2.13.0+cpu", "2.15.0"])
+@pytest.mark.parametrize("version", ["2.6.0", "2.15.0+cu130"])
 def test_an_install_leaves_the_torch_that_is_there(version: str, index: Path, empty: Path) -> None:
     what = f"{PROJECT['name']}[record,examples]"
     found = fetched(index, empty, {"torch": version}, what)
@@ -111,10 +112,23 @@ def test_an_install_leaves_the_torch_that_is_there(version: str, index: Path, em
     assert {PROJECT["name"], "pytorch-lightning", "transformers", "pyarrow"} <= found.keys()
 
 
-@pytest.mark.parametrize("version", [None, "2.5.1"])
-def test_an_older_torch_or_none_is_replaced(version: str | None, index: Path, empty: Path) -> None:
-    installed = {} if version is None else {"torch": version}
-    assert fetched(index, empty, installed, PROJECT["name"])["torch"] == NEWEST_TORCH
+def test_an_older_torch_is_replaced(index: Path, empty: Path) -> None:
+    assert fetched(index, empty, {"torch": "2.5.1"}, PROJECT["name"])["torch"] == NEWEST_TORCH
+
+
+def test_no_package_that_is_installed_with_it_refuses_a_torch_from_the_oldest_on() -> None:
+    requires = {name: one.requires or () for name, one in needed(PROJECT["dependencies"]).items()}
+    found = [
+        (name, requirement.specifier)
+        for name, entries in [(PROJECT["name"], PROJECT["dependencies"]), *requires.items()]
+        for requirement in map(Requirement, entries)
+        if requirement.name == "torch" and (requirement.marker is None or requirement.marker.evaluate({"extra": ""}))
+    ]
+    assert {PROJECT["name"], "pytorch-lightning", "torchmetrics"} <= {name for name, _ in found}
+    versions_of_torch = [f"2.{minor}.{patch}" for minor in range(6, 30) for patch in (0, 1)]
+    for version in [*versions_of_torch, "2.6.0+cpu", "2.14.1+cu130", "2.13.0a0+df5bbc09d1"]:
+        assert [name for name, one in found if not one.contains(version, prereleases=True)] == []
+    assert [name for name, one in found if not one.contains("2.5.1")] == [PROJECT["name"]]
 
 
 def test_an_install_leaves_everything_that_is_new_enough(index: Path, empty: Path) -> None:

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations
 from globenc_lightning import METHODS, Attributions, attribute
 from globenc_lightning.analysis import Reader, Settings, analyze
 from globenc_lightning.errors import GlobEncError, UnsupportedEncoderError
+from tests import models
 from tests.families import (
     FAMILIES,
     SMALL,
@@ -523,7 +524,7 @@ def test_unreadable_kernels_are_exchanged_and_put_back(kind: str, name: str) -> 
     expected = everything(with_head(kind))
     if name == "flex_attention":
         model = with_head(kind)
-        model.set_attn_implementation(name)
+        models.set_attention(model, name)
         if model.config._attn_implementation != name:
             pytest.skip(f"transformers {transformers.__version__} has no {name} for {type(model).__name__}")
     else:

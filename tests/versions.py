@@ -1,9 +1,9 @@
 """Runs the tests with the oldest, the pinned and the newest versions of what the package needs: ``make versions``.
 
-Each set of versions gets an environment of its own. ``python tests/versions.py`` needs the package index, 10 GB of disk per
-environment where pip's torch comes with CUDA, and as long as the tests take; what stands after ``--`` goes to pytest. It
-writes a row per environment into the table of CONTRIBUTING.md. A row stands for an environment and a version of Python:
-other rows stay as they are.
+Each set of versions gets an environment of its own. ``python tests/versions.py`` needs Python 3.11 or newer, the
+package index, up to 10 GB of disk for an environment whose torch comes with CUDA, and as long as the tests take; what
+stands after ``--`` goes to pytest. It writes a row per environment and version of Python into the table of
+CONTRIBUTING.md, and leaves other rows as they are.
 """
 
 import argparse
@@ -14,10 +14,11 @@ import re
 import subprocess
 import sys
 import tempfile
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import tomllib
 
 ROOT = Path(__file__).parents[1]
 PROJECT = ROOT / "pyproject.toml"
@@ -121,8 +122,8 @@ def counts(summary: str) -> dict[str, int]:
 
 def rows_of(page: str) -> list[dict[str, str]]:
     """Returns the rows of the table between the marks of a page."""
-    lines = [line for line in _block(page).splitlines() if line.startswith("|")]
-    return [dict(zip(COLUMNS, (cell.strip() for cell in line.strip("|").split("|")), strict=True)) for line in lines[2:]]
+    lines = [line.strip("|").split("|") for line in _block(page).splitlines() if line.startswith("|")]
+    return [dict(zip(COLUMNS, (cell.strip() for cell in cells), strict=True)) for cells in lines[2:]]
 
 
 def with_rows(page: str, new: Iterable[dict[str, Any]]) -> str:
@@ -141,7 +142,7 @@ def _key(row: dict[str, Any]) -> tuple[int, ...]:
 
 
 def _block(page: str) -> str:
-    before, begin, rest = page.partition(BEGIN)
+    _, begin, rest = page.partition(BEGIN)
     block, end, _ = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"the page has no table of versions: expected the lines {BEGIN} and {END}")
@@ -152,7 +153,7 @@ def main() -> int:
     """Runs everything, prints the rows and writes them; 1 if a test failed anywhere."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--environments", nargs="+", choices=ENVIRONMENTS, default=list(ENVIRONMENTS))
-    parser.add_argument("--python", default=sys.executable, help="makes the environments (default: the one that runs this)")
+    parser.add_argument("--python", default=sys.executable, help="makes the environments (default: this one)")
     parser.add_argument("--tests", choices=SELECTIONS, default="all", help="core: those closest to the libraries")
     parser.add_argument("--folder", type=Path, help="keep the environments there, and use those that it has")
     parser.add_argument("options", nargs="*", help="for pytest, after --; with paths or -k, the table is not written")
