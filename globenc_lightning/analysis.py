@@ -1999,7 +1999,7 @@ def _refuse_another_model(
         replaced = " and ".join(f"{old!r} by {new!r}" for old, new in exchanged.items())
         reason = (
             f"the analysis replaced its attention implementation {replaced}, which can be read, and that is another "
-            "model. Set one that can be read as it stands: model.set_attn_implementation('sdpa') or 'eager'"
+            "model. Load it with one that can be read as it stands: attn_implementation='sdpa' or 'eager'"
         )
     else:
         reason = (

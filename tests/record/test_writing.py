@@ -1,6 +1,7 @@
 """What a record holds, and that its files are whole whatever happens while they are written."""
 
 import errno
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -83,7 +84,7 @@ def test_about_tells_the_choices_and_every_column(tmp_path: Path) -> None:
     assert (told["schema"], told["run"], told["seed"], told["hyperparameters"]) == (schema.SCHEMA, "run", 3, {"lr": 1})
     assert told["about"]["task"] == "classification"
     assert told["probe"] == about.probe
-    assert told["versions"]["torch"] == torch.__version__
+    assert told["versions"]["torch"] == importlib.metadata.version("torch")
     for kind, columns in tables(tmp_path).items():
         assert list(told["columns"][kind]) == list(columns)
         assert all(told["columns"][kind].values())
