@@ -353,11 +353,16 @@ def naive_norm(module: Any, centered: bool, real: Tensor | None, one_plus: bool 
 
 
 def naive_maps(
-    family: Family, model: Classifier, inputs: dict[str, Tensor], numbers: tuple[float, float, float] | None = None
+    family: Family,
+    model: Classifier,
+    inputs: dict[str, Tensor],
+    numbers: tuple[float, float, float] | None = None,
+    own_centered: bool = False,
 ) -> dict[str, Tensor]:
     """The eight maps of every layer (b, l, q, k), from the paths above and every vector.
 
     ``numbers`` are what the attention's output, the residual and what leaves the first norm are multiplied by.
+    ``own_centered`` says that the attention's own norm takes off the mean, whatever the family's norms do.
     """
     paths = paths_of(family.name, model.encoder)
     numbers = numbers or (paths.number, 1.0, 1.0)
@@ -413,7 +418,8 @@ def naive_maps(
                 norms = [naive_norm(module(paths.norms[0]), kind[0], seen.given(paths.norms[0], 0), kind[1])]
             own_norm = None
             if paths.own is not None:
-                own_norm = naive_norm(module(paths.own), kind[0], seen.given(paths.own.format(layer), layer), kind[1])
+                entered = seen.given(paths.own.format(layer), layer)
+                own_norm = naive_norm(module(paths.own), kind[0] or own_centered, entered, kind[1])
             maps = naive.local_maps(attention, values, weight, bias, x, norms, mask, len(norms), own_norm, numbers)
             maps["N-Res"] = maps["N-Enc"]
             if paths.network is not None:
