@@ -45,7 +45,7 @@ class Measurement:
         probability: (b,) its softmax probability; NaN for a single logit.
         reconstruction_error: (l,) the largest of any batch.
         readout: which row was read.
-        rule: ``"post-LN"``, the paper's, or ``"pre-LN"``, an extension of it.
+        rule: ``"post-LN"``, the paper's, or ``"pre-LN"``, ``"sublayer-norm"`` or ``"parallel"``, extensions of it.
         calls: how many calls of an encoder one forward pass makes; the figures are those of the first.
         encoder: the path of the encoder in the model.
         head_reads: what the head makes its decision of, see ``Attributions.head_reads``; of any batch.
@@ -228,7 +228,7 @@ class About:
 
     Attributes:
         encoder: the path of the encoder in the model.
-        rule: ``"post-LN"``, the paper's, or ``"pre-LN"``, an extension of it.
+        rule: ``"post-LN"``, the paper's, or ``"pre-LN"``, ``"sublayer-norm"`` or ``"parallel"``, extensions of it.
         methods: the methods in the order they were asked for.
         normalize: whether rows were divided by their sum before the rollout.
         target: which score the saliency is taken of, in words.
