@@ -141,7 +141,7 @@ class Attributions:
         head_gradient: (b, k) length of the score's gradient with respect to the encoder's last hidden states: which
             tokens the head reads. None if it reads none of them.
         encoder: the path of the encoder in the model.
-        rule: ``"post-LN"``, the paper's, or ``"pre-LN"``, an extension of it that is not in the paper.
+        rule: ``"post-LN"``, the paper's, or ``"pre-LN"``, ``"sublayer-norm"`` or ``"parallel"``, extensions of it.
         others: where the forward pass calls several encoders, or one several times: the attributions of the further
             calls, in call order.
         score: (b,) the score whose gradient the saliency is.

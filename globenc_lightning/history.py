@@ -184,7 +184,7 @@ class About:
 
     Attributes:
         encoder: the path of the encoder in the model.
-        rule: ``"post-LN"``, the paper's, or ``"pre-LN"``, an extension of it.
+        rule: ``"post-LN"``, the paper's, or ``"pre-LN"``, ``"sublayer-norm"`` or ``"parallel"``, extensions of it.
         methods: the methods in the order they were asked for.
         normalize: whether rows were divided by their sum before the rollout.
         target: which score the saliency is taken of, in words.

@@ -49,7 +49,7 @@ class Measurement:
         probability: (b,) its softmax probability; NaN for a single logit.
         reconstruction_error: (l,) the largest of any batch.
         readout: which row was read.
-        rule: ``"post-LN"``, the paper's, or ``"pre-LN"``, an extension of it.
+        rule: ``"post-LN"``, the paper's, or ``"pre-LN"``, ``"sublayer-norm"`` or ``"parallel"``, extensions of it.
         calls: how many calls of an encoder one forward pass makes; the figures are those of the first.
         encoder: the path of the encoder in the model.
         head_reads: what the head makes its decision of, see ``Attributions.head_reads``; of any batch.

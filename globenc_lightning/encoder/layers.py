@@ -271,7 +271,7 @@ def layer_inputs(
     norms = {"N-Res": frozen, "N-ResLN": frozen, "N-Enc": frozen}
     if layer.rule == POST_LN:
         kept = layer.branches[1].kept
-        second = frozen[1] if kept == 1 else replace(frozen[1], scale=frozen[1].scale / kept)
+        second = frozen[1] if kept == 1 else replace(frozen[1], scale=frozen[1].scale / abs(kept))
         norms = {"N-ResLN": frozen[:1], "N-Enc": (frozen[0], second, *frozen[2:])}
     divided = _divided(layer, activations)
     if divided is not None:
