@@ -184,7 +184,7 @@ class LayerInputs(NamedTuple):
     norms: dict[str, tuple[FrozenNorm, ...]]
 
 
-_PLAIN = (nn.Linear, NonDynamicallyQuantizableLinear)
+_PLAIN_MAPS = (nn.Linear, NonDynamicallyQuantizableLinear)
 """Classes that compute with their weight as it stands; the second is that of ``nn.MultiheadAttention``."""
 
 
@@ -202,7 +202,7 @@ def effective_linear(
     Returns:
         The weight (out, in) and the bias (out,) or None.
     """
-    if isinstance(module, nn.Linear) and type(module) in _PLAIN and _is_plain(module):
+    if isinstance(module, nn.Linear) and type(module) in _PLAIN_MAPS and _is_plain(module):
         return working(module.weight), None if module.bias is None else working(module.bias)
     # A wrapper's `.weight` is the base weight, without its adapter; that of a quantised or an offloaded module holds no
     # numbers to calculate with: ask the module itself.
@@ -415,10 +415,17 @@ def distances(
     own = attention if layer.rule == PARALLEL else None
     found += _sum_distances(before, activations, second, own, directions)
     if layer.norms:
-        entering = F.linear(stream, _transposed(directions, frozen[0]))
-        expected = F.linear(working(_seen(activations.output)), directions)
-        found.append(Distance(_output(entering, frozen[0], biases[0], directions) - expected, expected, None))
+        found.append(_norm_distance(frozen[0], biases[0], activations.stream, activations.output, directions))
     return found
+
+
+def _norm_distance(
+    norm: FrozenNorm, bias: Tensor | None, entering: Tensor | None, leaving: Tensor | None, directions: Tensor
+) -> Distance:
+    """How far a frozen norm of what enters it is from what leaves it."""
+    total = F.linear(working(_seen(entering)), _transposed(directions, norm))
+    expected = F.linear(working(_seen(leaving)), directions)
+    return Distance(_output(total, norm, bias, directions) - expected, expected, None)
 
 
 def _output(total: Tensor, norm: FrozenNorm, bias: Tensor | None, directions: Tensor) -> Tensor:

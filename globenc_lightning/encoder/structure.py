@@ -78,10 +78,10 @@ class Structure:
         length: the number of real tokens of the longest example that it was proven with.
         span: the number of tokens, padding included, over which values and feed-forward networks were shown to look at
             one token at a time.
-        sequence_first: whether watched modules work on (q, b, d).
         makeup: what the encoder was made of, see :func:`makeup_of`.
         width: the size ``d`` of its hidden states.
         joined: whether watched modules work on (b * q, d).
+        sequence_first: whether watched modules work on (q, b, d).
     """
 
     encoder: nn.Module
