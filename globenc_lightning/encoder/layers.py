@@ -406,9 +406,7 @@ def distances(
         expected = F.linear(working(_seen(activations.output)), directions)
         found.append(Distance(_output(total, frozen[1], biases[1], directions) - expected, expected, None))
         if len(layer.norms) > 2:
-            entering = F.linear(working(_seen(activations.output)), _transposed(directions, frozen[2]))
-            expected = F.linear(working(_seen(activations.final)), directions)
-            found.append(Distance(_output(entering, frozen[2], biases[2], directions) - expected, expected, None))
+            found.append(_norm_distance(frozen[2], biases[2], activations.output, activations.final, directions))
         return found
 
     before = attended if layer.rule == PARALLEL else second.stream(attended)
