@@ -141,7 +141,7 @@ class Attributions:
         head_gradient: (b, k) length of the score's gradient with respect to the encoder's last hidden states: which
             tokens the head reads. None if it reads none of them.
         encoder: the path of the encoder in the model.
-        rule: ``"post-LN"``, the paper's, or ``"pre-LN"``, an extension of it that is not in the paper.
+        rule: ``"post-LN"``, the paper's, or ``"pre-LN"``, ``"sublayer-norm"`` or ``"parallel"``, extensions of it.
         others: where the forward pass calls several encoders, or one several times: the attributions of the further
             calls, in call order.
         score: (b,) the score whose gradient the saliency is.
@@ -895,13 +895,14 @@ def _record(
         home = _AtHome(home.mask[chosen], None if home.head is None else home.head[chosen], home.finite[chosen])
     if not home.finite.all():
         raise NonFiniteError("the gradient of the target's score holds NaN or infinity, so there is no saliency.")
-    if head is not None and zeros_at_padding(structure.encoder) and bool((head.masked_fill(mask, 0.0) > 0).any()):
+    if home.head is not None and zeros_at_padding(structure.encoder):
         name = structure.encoder_name or type(structure.encoder).__name__
-        warn(
-            f"what is decided reads padding, where {name} gives zeros in evaluation (nested tensors) and something "
-            "else in training: the figures are those of what is trained, and a validation's own metrics are not. Write "
-            "nn.TransformerEncoder(..., enable_nested_tensor=False), or leave padding out of the mean."
-        )
+        if bool((home.head.masked_fill(home.mask, 0.0) > 0).any()):
+            warn(
+                f"what is decided reads padding, where {name} gives zeros in evaluation (nested tensors) and something "
+                "else in training: the figures are those of what is trained, and a validation's own metrics are not. "
+                "Write nn.TransformerEncoder(..., enable_nested_tensor=False), or leave padding out of the mean."
+            )
     if not home.mask.any(1).all():
         empty = (~home.mask.any(1)).nonzero().flatten().tolist()
         warn(f"rows without a real token have no figures: {empty}")
@@ -1998,7 +1999,7 @@ def _refuse_another_model(
         replaced = " and ".join(f"{old!r} by {new!r}" for old, new in exchanged.items())
         reason = (
             f"the analysis replaced its attention implementation {replaced}, which can be read, and that is another "
-            "model. Set one that can be read as it stands: model.set_attn_implementation('sdpa') or 'eager'"
+            "model. Load it with one that can be read as it stands: attn_implementation='sdpa' or 'eager'"
         )
     else:
         reason = (

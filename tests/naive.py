@@ -107,9 +107,8 @@ def _single(
         enters_first_norm = enters_first_norm + numbers[0] * projection_bias
     after = [with_residual]
     for norm, real in norms:
-        after.append(norm.linear(after[-1], enters_first_norm if real is None else real))
-        if len(after) == 2 and len(norms) == 2:
-            after[-1] = numbers[2] * after[-1]  # what the second norm is given
+        entering = numbers[2] * after[-1] if len(after) == 2 else after[-1]  # of two norms, the second
+        after.append(norm.linear(entering, enters_first_norm if real is None else real))
     encoded = after[-1]
 
     weights = attention.mean(0)

@@ -352,9 +352,20 @@ def naive_norm(module: Any, centered: bool, real: Tensor | None, one_plus: bool 
     return naive.Norm(weight, module.eps if eps is None else eps, centered, real)
 
 
-def naive_maps(family: Family, model: Classifier, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The eight maps of every layer (b, l, q, k), from the paths above and every vector."""
+def naive_maps(
+    family: Family,
+    model: Classifier,
+    inputs: dict[str, Tensor],
+    numbers: tuple[float, float, float] | None = None,
+    own_centered: bool = False,
+) -> dict[str, Tensor]:
+    """The eight maps of every layer (b, l, q, k), from the paths above and every vector.
+
+    ``numbers`` are what the attention's output, the residual and what leaves the first norm are multiplied by.
+    ``own_centered`` says that the attention's own norm takes off the mean, whatever the family's norms do.
+    """
     paths = paths_of(family.name, model.encoder)
+    numbers = numbers or (paths.number, 1.0, 1.0)
     templates = [
         paths.layer,
         paths.values,
@@ -396,7 +407,7 @@ def naive_maps(family: Family, model: Classifier, inputs: dict[str, Tensor]) -> 
         if family.rule == POST:
             second = turned(seen.given(paths.norms[1].format(layer), layer))
             norms = [naive_norm(module(paths.norms[0]), True, None), naive_norm(module(paths.norms[1]), True, second)]
-            maps = naive.local_maps(attention, values, weight, bias, x, norms, mask)
+            maps = naive.local_maps(attention, values, weight, bias, x, norms, mask, numbers=numbers)
             entering = turned(seen.given(paths.norms[0].format(layer), layer))
         else:
             if paths.gain is not None:
@@ -407,8 +418,8 @@ def naive_maps(family: Family, model: Classifier, inputs: dict[str, Tensor]) -> 
                 norms = [naive_norm(module(paths.norms[0]), kind[0], seen.given(paths.norms[0], 0), kind[1])]
             own_norm = None
             if paths.own is not None:
-                own_norm = naive_norm(module(paths.own), kind[0], seen.given(paths.own.format(layer), layer), kind[1])
-            numbers = (paths.number, 1, 1)
+                entered = seen.given(paths.own.format(layer), layer)
+                own_norm = naive_norm(module(paths.own), kind[0] or own_centered, entered, kind[1])
             maps = naive.local_maps(attention, values, weight, bias, x, norms, mask, len(norms), own_norm, numbers)
             maps["N-Res"] = maps["N-Enc"]
             if paths.network is not None:
@@ -426,7 +437,7 @@ def naive_maps(family: Family, model: Classifier, inputs: dict[str, Tensor]) -> 
         real = mask.bool()
         added = context @ weight.T + (0 if bias is None else bias)
         added = added if paths.own is None else module(paths.own)(added).detach()
-        own = x + paths.number * added
+        own = numbers[1] * x + numbers[0] * added
         tolerance = 1e-10 if x.dtype == torch.float64 else 1e-5
         torch.testing.assert_close(
             own[real], entering[real], rtol=tolerance, atol=tolerance * float(entering.abs().max())

@@ -84,7 +84,7 @@ class Layer:
         projection: the linear map that takes the heads' context vectors.
         projection_name: its path in the model.
         norms: what the vectors of N-Enc pass through: the norms after attention and after the feed-forward network
-            (post-LN), the model's final norm (the last layer, of post-LN after these two), or nothing.
+            (post-LN), the model's final norm (the last layer of every rule, of post-LN after these two), or nothing.
         branches: how the attention's and the feed-forward network's output join the residual stream.
         channels_first: whether the projection takes (b, d, q) instead of (b, q, d).
     """
@@ -271,7 +271,7 @@ def layer_inputs(
     norms = {"N-Res": frozen, "N-ResLN": frozen, "N-Enc": frozen}
     if layer.rule == POST_LN:
         kept = layer.branches[1].kept
-        second = frozen[1] if kept == 1 else replace(frozen[1], scale=frozen[1].scale / kept)
+        second = frozen[1] if kept == 1 else replace(frozen[1], scale=frozen[1].scale / abs(kept))
         norms = {"N-ResLN": frozen[:1], "N-Enc": (frozen[0], second, *frozen[2:])}
     divided = _divided(layer, activations)
     if divided is not None:

@@ -850,7 +850,7 @@ class _Reading:
         watched = self.structure.order[self._open.pop()]
         for role in watched.roles:
             if role.gives is not None:
-                gave = self._hidden_in(output)
+                gave = self._returned_by(output)
                 self._see(role.layer, role.gives, gave.clone() if role.overwritten else gave)
 
     def ended(self, output: Any) -> None:
@@ -921,7 +921,7 @@ class _Reading:
         if errors:
             self._checks.add(torch.cat(errors), judge)
 
-    def _hidden_in(self, output: Any) -> Tensor:
+    def _returned_by(self, output: Any) -> Tensor:
         """The hidden states in what a module returned; some join the texts of a batch."""
         tensors = tensors_in(output)
         found = next((tensor for tensor in tensors if _is_hidden(tensor)), None)
@@ -935,10 +935,10 @@ class _Reading:
         taped, tensor = tensor, tensor.detach()
         if self.structure.channels_first:
             tensor = tensor.transpose(1, 2)
-        elif self.structure.sequence_first:
-            tensor = tensor.transpose(0, 1)
         elif tensor.dim() == 2 and self.mask is not None:
             tensor = tensor.view(*self.mask.shape, -1)
+        elif self.structure.sequence_first:
+            tensor = tensor.transpose(0, 1)
         if self._current is None:
             if self._attention is None or self._stream is None or index != self._layer:
                 raise self.another_way()
@@ -984,10 +984,10 @@ class _Reading:
         names = ("attended", "normed", "added", "stream", *(("residual",) if self._layer else ()))
         axes = (0, 1) if self.structure.sequence_first else (1, 2)
         with torch.enable_grad():
-            exchanged = self.structure.channels_first or self.structure.sequence_first
-            for name in names if exchanged or self.structure.joined else ():
+            other = self.structure.channels_first or self.structure.sequence_first
+            for name in names if other or self.structure.joined else ():
                 tensor = getattr(tape, name)
-                if tensor is not None and (exchanged or tensor.dim() == 2):
+                if tensor is not None and (other or tensor.dim() == 2):
                     turned[name] = tensor.view(*mask.shape, -1) if tensor.dim() == 2 else tensor.transpose(*axes)
                     originals[id(turned[name])] = tensor
             tape = replace(tape, **turned)

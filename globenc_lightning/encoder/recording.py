@@ -55,7 +55,8 @@ class Recording:
         channels_first: whether the tensors of ``calls`` were (b, d, q) and are transposed here.
         originals: what was transposed or taken apart, by the identity of the tensor that stands for it here.
         joined: whether tensors (b * q, d) are among those of ``calls``, as (b, q, d).
-        makeup: what the encoder was made of before its forward pass, see :func:`makeup_of`.
+        makeup: what the encoder was made of before its forward pass, see
+            :func:`~globenc_lightning.encoder.structure.makeup_of`.
         sequence_first: whether the tensors of ``calls`` were (q, b, d) and are transposed here.
         projected: the projections inside attention calls that project their output themselves, as calls of the modules
             that hold their weights; (b, q, d) in any case.
@@ -77,7 +78,7 @@ class Recording:
 
     @property
     def axes(self) -> tuple[int, int]:
-        """The axes of the model's own tensors that are exchanged here, where they are."""
+        """The axes of the model's own tensors that are transposed here, where they are."""
         return (0, 1) if self.sequence_first else (1, 2)
 
 

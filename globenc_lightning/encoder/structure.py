@@ -145,24 +145,30 @@ def resolve(recording: Recording, encoder: nn.Module) -> Structure:
                 f"{attention.probabilities.shape[3]} in a sequence of {tokens}; only self-attention over one sequence "
                 "is defined (no cross-attention, prefix or memory)."
             )
+    refused: list[tuple[bool, int, UnsupportedEncoderError]] = []
     try:
-        return _resolve(recording, encoder)
-    except UnsupportedEncoderError as error:
-        layouts = (channels_last, examples_first, texts_apart, as_returned)
-        for other in (layout(recording) for layout in layouts):
-            if other is not None:
+        for layout in (_as_it_is, channels_last, examples_first, texts_apart, as_returned):
+            one, found = layout(recording), list[Found]()
+            if one is not None:
                 try:
-                    return _resolve(other, encoder)
-                except UnsupportedEncoderError as reason:
-                    if other.sequence_first and tokens != len(recording.mask):
-                        raise reason from error
-        # The reason that counts is the one found with the usual layout.
-        raise
+                    return _resolve(one, encoder, found)
+                except UnsupportedEncoderError as error:
+                    # Tensors (q, b, d) of another number of tokens than of examples are in no other layout.
+                    sure = one.sequence_first and tokens != len(recording.mask)
+                    refused.append((sure, len(found), error))
+        # The reason that counts is that of the layout that explains the most layers, the usual one's before others'.
+        raise max(refused, key=lambda one: one[:2])[2]
+    finally:
+        # An error holds the frames it was raised in, and this one holds the error.
+        refused.clear()
 
 
-def _resolve(recording: Recording, encoder: nn.Module) -> Structure:
+def _as_it_is(recording: Recording) -> Recording:
+    return recording
+
+
+def _resolve(recording: Recording, encoder: nn.Module, found: list[Found]) -> Structure:
     norms = {call.start: norm for call in recording.calls if (norm := _norm_of(call, recording.mask)) is not None}
-    found: list[Found] = []
     for index in range(len(recording.attention)):
         found.append(find_layer(index, recording, norms, found[-1] if found else None))
     _close(recording, norms, found)
@@ -296,8 +302,9 @@ def prove_token_by_token(
         activations: its activations, in the autograd graph.
         mask: (b, s) true for real tokens.
         sets: (s,) each, true for the tokens of the set.
-        originals: the tensors that activations are views of, by the identity of the view.
-        axes: the axes that are exchanged in these, of (b, d, q) or (q, b, d), unless they are (b * q, d).
+        originals: the tensors (b, d, q), (q, b, d) or (b * q, d) that activations are views of, by the identity of the
+            view.
+        axes: the axes that are exchanged in those of three axes.
 
     Raises:
         UnsupportedEncoderError: naming the layer and what depends on other tokens.

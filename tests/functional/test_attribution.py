@@ -455,8 +455,7 @@ def test_the_figures_of_the_authors_code(dtype: torch.dtype, rtol: float, atol_r
     configuration = json.loads((REFERENCE / "bert_tiny.json").read_text())
     configuration.pop("kind")
     # Any: torch types the children of a module as tensor or module.
-    model: Any = BertForSequenceClassification(BertConfig(**configuration))
-    model.set_attn_implementation("eager")
+    model: Any = BertForSequenceClassification._from_config(BertConfig(**configuration), attn_implementation="eager")
     model.load_state_dict(load_file(REFERENCE / "bert_tiny.safetensors"))
     model.to(dtype).eval()
     with np.load(REFERENCE / "bert_tiny.npz") as file:
