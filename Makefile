@@ -53,7 +53,7 @@ loggers: $(LOGGERS_READY) ## run the tests that need the packages behind other l
 readers: $(READERS_READY) ## run the tests that read a record with other packages (polars, DuckDB)
 	GLOBENC_READERS=required $(READERS_ENV)/bin/python -m pytest tests/record/test_readers.py
 
-versions: ## run the tests with every version of transformers that is supported; before a release
+versions: ## run the tests with the oldest, the pinned and the newest of all it needs; before a release
 	$(PYTHON) tests/versions.py $(VERSIONS_ARGS)
 
 lint: $(TEST_READY) ## check style and formatting

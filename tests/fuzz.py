@@ -24,8 +24,8 @@ from transformers.masking_utils import eager_mask
 
 from globenc_lightning import METHODS, GlobEncCallback
 from globenc_lightning.errors import GlobEncWarning
+from tests.averaging import NO_AVERAGING, EveryStep
 from tests.models import CLASSES, FAMILIES, HEADS, REFUSED, VOCABULARY, build, redraw
-from tests.neutrality import EveryStep
 from tests.training import Album, Memory, Sentences, Steps, Stream, fit, loader, tokenizer
 
 DTYPES = {
@@ -276,7 +276,7 @@ def run(kind: dict[str, Any]) -> str:
         trainer = fit(
             module,
             callback,
-            *([EveryStep()] if kind["averaged"] else []),
+            *([EveryStep()] if kind["averaged"] and not NO_AVERAGING else []),
             train=loader(Sentences(8, seed=1, **sizes), 2),
             val=loader(Stream(val) if kind["stream"] else val, kind["batch_size"]),
             logger=logger,

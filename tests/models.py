@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import (
     AlbertConfig,
@@ -171,6 +173,13 @@ def build(name: str, attn: str = "sdpa", dtype: torch.dtype = torch.float32, see
     model = family.model._from_config(family.config(), attn_implementation=attn)
     redraw(model, seed)
     return model.to(dtype).eval()
+
+
+def set_attention(model: Any, name: str) -> None:
+    """Give a model that is made already another attention; where transformers offers no way, the test is skipped."""
+    if not hasattr(model, "set_attn_implementation"):
+        pytest.skip(f"transformers {transformers.__version__} sets no other attention on a model that is made")
+    model.set_attn_implementation(name)
 
 
 def batch(lengths: Sequence[int], width: int | None = None, pad: int = 0, seed: int = 0) -> dict[str, Tensor]:

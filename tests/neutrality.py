@@ -18,7 +18,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.callbacks import EMAWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
@@ -27,6 +26,7 @@ from transformers import PretrainedConfig
 
 from globenc_lightning import GlobEncCallback
 from tests import models
+from tests.averaging import NO_AVERAGING, EMAWeightAveraging, EveryStep
 from tests.training import (
     Memory,
     OwnHead,
@@ -334,13 +334,6 @@ def no_machine_code() -> str:
     return ""
 
 
-class EveryStep(WeightAveraging):
-    """Averages the weights after every step."""
-
-    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        return step_idx is not None
-
-
 class Watch(pl.Callback):
     """Writes down every batch, and every random state as it is at its start; the gradients at every validation."""
 
@@ -428,6 +421,8 @@ class Setting:
     analysed: int = 2
 
 
+Averaged = partial(Setting, impossible=lambda: NO_AVERAGING)
+
 SETTINGS: dict[str, Setting] = {
     "shuffled loaders": Setting(),
     "sequential loaders": Setting(
@@ -471,10 +466,10 @@ SETTINGS: dict[str, Setting] = {
     "eager attention": Setting(make=eager_attention),
     "frozen layers, parts in eval": Setting(make=partly_frozen),
     "no sanity check": Setting(options={"num_sanity_val_steps": 0}),
-    "WeightAveraging before ours": Setting(before=lambda: [EveryStep()], options={"val_check_interval": 0.5}),
-    "WeightAveraging after ours": Setting(after=lambda: [EveryStep()], options={"val_check_interval": 0.5}),
-    "EMA before ours": Setting(before=lambda: [EMAWeightAveraging()], options={"val_check_interval": 0.5}),
-    "EMA after ours": Setting(after=lambda: [EMAWeightAveraging()], options={"val_check_interval": 0.5}),
+    "WeightAveraging before ours": Averaged(before=lambda: [EveryStep()], options={"val_check_interval": 0.5}),
+    "WeightAveraging after ours": Averaged(after=lambda: [EveryStep()], options={"val_check_interval": 0.5}),
+    "EMA before ours": Averaged(before=lambda: [EMAWeightAveraging()], options={"val_check_interval": 0.5}),
+    "EMA after ours": Averaged(after=lambda: [EMAWeightAveraging()], options={"val_check_interval": 0.5}),
     "output_hidden_states": Setting(make=HiddenStates),
     "output_hidden_states, given probe, no sanity check": Setting(
         make=HiddenStates, ours=given_probe, options={"num_sanity_val_steps": 0}, analysed=3
@@ -494,7 +489,7 @@ SETTINGS: dict[str, Setting] = {
         options={"num_sanity_val_steps": 0, "accumulate_grad_batches": 2},
         analysed=4,
     ),
-    "at_steps after ours averages the weights": Setting(
+    "at_steps after ours averages the weights": Averaged(
         after=lambda: [EveryStep()], ours=lambda: GlobEncCallback(heatmap_examples=1, at_steps=[1, 3, 5]), analysed=5
     ),
     "LazyLinear, given probe, no sanity check": Setting(
@@ -531,7 +526,7 @@ def train(setting: Setting, ours: Sequence[pl.Callback]) -> dict[str, Any]:
     averages = [
         one._average_model.state_dict()
         for one in callbacks
-        if isinstance(one, WeightAveraging) and isinstance(one._average_model, nn.Module)
+        if isinstance(getattr(one, "_average_model", None), nn.Module)
     ]
     metrics = {name: value for name, value in trainer.callback_metrics.items() if "globenc" not in name}
     return {

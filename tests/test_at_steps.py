@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from globenc_lightning import GlobEncCallback, ProbeSet, attribute
 from globenc_lightning.errors import GlobEncWarning
+from tests.averaging import EMAWeightAveraging, averages
 from tests.training import Memory, Sentences, Steps, fit, loader
 
 TAG = "globenc/spearman/N-Enc"
@@ -130,6 +131,7 @@ def test_the_points_are_written_to_the_loggers_at_their_steps() -> None:
     assert sorted(written) == [0, 3, 7, 9]
 
 
+@averages
 def test_averaged_weights_are_looked_at_as_in_a_validation() -> None:
     def trained(*others: pl.Callback) -> GlobEncCallback:
         torch.manual_seed(0)

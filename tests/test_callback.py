@@ -19,7 +19,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from lightning_utilities.core import rank_zero
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import CombinedLoader
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -32,6 +32,7 @@ from globenc_lightning import METHODS, GlobEncCallback, ProbeSet, attribute
 from globenc_lightning.errors import GlobEncError, ModelCallError, ProbeError
 from globenc_lightning.report.dashboard import store
 from globenc_lightning.report.publish import PublishError
+from tests.averaging import EveryStep, averages
 from tests.training import (
     CLS,
     ODD_WORDS,
@@ -1077,13 +1078,6 @@ def test_a_broken_logger_stops_the_training_if_that_is_wanted(what: str) -> None
 # --- what must not change --------------------------------------------------------------------------------------------
 
 
-class EveryStep(WeightAveraging):
-    """Averages the weights after every step."""
-
-    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        return step_idx is not None
-
-
 def frozen() -> Steps:
     module = Steps()
     module.model.requires_grad_(False)
@@ -1147,6 +1141,7 @@ def test_the_training_is_the_same_with_persistent_workers() -> None:
     assert_same(observed, trained(Steps, [], options()))
 
 
+@averages
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("known_length", [True, False])
 def test_averaged_weights_are_analysed_in_either_order(first: bool, known_length: bool) -> None:
@@ -1256,7 +1251,7 @@ unlabelled = partial(Sentences, labels=False)
 
 TROUBLE: dict[str, tuple[Callable[[], Steps], dict[str, Any], dict[str, Any], type[Exception], str]] = {
     "decides nothing": (NoDecision, {}, {}, ModelCallError, "no loss that depends on an encoder"),
-    "no encoder": (NoEncoder, {}, {}, GlobEncError, "no Hugging Face encoder in NoEncoder"),
+    "no encoder": (NoEncoder, {}, {}, GlobEncError, "there is no encoder in NoEncoder"),
     "NaN in the encoder": (NanWeights, {}, {}, GlobEncError, "NaN or infinity"),
     "NaN in the head": (NanHead, {}, {}, GlobEncError, "NaN or infinity"),
     "no labels": (
@@ -1338,14 +1333,14 @@ def test_contexts_that_a_step_opens_stop_no_figures(make: type[Steps]) -> None:
 NOTHING_REAL = Sentences(empty=range(20))
 
 REFUSED: dict[str, tuple[Callable[[], Steps], dict[str, Any], dict[str, Any], str, int]] = {
-    "every analysis fails": (NoEncoder, {}, {}, "no Hugging Face encoder", 0),
+    "every analysis fails": (NoEncoder, {}, {}, "there is no encoder", 0),
     "a forward raises": (Steps, {"forward": lambda module, batch: batch["absent"]}, {}, "forward= raised KeyError", 0),
     "no validation": (Steps, {}, {"limit_val_batches": 0}, "give the Trainer a validation loader", 0),
     "every analysis fails, without a sanity check": (
         NoEncoder,
         {},
         {"num_sanity_val_steps": 0},
-        "no Hugging Face encoder",
+        "there is no encoder",
         1,
     ),
     "no tokenizer": (Steps, {"probe": ["a text"]}, {}, "no tokenizer is within reach", 0),

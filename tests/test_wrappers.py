@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -16,7 +17,8 @@ from torch.nn.utils import parametrizations
 
 from globenc_lightning import METHODS, Attributions, attribute
 from globenc_lightning.analysis import Reader, Settings, analyze
-from globenc_lightning.errors import GlobEncError, UnsupportedEncoderError
+from globenc_lightning.errors import GlobEncError, ModelCallError, UnsupportedEncoderError
+from tests import models
 from tests.families import (
     FAMILIES,
     SMALL,
@@ -259,8 +261,14 @@ def test_virtual_tokens_of_prompt_tuning() -> None:
 def test_prefix_tuning_is_refused() -> None:
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(with_head("bert"), peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4))
-    with pytest.raises(UnsupportedEncoderError, match=r"12 tokens attend to 16 .* prefix"):
-        everything(model.to(DOUBLE))
+    refusal: tuple[type[Exception], str] = (UnsupportedEncoderError, r"12 tokens attend to 16 .* prefix")
+    try:
+        model.to(DOUBLE)(**texts())
+    except ValueError as error:
+        # transformers 5.24 and later: peft runs this model no more.
+        refusal = (ModelCallError, re.escape(str(error)))
+    with pytest.raises(refusal[0], match=refusal[1]):
+        everything(model)
 
 
 # ---- compilation
@@ -523,7 +531,7 @@ def test_unreadable_kernels_are_exchanged_and_put_back(kind: str, name: str) -> 
     expected = everything(with_head(kind))
     if name == "flex_attention":
         model = with_head(kind)
-        model.set_attn_implementation(name)
+        models.set_attention(model, name)
         if model.config._attn_implementation != name:
             pytest.skip(f"transformers {transformers.__version__} has no {name} for {type(model).__name__}")
     else:

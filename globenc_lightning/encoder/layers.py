@@ -16,7 +16,7 @@ Axes: ``b`` example, ``h`` head, ``q`` token that receives, ``k`` token that is 
 width, ``n`` direction that an identity is tested in.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from globenc_lightning.encoder.norms import Norm, at_least, tolerance, working
 from globenc_lightning.encoder.trace import AttentionCall
@@ -83,7 +84,7 @@ class Layer:
         projection: the linear map that takes the heads' context vectors.
         projection_name: its path in the model.
         norms: what the vectors of N-Enc pass through: the norms after attention and after the feed-forward network
-            (post-LN), the model's final norm (the last layer of the other rules), or nothing.
+            (post-LN), the model's final norm (the last layer of every rule, of post-LN after these two), or nothing.
         branches: how the attention's and the feed-forward network's output join the residual stream.
         channels_first: whether the projection takes (b, d, q) instead of (b, q, d).
     """
@@ -104,6 +105,13 @@ class Layer:
         """The norms that the decomposition goes through: of the attention's output, and those in ``norms``."""
         own = self.branches[0].norm
         return self.norms if own is None else (own, *self.norms)
+
+    @property
+    def last(self) -> str:
+        """The activation that is complete last, and is handed on."""
+        if self.rule == POST_LN:
+            return "output" if len(self.norms) < 3 else "final"
+        return "output" if self.norms else "stream"
 
     def parts(self) -> str:
         """The modules that the decomposition goes through, for messages."""
@@ -132,6 +140,7 @@ class LayerActivations:
         stream: the residual stream after the feed-forward network: what enters LayerNorm 2 (post-LN), the next layer or
             the final norm (the other rules).
         output: what leaves LayerNorm 2 (post-LN) or the final norm (the last layer of the other rules).
+        final: what leaves the final norm of a post-LN encoder that has one (its last layer).
         frozen: the layer's norms at what entered them, once :func:`frozen_norms` has been asked for them.
         divided: what the attention's own norm divides by, once :func:`_divided` has been asked for it.
     """
@@ -144,6 +153,7 @@ class LayerActivations:
     added: Tensor | None = None
     stream: Tensor | None = None
     output: Tensor | None = None
+    final: Tensor | None = None
     frozen: tuple[FrozenNorm, ...] | None = None
     divided: FrozenNorm | None = None
 
@@ -174,6 +184,10 @@ class LayerInputs(NamedTuple):
     norms: dict[str, tuple[FrozenNorm, ...]]
 
 
+_PLAIN_MAPS = (nn.Linear, NonDynamicallyQuantizableLinear)
+"""Classes that compute with their weight as it stands; the second is that of ``nn.MultiheadAttention``."""
+
+
 def effective_linear(
     module: nn.Module, width: int, like: Tensor, channels_first: bool = False
 ) -> tuple[Tensor, Tensor | None]:
@@ -188,7 +202,7 @@ def effective_linear(
     Returns:
         The weight (out, in) and the bias (out,) or None.
     """
-    if type(module) is nn.Linear and _is_plain(module):
+    if isinstance(module, nn.Linear) and type(module) in _PLAIN_MAPS and _is_plain(module):
         return working(module.weight), None if module.bias is None else working(module.bias)
     # A wrapper's `.weight` is the base weight, without its adapter; that of a quantised or an offloaded module holds no
     # numbers to calculate with: ask the module itself.
@@ -201,11 +215,15 @@ def effective_linear(
         return (out[:-1] - out[-1]).T.contiguous(), out[-1]
 
 
+PLAIN: tuple[type, ...] = (nn.Parameter, Tensor)
+"""Classes of weights that hold what they compute with."""
+
+
 def _is_plain(module: nn.Linear) -> bool:
     """Whether a linear module computes with its weight as it stands: no tensor of another class, no other forward."""
     parameters = [one for one in (module.weight, module.bias) if one is not None]
     return "forward" not in vars(module) and all(
-        type(one) in (nn.Parameter, Tensor) and not one.is_meta and one.is_floating_point() for one in parameters
+        type(one) in PLAIN and not one.is_meta and one.is_floating_point() for one in parameters
     )
 
 
@@ -254,7 +272,7 @@ def layer_inputs(
     if layer.rule == POST_LN:
         kept = layer.branches[1].kept
         second = frozen[1] if kept == 1 else replace(frozen[1], scale=frozen[1].scale / abs(kept))
-        norms = {"N-ResLN": frozen[:1], "N-Enc": (frozen[0], second)}
+        norms = {"N-ResLN": frozen[:1], "N-Enc": (frozen[0], second, *frozen[2:])}
     divided = _divided(layer, activations)
     if divided is not None:
         # All of it divided by what the attention's norm divides by, and the residual multiplied with that.
@@ -285,6 +303,7 @@ def frozen_norms(layer: Layer, activations: LayerActivations) -> tuple[FrozenNor
     if activations.frozen is None:
         entering = [activations.attended] if layer.rule == POST_LN else []
         entering += [activations.stream] if layer.norms else []
+        entering += [activations.output] if len(layer.norms) > 2 else []
         activations.frozen = tuple(
             norm.frozen(working(_seen(tensor))) for norm, tensor in zip(layer.norms, entering, strict=True)
         )
@@ -309,14 +328,24 @@ def _seen(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
-def reconstruction_error(
-    layer: Layer,
-    activations: LayerActivations,
-    weights: LayerWeights,
-    mask: Tensor,
-    directions: Tensor | None = None,
-) -> float:
-    """Distance between what the layer computed and what the decomposition says that it is.
+class Distance(NamedTuple):
+    """How far one part of a layer's identity is from holding, at every token and in every direction, (b, q, n) each.
+
+    Attributes:
+        distance: the difference of the two sides.
+        size: what it is relative to.
+        stream: the residual stream that this was added to, which rounds it off; None where it was added to none.
+    """
+
+    distance: Tensor
+    size: Tensor
+    stream: Tensor | None
+
+
+def distances(
+    layer: Layer, activations: LayerActivations, weights: LayerWeights, directions: Tensor, *, everywhere: bool = False
+) -> list[Distance]:
+    """Distances between what the layer computed and what the decomposition says that it is.
 
     post-LN: ``sum_k u_qk + lin2(lin1(b_O) + beta1 + ffn) + beta2``, with ``u_qk`` the vectors inside N-Enc's norms
     (Modarressi et al., NAACL 2022, section 3) and ``lin`` the norms with frozen statistics, is the layer's output if,
@@ -333,21 +362,15 @@ def reconstruction_error(
         layer: the layer.
         activations: its activations.
         weights: its effective weights.
-        mask: (b, s) true for real tokens.
         directions: (n, d) directions in which the identity is tested; a wrong formula differs in a random direction
-            with probability one. All directions when None, which costs what the projection costs.
+            with probability one.
+        everywhere: whether these are all directions, so that terms may cancel in one of them.
 
     Returns:
-        The largest distance over the real tokens and directions, each relative to its own size, so that nothing large
-        hides what is small beside it: the attention's output by what it is itself, as far as the rounding of the stream
-        that it is added to lets it be told; the output (post-LN) or what is added to the stream (pre-LN) likewise.
-        Infinite if anything is not finite.
+        One per part of the identity; nothing has been looked at yet.
     """
     attended, stream = working(attended_of(layer, activations)), working(_seen(activations.stream))
     dtype = activations.residual.dtype
-    everywhere = directions is None
-    if directions is None:
-        directions = torch.eye(attended.shape[-1], dtype=attended.dtype, device=attended.device)
     frozen = frozen_norms(layer, activations)
     biases = [norm.parameter(norm.bias) for norm in layer.norms]
     residual = layer.branches[0].stream(working(activations.residual))
@@ -358,7 +381,8 @@ def reconstruction_error(
         tested = torch.cat([directions, _transposed(through2, frozen[0])])
     added_by_attention = _added_by_attention(activations, weights, tested, divided)
     attention, n = added_by_attention[..., : len(directions)], len(directions)
-    kept = F.linear(residual, tested)
+    flat = residual.flatten(0, 1)
+    summed = torch.addmm(added_by_attention.flatten(0, 1), flat, tested.T).view_as(added_by_attention)
     along = F.linear(attended, directions)
     size = attention
     if everywhere:
@@ -368,55 +392,110 @@ def reconstruction_error(
     if layer.rule == PARALLEL:
         # What the projection gave is known by itself, and not only as a part of the stream.
         given = F.linear(layer.branches[0].joined(working(_seen(activations.projected))), directions)
-        errors = [_relative(attention - given, size, mask, dtype=dtype)]
+        found = [Distance(attention - given, size, None)]
     else:
-        errors = [_relative(attention + kept[..., :n] - along, size, mask, along, dtype)]
+        found = [Distance(summed[..., :n] - along, size, along)]
     second = layer.branches[1]
     if layer.rule == POST_LN:
         normed = second.stream(working(_seen(activations.normed)))
         if layer.scaled:
-            errors.append(_sum_error(normed, activations, second, attention, directions, mask))
-        rest = F.linear(stream, through2, None if biases[0] is None else second.stream(through2 @ biases[0]))
-        rest -= F.linear(normed, through2)
-        total = second.stream(added_by_attention[..., n:] + kept[..., n:]) / frozen[0].scale.unsqueeze(-1) + rest
-        total = total / frozen[1].scale.unsqueeze(-1)
-        total = total if biases[1] is None else total + directions @ biases[1]
+            found += _sum_distances(normed, activations, second, attention, directions)
+        bias = None if biases[0] is None else second.stream(through2 @ biases[0])
+        rest = F.linear(stream - normed, through2, bias)
+        total = torch.addcdiv(rest, second.stream(summed[..., n:]), frozen[0].scale.unsqueeze(-1))
         expected = F.linear(working(_seen(activations.output)), directions)
-        return max(*errors, _relative(total - expected, expected, mask, dtype=dtype))
+        found.append(Distance(_output(total, frozen[1], biases[1], directions) - expected, expected, None))
+        if len(layer.norms) > 2:
+            found.append(_norm_distance(frozen[2], biases[2], activations.output, activations.final, directions))
+        return found
 
     before = attended if layer.rule == PARALLEL else second.stream(attended)
     own = attention if layer.rule == PARALLEL else None
-    errors.append(_sum_error(before, activations, second, own, directions, mask))
+    found += _sum_distances(before, activations, second, own, directions)
     if layer.norms:
-        total = F.linear(stream, _transposed(directions, frozen[0])) / frozen[0].scale.unsqueeze(-1)
-        total = total if biases[0] is None else total + directions @ biases[0]
-        expected = F.linear(working(_seen(activations.output)), directions)
-        errors.append(_relative(total - expected, expected, mask, dtype=dtype))
-    return max(errors)
+        found.append(_norm_distance(frozen[0], biases[0], activations.stream, activations.output, directions))
+    return found
 
 
-def _sum_error(
-    before: Tensor,
+def _norm_distance(
+    norm: FrozenNorm, bias: Tensor | None, entering: Tensor | None, leaving: Tensor | None, directions: Tensor
+) -> Distance:
+    """How far a frozen norm of what enters it is from what leaves it."""
+    total = F.linear(working(_seen(entering)), _transposed(directions, norm))
+    expected = F.linear(working(_seen(leaving)), directions)
+    return Distance(_output(total, norm, bias, directions) - expected, expected, None)
+
+
+def _output(total: Tensor, norm: FrozenNorm, bias: Tensor | None, directions: Tensor) -> Tensor:
+    """What a frozen norm gives of what is left to divide by its scale, along the directions, (b, q, n)."""
+    scale = norm.scale.unsqueeze(-1)
+    return total / scale if bias is None else torch.addcdiv(directions @ bias, total, scale)
+
+
+def errors_of(found: Sequence[Distance], mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The largest of each distance over the real tokens and directions, each relative to its own size.
+
+    So nothing large hides what is small beside it: the attention's output is compared with what it is itself, as far as
+    the rounding of the stream that it is added to lets it be told; the output (post-LN) or what is added to the stream
+    (pre-LN) likewise.
+
+    Args:
+        found: the distances.
+        mask: (b, s) true for real tokens.
+        dtype: what the layer computes in.
+
+    Returns:
+        (t,), on the device; infinite where anything is not finite, or there is nothing to compare.
+    """
+    # One operation for all of them: elsewhere than on a processor each of many small ones would cost as much.
+    nothing = torch.zeros_like(found[0].distance)
+    parts = torch.stack(
+        [
+            torch.stack([one.distance for one in found]),
+            torch.stack([one.size for one in found]),
+            torch.stack([nothing if one.stream is None else one.stream for one in found]),
+        ]
+    )
+    if not parts.numel():
+        return torch.full((len(found),), float("inf"))
+    distance, size, stream = parts.abs().masked_fill_(~mask.unsqueeze(-1), 0.0).flatten(2, 3).amax(2)
+    scale = size + 8 * torch.finfo(dtype).eps / tolerance(dtype) * stream
+    error = (distance / at_least(scale, dtype)).amax(-1)
+    return torch.where(torch.isfinite(error) & mask.any(), error, float("inf"))
+
+
+def reconstruction_error(
+    layer: Layer,
     activations: LayerActivations,
-    branch: Branch,
-    attention: Tensor | None,
-    directions: Tensor,
+    weights: LayerWeights,
     mask: Tensor,
+    directions: Tensor | None = None,
 ) -> float:
+    """The largest of a layer's :func:`distances`, see :func:`errors_of`; in all directions when None are given."""
+    everywhere = directions is None
+    if directions is None:
+        residual = working(activations.residual)
+        directions = torch.eye(residual.shape[-1], dtype=residual.dtype, device=residual.device)
+    found = distances(layer, activations, weights, directions, everywhere=everywhere)
+    return float(errors_of(found, mask, activations.residual.dtype).max())
+
+
+def _sum_distances(
+    before: Tensor, activations: LayerActivations, branch: Branch, attention: Tensor | None, directions: Tensor
+) -> list[Distance]:
     """How far the stream before the feed-forward network and what that adds are from the stream after it.
 
     Relative to what is added; and to the attention's output along the directions (b, q, n) as well, where that joins in
     the same sum.
     """
-    dtype = activations.residual.dtype
     added = F.linear(branch.joined(working(_seen(activations.added))), directions)
     along, after = F.linear(before, directions), F.linear(working(_seen(activations.stream)), directions)
     distance = along + added - after
-    error = _relative(distance, added, mask, after, dtype)
-    if attention is None:
-        return error
-    summed = torch.maximum(torch.maximum(along.abs(), added.abs()), after.abs())
-    return max(error, _relative(distance, attention, mask, summed, dtype))
+    found = [Distance(distance, added, after)]
+    if attention is not None:
+        summed = torch.maximum(torch.maximum(along.abs(), added.abs()), after.abs())
+        found.append(Distance(distance, attention, summed))
+    return found
 
 
 def _transposed(directions: Tensor, norm: FrozenNorm) -> Tensor:
@@ -449,32 +528,6 @@ def _added_by_attention(
     total = total if bias is None else total + directions @ bias
     total = total if divided is None else total / divided.scale.unsqueeze(-1)
     return total if shift is None else total + directions @ shift
-
-
-def _relative(
-    distance: Tensor,
-    size: Tensor,
-    mask: Tensor,
-    stream: Tensor | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> float:
-    """The largest distance relative to the size of its direction.
-
-    A stream that is much larger than what is added to it rounds it off. Of the real tokens alone: (b, q, n) each, with
-    the mask (b, q). Infinite where there is none, or nothing to compare.
-    """
-    if not distance.numel() or not bool(mask.any()):
-        return float("inf")
-    scale = _largest(size, mask)
-    if stream is not None:
-        scale = scale + 8 * torch.finfo(dtype).eps / tolerance(dtype) * _largest(stream, mask)
-    error = (_largest(distance, mask) / at_least(scale, dtype)).max()
-    return float(error) if torch.isfinite(error) else float("inf")
-
-
-def _largest(tensor: Tensor, mask: Tensor) -> Tensor:
-    """The largest entry of the real tokens in each direction, NaN if one holds NaN: (b, q, n), (b, q) -> (n,)."""
-    return tensor.abs().masked_fill_(~mask.unsqueeze(-1), 0.0).flatten(0, 1).amax(0)
 
 
 def random_directions(width: int, like: Tensor, count: int = 2) -> Tensor:

@@ -67,8 +67,7 @@ class Norm:
 
     def frozen(self, entering: Tensor) -> FrozenNorm:
         """The norm with its statistics frozen at what really enters it, (b, q, d)."""
-        deviation = entering - entering.mean(-1, keepdim=True) if self.centered else entering
-        power = torch.linalg.vector_norm(deviation, dim=-1).square() / entering.shape[-1]
+        power = torch.var(entering, -1, correction=0) if self.centered else entering.square().mean(-1)
         return FrozenNorm(self.factor(), (power + self.epsilon).sqrt(), self.centered)
 
 
@@ -155,6 +154,6 @@ def difference(left: Tensor, right: Tensor, size: Tensor | None = None) -> float
 
 
 def at_least(sizes: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sizes that a distance is divided by, (n,), none so small that rounding beside the largest would exceed it."""
+    """Sizes that a distance is divided by, (..., n), none so small that rounding beside the largest would exceed it."""
     share = min(64 * torch.finfo(dtype).eps / TOLERANCE[dtype], 1.0)
-    return sizes.clamp(min=sizes.max() * share).clamp(min=torch.finfo(sizes.dtype).tiny)
+    return sizes.maximum(sizes.amax(-1, keepdim=True) * share).clamp(min=torch.finfo(sizes.dtype).tiny)

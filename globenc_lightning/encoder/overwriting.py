@@ -19,10 +19,13 @@ class WritesTrace(AttentionTrace):
     Args:
         report: called with each attention call.
         before_write: called with the tensor that is about to be written into.
+        inside: see :class:`AttentionTrace`.
     """
 
-    def __init__(self, report: Callable[..., None], before_write: Callable[[Tensor], None]) -> None:
-        super().__init__(report)
+    def __init__(
+        self, report: Callable[..., None], before_write: Callable[[Tensor], None], *, inside: bool = False
+    ) -> None:
+        super().__init__(report, inside=inside)
         self._before_write = before_write
 
     def __torch_function__(

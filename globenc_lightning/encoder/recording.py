@@ -3,7 +3,7 @@
 Axes: ``b`` example, ``q`` token that receives, ``d`` hidden.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -55,7 +55,12 @@ class Recording:
         channels_first: whether the tensors of ``calls`` were (b, d, q) and are transposed here.
         originals: what was transposed or taken apart, by the identity of the tensor that stands for it here.
         joined: whether tensors (b * q, d) are among those of ``calls``, as (b, q, d).
-        makeup: what the encoder was made of before its forward pass, see :func:`makeup_of`.
+        makeup: what the encoder was made of before its forward pass, see
+            :func:`~globenc_lightning.encoder.structure.makeup_of`.
+        sequence_first: whether the tensors of ``calls`` were (q, b, d) and are transposed here.
+        projected: the projections inside attention calls that project their output themselves, as calls of the modules
+            that hold their weights; (b, q, d) in any case.
+        given: the tensors of three axes that the encoder itself was called with, by position or keyword.
     """
 
     encoder: str
@@ -67,6 +72,14 @@ class Recording:
     originals: Mapping[int, Tensor] = field(default_factory=dict)
     makeup: tuple[Any, ...] = ()
     joined: bool = False
+    sequence_first: bool = False
+    projected: Sequence[ModuleCall] = ()
+    given: Mapping[int | str, Tensor] = field(default_factory=dict)
+
+    @property
+    def axes(self) -> tuple[int, int]:
+        """The axes of the model's own tensors that are transposed here, where they are."""
+        return (0, 1) if self.sequence_first else (1, 2)
 
 
 class Role(NamedTuple):
@@ -143,17 +156,34 @@ def common_path(*names: str) -> str:
 def channels_last(recording: Recording) -> Recording | None:
     """The recording with tensors of shape (b, d, q) turned around, or None if there are none."""
     tokens = recording.mask.shape[1]
+    turned = _turned(recording, lambda tensor: tensor.shape[2] == tokens, (1, 2))
+    return None if turned is None else replace(turned, channels_first=True)
 
+
+def examples_first(recording: Recording) -> Recording | None:
+    """The recording with tensors of shape (q, b, d) turned around, or None if there are none."""
+    shape = recording.mask.shape[::-1]
+    turned = _turned(recording, lambda tensor: tensor.shape[:2] == shape, (0, 1))
+    if turned is None:
+        return None
+    given = {
+        key: tensor.transpose(0, 1) if tensor.shape[:2] == shape else tensor for key, tensor in recording.given.items()
+    }
+    return replace(turned, sequence_first=True, given=given)
+
+
+def _turned(recording: Recording, fits: Callable[[Tensor], bool], axes: tuple[int, int]) -> Recording | None:
+    """The recording with two axes of some tensors exchanged, or None if there are no such tensors."""
     originals: dict[int, Tensor] = {}
 
     def turned(tensor: Tensor) -> Tensor:
-        if tensor.shape[2] != tokens:
+        if not fits(tensor):
             return tensor
-        view = tensor.transpose(1, 2)
+        view = tensor.transpose(*axes)
         originals[id(view)] = tensor
         return view
 
-    if not any(t.shape[2] == tokens for call in recording.calls for t in (*call.inputs.values(), *call.outputs)):
+    if not any(fits(t) for call in recording.calls for t in (*call.inputs.values(), *call.outputs)):
         return None
     calls = [
         call._replace(
@@ -162,7 +192,7 @@ def channels_last(recording: Recording) -> Recording | None:
         )
         for call in recording.calls
     ]
-    return replace(recording, calls=calls, channels_first=True, originals=originals)
+    return replace(recording, calls=calls, originals=originals)
 
 
 def texts_apart(recording: Recording) -> Recording | None:
@@ -196,6 +226,6 @@ def as_returned(recording: Recording) -> Recording | None:
     return replace(recording, calls=calls)
 
 
-def in_layout_of(gradient: Tensor, tensor: Tensor) -> Tensor:
+def in_layout_of(gradient: Tensor, tensor: Tensor, axes: tuple[int, int] = (1, 2)) -> Tensor:
     """A gradient with respect to what was transposed or taken apart, in the layout (b, q, d) of what stands for it."""
-    return gradient.view_as(tensor) if gradient.dim() == 2 else gradient.transpose(1, 2)
+    return gradient.view_as(tensor) if gradient.dim() == 2 else gradient.transpose(*axes)

@@ -130,7 +130,8 @@ def _look(index: int, recording: Recording, norms: Mapping[int, Norm], below: Fo
         raise UnsupportedEncoderError(
             f"{where}: the attention probabilities times the values are not what the attention call returned."
         )
-    projections = [
+    projections = [call for call in recording.projected if time < call.start < until]
+    projections += [
         call for call in after if len(call.inputs) == 1 and call.outputs and equal(input_of(call), context, mask)
     ]
     if not projections:
@@ -235,7 +236,9 @@ def _sum_in_no_norm(look: _Look) -> ModuleCall | None:
 def _parallel(look: _Look) -> Found | None:
     """The layer's input, the attention's output and the feed-forward network's, added in one place."""
     few = tuple(look.mask.nonzero()[:FEW].T)
-    for projection in look.projections:
+    # What such an attention gives is told by no call that could be watched.
+    inside = {call.start for call in look.recording.projected}
+    for projection in (one for one in look.projections if one.start not in inside):
         shape = projection.outputs[0].shape
         outs = [(call, out) for call in look.after for out in call.outputs if out.shape == shape]
         for gain in (None, *look.gains):

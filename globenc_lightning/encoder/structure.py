@@ -44,6 +44,7 @@ from globenc_lightning.encoder.recording import (
     as_returned,
     channels_last,
     equal,
+    examples_first,
     in_layout_of,
     input_of,
     stream_of,
@@ -80,6 +81,7 @@ class Structure:
         makeup: what the encoder was made of, see :func:`makeup_of`.
         width: the size ``d`` of its hidden states.
         joined: whether watched modules work on (b * q, d).
+        sequence_first: whether watched modules work on (q, b, d).
     """
 
     encoder: nn.Module
@@ -96,11 +98,19 @@ class Structure:
     width: int
     span: int
     joined: bool = False
+    sequence_first: bool = False
 
     @property
     def rule(self) -> str:
         """The rule of its layers."""
         return self.layers[0].rule
+
+    @property
+    def closing(self) -> nn.Module | None:
+        """The final norm, where it stands outside of the encoder: after a list of blocks."""
+        norms = self.layers[-1].norms[2 if self.rule == POST_LN else 0 :]
+        inside = {id(module) for module in self.encoder.modules()}
+        return next((norm.module for norm in norms if id(norm.module) not in inside), None)
 
 
 def resolve(recording: Recording, encoder: nn.Module) -> Structure:
@@ -124,23 +134,30 @@ def resolve(recording: Recording, encoder: nn.Module) -> Structure:
         )
     tokens = recording.mask.shape[1]
     for index, (_, attention) in enumerate(recording.attention):
+        if attention.projected is not None and attention.projected.refusal:
+            raise UnsupportedEncoderError(
+                f"{recording.encoder}, attention call {index + 1}, of a multi-head attention: "
+                f"{attention.projected.refusal}."
+            )
         if tuple(attention.probabilities.shape[-2:]) != (tokens, tokens):
             raise UnsupportedEncoderError(
                 f"{recording.encoder}, attention call {index + 1}: {attention.probabilities.shape[2]} tokens attend to "
                 f"{attention.probabilities.shape[3]} in a sequence of {tokens}; only self-attention over one sequence "
                 "is defined (no cross-attention, prefix or memory)."
             )
-    refused: list[tuple[int, UnsupportedEncoderError]] = []
+    refused: list[tuple[bool, int, UnsupportedEncoderError]] = []
     try:
-        for layout in (_as_it_is, channels_last, texts_apart, as_returned):
+        for layout in (_as_it_is, channels_last, examples_first, texts_apart, as_returned):
             one, found = layout(recording), list[Found]()
             if one is not None:
                 try:
                     return _resolve(one, encoder, found)
                 except UnsupportedEncoderError as error:
-                    refused.append((len(found), error))
+                    # Tensors (q, b, d) of another number of tokens than of examples are in no other layout.
+                    sure = one.sequence_first and tokens != len(recording.mask)
+                    refused.append((sure, len(found), error))
         # The reason that counts is that of the layout that explains the most layers, the usual one's before others'.
-        raise max(refused, key=lambda one: one[0])[1]
+        raise max(refused, key=lambda one: one[:2])[2]
     finally:
         # An error holds the frames it was raised in, and this one holds the error.
         refused.clear()
@@ -177,7 +194,7 @@ def _resolve(recording: Recording, encoder: nn.Module, found: list[Found]) -> St
         for call in recording.calls
         if id(call.module) in watched
     )
-    entry, argument = _entry(recording, found[0].activations.residual)
+    entry, argument = _entry(recording, found[0].activations.residual, encoder)
     return Structure(
         encoder,
         recording.encoder,
@@ -193,6 +210,7 @@ def _resolve(recording: Recording, encoder: nn.Module, found: list[Found]) -> St
         found[0].activations.residual.shape[-1],
         recording.mask.shape[1],
         recording.joined,
+        recording.sequence_first,
     )
 
 
@@ -227,22 +245,26 @@ def misses(index: int, layer: Layer, error: float, allowed: float) -> str:
 
 
 def _close(recording: Recording, norms: Mapping[int, Norm], found: list[Found]) -> None:
-    """What follows the last layer: nothing, or the final norm of a pre-LN encoder."""
+    """What follows the last layer: nothing, or the encoder's final norm."""
     layer, activations, roles = found[-1]
     last = stream_of(found[-1])
-    if layer.rule != POST_LN:
-        for call in recording.calls:
-            if (
-                call.start in norms
-                and call.start > roles[0][0].end
-                and equal(input_of(call), last, recording.mask)
-                and any(equal(call.outputs[0], output, recording.mask) for output in recording.outputs)
-            ):
-                activations.output = call.outputs[0]
-                kept = [pair for pair in roles if pair[1].given != "stream"]
-                kept.append((call, Role(len(found) - 1, "stream", argument_of(call), gives="output")))
-                found[-1] = Found(replace(layer, norms=(norms[call.start],)), activations, kept)
+    for call in recording.calls:
+        if (
+            call.start in norms
+            and call.start > roles[0][0].end
+            and equal(input_of(call), last, recording.mask)
+            and any(equal(call.outputs[0], output, recording.mask) for output in recording.outputs)
+        ):
+            if layer.rule == POST_LN:
+                activations.final = call.outputs[0]
+                roles.append((call, Role(len(found) - 1, gives="final")))
+                found[-1] = Found(replace(layer, norms=(*layer.norms, norms[call.start])), activations, roles)
                 return
+            activations.output = call.outputs[0]
+            kept = [pair for pair in roles if pair[1].given != "stream"]
+            kept.append((call, Role(len(found) - 1, "stream", argument_of(call), gives="output")))
+            found[-1] = Found(replace(layer, norms=(norms[call.start],)), activations, kept)
+            return
     if not any(equal(last, output, recording.mask) for output in recording.outputs):
         raise UnsupportedEncoderError(
             f"{recording.encoder}: what it returns is not the output of its last layer ({layer.name}): something "
@@ -253,7 +275,13 @@ def _close(recording: Recording, norms: Mapping[int, Norm], found: list[Found]) 
 def _prove_token_by_token(index: int, layer: Layer, activations: LayerActivations, recording: Recording) -> None:
     """Show by gradients that values and feed-forward network of each token look at no other token."""
     prove_token_by_token(
-        index, layer, activations, recording.mask, separating_sets(recording.mask), recording.originals
+        index,
+        layer,
+        activations,
+        recording.mask,
+        separating_sets(recording.mask),
+        recording.originals,
+        recording.axes,
     )
 
 
@@ -264,6 +292,7 @@ def prove_token_by_token(
     mask: Tensor,
     sets: Iterable[Tensor],
     originals: Mapping[int, Tensor] | None = None,
+    axes: tuple[int, int] = (1, 2),
 ) -> None:
     """Show that values and feed-forward network of the tokens of each set depend on no token outside of it.
 
@@ -273,7 +302,9 @@ def prove_token_by_token(
         activations: its activations, in the autograd graph.
         mask: (b, s) true for real tokens.
         sets: (s,) each, true for the tokens of the set.
-        originals: the tensors (b, d, q) or (b * q, d) that activations are views of, by the identity of the view.
+        originals: the tensors (b, d, q), (q, b, d) or (b * q, d) that activations are views of, by the identity of the
+            view.
+        axes: the axes that are exchanged in those of three axes.
 
     Raises:
         UnsupportedEncoderError: naming the layer and what depends on other tokens.
@@ -302,7 +333,7 @@ def prove_token_by_token(
             )
             if gradient is None:
                 raise UnsupportedEncoderError(_cannot_be_followed(index, layer, what))
-            spread = (gradient if hidden is seen else in_layout_of(gradient, seen)).abs().amax(-1)
+            spread = (gradient if hidden is seen else in_layout_of(gradient, seen, axes)).abs().amax(-1)
             largest = spread.masked_fill(~inside, 0.0).amax(1)
             # What is not finite has no gradient that tells anything; the identity speaks of it.
             if not bool((spread.masked_fill(inside, 0.0).amax(1) <= 1e-6 * largest).all()):
@@ -340,13 +371,16 @@ def _cannot_be_followed(index: int, layer: Layer, what: str) -> str:
     return f"layer {index + 1} ({layer.name}): {what} cannot be followed back to the layer's hidden states."
 
 
-def _entry(recording: Recording, first_hidden: Tensor) -> tuple[nn.Module, int | str]:
+def _entry(recording: Recording, first_hidden: Tensor, encoder: nn.Module) -> tuple[nn.Module, int | str]:
     time = recording.attention[0][0]
     for call in recording.calls:
         if call.start < time < call.end:
             for argument, tensor in call.inputs.items():
                 if equal(tensor, first_hidden, recording.mask):
                     return call.module, argument
+    for argument, tensor in recording.given.items():
+        if equal(tensor, first_hidden, recording.mask):
+            return encoder, argument
     raise UnsupportedEncoderError(
         f"{recording.encoder}: no module receives the hidden states that enter the first layer, so gradients with "
         "respect to them cannot be taken."

@@ -42,8 +42,7 @@ class Masked(nn.Module):
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])
 @pytest.mark.parametrize("kind", ["added", "boolean", "keys alone", "added, keys alone"])
 def test_masks_of_four_axes(kind: str, attn: str) -> None:
-    encoder = bert().eval()
-    encoder.set_attn_implementation(attn)
+    encoder = bert(attn=attn).eval()
     expected = attribute(Masked(encoder, "two axes").eval(), models.batch((11, 6)))
     if attn == "eager" and kind in ("boolean", "keys alone"):
         pytest.skip("transformers adds whatever it is given to the scores")

@@ -152,14 +152,14 @@ def test_forgotten_value_bias(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_attention_calls_off_by_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, original = known(name), AttentionTrace.__init__
 
-    def late(self: AttentionTrace, report: Callable[[AttentionCall], None]) -> None:
+    def late(self: AttentionTrace, report: Callable[[AttentionCall], None], **options: bool) -> None:
         seen: list[AttentionCall] = []
 
         def previous(call: AttentionCall) -> None:
             seen.append(call)
             report(seen[max(0, len(seen) - 2)])
 
-        original(self, previous)
+        original(self, previous, **options)
 
     monkeypatch.setattr(AttentionTrace, "__init__", late)
     assert_caught(reader, name, "layer 2 .* misses")

@@ -1,6 +1,7 @@
 import copy
 import gc
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -41,8 +42,8 @@ class Headed(nn.Module):
         return self.head(states[:, self.place])
 
 
-def bert(layers: int = 2, outlier: float = 0.0, inner: int = 48) -> BertModel:
-    encoder = BertModel(
+def bert(layers: int = 2, outlier: float = 0.0, inner: int = 48, attn: str = "sdpa") -> Any:
+    encoder = BertModel._from_config(
         BertConfig(
             vocab_size=99,
             hidden_size=32,
@@ -50,7 +51,8 @@ def bert(layers: int = 2, outlier: float = 0.0, inner: int = 48) -> BertModel:
             num_hidden_layers=layers,
             num_attention_heads=4,
             max_position_embeddings=160,
-        )
+        ),
+        attn_implementation=attn,
     )
     models.redraw(encoder)
     if outlier:
@@ -177,10 +179,17 @@ def test_a_right_structure_is_read_beside_a_large_channel(kind: str, dtype: torc
     torch.testing.assert_close(found.local["N-Enc"][:, 0], expected.local["N-Enc"][:, 0], rtol=0.1, atol=0.05)
 
 
-@pytest.fixture(params=["medium", "high", "tf32", "bf16 on CPUs"])
+NEWER_SWITCHES = hasattr(torch.backends, "fp32_precision")
+needs_newer_switches = pytest.mark.skipif(not NEWER_SWITCHES, reason=f"torch {torch.__version__} has the older switch")
+
+
+@pytest.fixture(
+    params=["medium", "high", *(pytest.param(one, marks=needs_newer_switches) for one in ("tf32", "bf16 on CPUs"))]
+)
 def coarse_products(request: pytest.FixtureRequest) -> Iterator[str]:
     """Float32 products that need not be float32, by torch's older and newer switches."""
-    before = torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+    matmuls = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul] if NEWER_SWITCHES else []
+    before = [one.fp32_precision for one in matmuls]
     if request.param in ("medium", "high"):
         torch.set_float32_matmul_precision(request.param)
     elif request.param == "tf32":
@@ -189,7 +198,8 @@ def coarse_products(request: pytest.FixtureRequest) -> Iterator[str]:
         torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     yield request.param
     torch.set_float32_matmul_precision("highest")
-    torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision = before
+    for one, was in zip(matmuls, before, strict=True):
+        one.fp32_precision = was
 
 
 def test_a_wrong_structure_hides_behind_no_faster_product(coarse_products: str) -> None:
@@ -200,6 +210,8 @@ def test_a_wrong_structure_hides_behind_no_faster_product(coarse_products: str) 
 
 def switches() -> tuple[str, ...]:
     backends = torch.backends
+    if not NEWER_SWITCHES:
+        return (torch.get_float32_matmul_precision(),)
     return backends.fp32_precision, backends.cuda.matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision
 
 
@@ -216,6 +228,7 @@ def test_switches_are_put_back(coarse_products: str) -> None:
     assert switches() == before
 
 
+@needs_newer_switches
 def test_a_switch_goes_on_following_the_general_one() -> None:
     before = torch.backends.fp32_precision
     try:
@@ -237,7 +250,7 @@ def test_a_switch_goes_on_following_the_general_one() -> None:
 )
 def test_half_precision_gives_what_a_copy_in_float32_gives(name: str, dtype: torch.dtype) -> None:
     own = next(one for one in families.FAMILIES if one.name == name.removesuffix(" (eager)"))
-    model = families.build(own, "eager" if "eager" in name else "sdpa", dtype=dtype)
+    model = families.build(own, "eager" if "eager" in name else None, dtype=dtype)
     inputs = families.example_inputs(own, dtype)
     full = {key: value.float() if value.is_floating_point() else value for key, value in inputs.items()}
     with FullPrecision():

@@ -518,11 +518,11 @@ class NoEncoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(models.VOCABULARY, 32)
-        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 48, batch_first=True), 2)
+        self.memory = nn.LSTM(32, 32, batch_first=True)
         self.head = nn.Linear(32, 3)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.head(self.encoder(self.embedding(input_ids))[:, 0])
+        return self.head(self.memory(self.embedding(input_ids))[0][:, 0])
 
 
 def with_one(side: str) -> Callable[[Any, Any], Tensor]:
@@ -567,7 +567,7 @@ def test_an_encoder_that_is_not_called_is_refused() -> None:
 
 
 def test_a_module_without_an_encoder_is_refused() -> None:
-    with pytest.raises(UnsupportedEncoderError, match="no Hugging Face encoder in NoEncoder"):
+    with pytest.raises(UnsupportedEncoderError, match="there is no encoder in NoEncoder"):
         attribute(NoEncoder(), batch())
 
 

@@ -137,7 +137,7 @@ def test_the_trials_of_a_finder_leave_nothing_behind(finder: str, tmp_path: Path
         batch_size, learning_rate = 2, 1e-3
 
         def train_dataloader(self) -> Any:
-            return loader(Sentences(24, seed=1), self.batch_size)
+            return loader(Sentences(48, seed=1), self.batch_size)
 
         def val_dataloader(self) -> Any:
             return loader(Sentences())

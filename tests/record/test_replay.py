@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint
 from transformers import Trainer, TrainingArguments
 
 from globenc_lightning import GlobEncCallback, ProbeSet, attribute, record_checkpoint
@@ -18,6 +18,7 @@ from globenc_lightning.record import checkpoints
 from globenc_lightning.record.reading import Record
 from globenc_lightning.record.replay import Replay
 from globenc_lightning.record.writing import RunRecord
+from tests.averaging import EMAWeightAveraging, averages
 from tests.record.modules import Classifier, OwnHead
 from tests.training import Sentences, classifier, fit, loader, tokenizer
 
@@ -107,6 +108,7 @@ def test_checkpoints_of_a_run_give_the_figures_that_it_recorded(
         assert_same_files(tmp_path / "replayed", "run", tmp_path / "record", run)
 
 
+@averages
 def test_averaged_weights_are_those_that_the_validation_saw(tmp_path: Path) -> None:
     callback = GlobEncCallback()
     paths = saved_run(tmp_path / "run", Classifier(), callback, EMAWeightAveraging(decay=0.5))
