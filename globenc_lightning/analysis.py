@@ -66,6 +66,7 @@ from globenc_lightning.functional import (
 from globenc_lightning.functional.kernels import KernelCache
 from globenc_lightning.functional.rollout import log_scale
 from globenc_lightning.probe import is_by_token
+from globenc_lightning.sharding import whole_weights
 from globenc_lightning.task.advice import advice, advice_on_mask, advice_on_target
 from globenc_lightning.task.batches import moved
 from globenc_lightning.task.calling import (
@@ -529,11 +530,12 @@ def attribute(
     _check_module(model)
     if forward is not None and not callable(forward):
         raise ValueError(f"forward must be a callable forward(model, inputs) that returns logits; got {forward!r}")
-    if forward is not None:
-        return _attributed(Reader(model, forward), inputs, settings)
-    reader = _reader_of(model)
-    found = _attributed(reader, inputs, settings)
-    _remember(reader)
+    with whole_weights(model):
+        if forward is not None:
+            return _attributed(Reader(model, forward), inputs, settings)
+        reader = _reader_of(model)
+        found = _attributed(reader, inputs, settings)
+        _remember(reader)
     return found
 
 

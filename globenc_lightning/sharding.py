@@ -1,0 +1,286 @@
+"""Gathers the weights of a model that is sharded by ``fully_shard`` (FSDP2), and shards them again; knows torch alone.
+
+A forward pass of a sharded model waits for the other processes at every shard. An analysis runs as many passes as its
+examples need, in each process its own number, so it has to find the whole weights in place: they are gathered once
+before it, stay whole in all of its passes, and are sharded again after it. Meanwhile each process holds every weight of
+the model, in the precision of its ``MixedPrecisionPolicy``, beside its own shards; gradients and optimizer states stay
+sharded.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from globenc_lightning import processes
+from globenc_lightning.errors import GlobEncError, OutOfMemoryError, UnsupportedEncoderError, is_out_of_memory
+
+PATIENCE = 60.0
+"""For so many seconds a process that wants the whole weights waits until the others want them, too."""
+
+INSTEAD = (
+    "Shard it by fully_shard alone (FSDP2; ModelParallelStrategy(tensor_parallel_size=1) in Lightning), train it by "
+    "DDP, or load a checkpoint into a whole model in one process and call attribute() there."
+)
+_OTHERS: dict[str, str] = {
+    "FSDP1": "FullyShardedDataParallel (FSDP1)",
+    "ZeRO-3": "ZeRO stage 3 of DeepSpeed, where stages 1 and 2 would leave every process the whole model",
+    "DTensor": "tensor parallelism (DTensor)",
+}
+_SHARDED_BY_THE_PASS = ("_sharded_state", "_all_gather_result")
+"""What tells a group of parameters whether they are gathered: sharding them again sets it."""
+
+
+def refusal(model: nn.Module) -> str | None:
+    """Returns why a model's whole weights are not to be had; None where every process holds or can gather them.
+
+    Args:
+        model: any module.
+    """
+    kind = _other_kind(model)
+    if kind is not None:
+        return f"this model's parameters are spread over the processes by {_OTHERS[kind]}, so it is not analysed. " + (
+            INSTEAD
+        )
+    try:
+        _checked(_shards(model))
+    except AttributeError as error:
+        return (
+            f"this model is sharded by fully_shard of torch {torch.__version__}, whose parts are not known here "
+            f"({error}), so it is not analysed. Train it by DDP, or load a checkpoint into a whole model in one process"
+            " and call attribute() there."
+        )
+    return None
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Returns whether a part of a model is sharded by ``fully_shard``."""
+    return bool(_shards(model))
+
+
+@contextmanager
+def whole_weights(model: nn.Module, together: bool = False) -> Iterator[None]:
+    """Hold the whole weights of a model that is sharded by ``fully_shard``, and shard them again afterwards.
+
+    Does nothing for a model that is not sharded. Inside, no forward and no backward pass exchanges anything, so that
+    each process runs as many as it likes. Afterwards, whatever happened, the shards, the settings of every shard
+    (``set_reshard_after_forward``, ``set_reshard_after_backward``, ``set_requires_gradient_sync``) and the state of a
+    training that goes on are what they were. It has to be outside of
+    :func:`~globenc_lightning.encoder.undisturbed.undisturbed`, which puts back the parameters that it finds.
+
+    Each process needs memory for all weights: their number times the bytes of one in the precision that the policy of
+    ``fully_shard`` computes in (two for bfloat16, four for float32).
+
+    Args:
+        model: any module.
+        together: whether all processes are known to be here. Otherwise, they have to come within ``PATIENCE`` seconds,
+            and what would wait for another process inside is refused.
+
+    Raises:
+        UnsupportedEncoderError: the model is spread over the processes in another way.
+        OutOfMemoryError: a process has no memory for all weights.
+        GlobEncError: not all processes have come, or a forward pass of the model is under way. Nothing was touched.
+    """
+    reason = refusal(model)
+    if reason is not None:
+        raise UnsupportedEncoderError(reason)
+    shards = _shards(model)
+    if not shards:
+        yield
+        return
+    _wait_for_others(shards, together)
+    kept = _Kept(model, shards)
+    with ExitStack() as stack:
+        stack.callback(kept.put_back)
+        _gather(model, shards)
+        if not together:
+            stack.enter_context(processes.without_exchange())
+        yield
+
+
+def _other_kind(model: nn.Module) -> str | None:
+    """How a model is spread over the processes, if it is not by ``fully_shard`` alone."""
+    if any(base.__name__ == "FullyShardedDataParallel" for module in model.modules() for base in type(module).__mro__):
+        return "FSDP1"
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        return "ZeRO-3"
+    # Where a shard of fully_shard is registered; a parameter's own object changes with its state.
+    places: set[tuple[int, str]] = set()
+    for shard in _shards(model):
+        for group in _groups(shard):
+            for parameter in getattr(group, "fsdp_params", ()):
+                if parameter.is_dtensor:
+                    return "DTensor"
+                info = parameter._module_info
+                places.add((id(info.module), info.param_name))
+                places.update(zip(map(id, info.shared_modules), info.shared_param_names, strict=True))
+    for module in model.modules():
+        for name, parameter in vars(module)["_parameters"].items():
+            if _is_dtensor(parameter) and (id(module), name) not in places:
+                return "DTensor"
+    return None
+
+
+def _is_dtensor(parameter: Any) -> bool:
+    """By name: importing the class takes seconds where nothing is sharded."""
+    return "DTensor" in (type(parameter).__name__, type(getattr(parameter, "data", None)).__name__)
+
+
+def _shards(model: nn.Module) -> list[Any]:
+    """The modules that ``fully_shard`` was called on, in their order in the model."""
+    # A process that has not imported it has sharded nothing; importing it takes seconds.
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    return [] if kind is None else [module for module in model.modules() if isinstance(module, kind)]
+
+
+def _groups(shard: Any) -> list[Any]:
+    """The groups of parameters of a shard that are gathered in one go each."""
+    state = shard._get_fsdp_state()
+    if hasattr(state, "_fsdp_param_groups"):
+        return list(state._fsdp_param_groups)
+    return [] if state._fsdp_param_group is None else [state._fsdp_param_group]
+
+
+def _checked(shards: list[Any]) -> None:
+    """Look for every part that is used below.
+
+    Raises:
+        AttributeError: this torch has other ones.
+    """
+    for shard in shards:
+        state = shard._get_fsdp_state()
+        _ = state._training_state, state._is_root, state._state_ctx, state._comm_ctx, state._lazy_init
+        for group in _groups(shard):
+            _ = group._training_state, group._sharded_state, group.is_unsharded, group.is_sharded, group.comm_ctx
+            _ = group.post_forward_mesh_info, group.reshard_after_backward, group.reduce_grads, group.all_reduce_grads
+            _ = group.mp_policy, group.device, group.fsdp_params, group._post_forward_indices
+
+
+def _wait_for_others(shards: list[Any], together: bool) -> None:
+    """Make sure that every process will gather the weights, before any of them waits for another."""
+    groups = [group for shard in shards for group in _groups(shard)]
+    trouble: Exception | None = None
+    if any(group._training_state.name != "IDLE" for group in groups):
+        trouble = GlobEncError(
+            "a forward or backward pass of this sharded model is under way (or was left by an error), so its weights "
+            "cannot be gathered: analyse it between two passes, not from within one."
+        )
+    else:
+        trouble = _ask_for_memory(groups)
+    ranks = sorted({rank for group in groups for rank in group.mesh_info.mesh.mesh.flatten().tolist()})
+    if together:
+        # A process that has no room must not leave the others waiting for its shards.
+        said = "" if trouble is None else f"{type(trouble).__name__}: {trouble}"
+        for rank, other in enumerate(processes.gathered(said)):
+            if other and trouble is None:
+                trouble = GlobEncError(f"in the process of rank {rank}: {other}")
+    if trouble is not None:
+        raise trouble
+    if not together and len(ranks) > 1 and not processes.have_met(ranks, PATIENCE):
+        raise GlobEncError(
+            f"this model is sharded by fully_shard over {len(ranks)} processes, which gather its weights together, and "
+            f"not all of them have asked for an analysis within {PATIENCE:g} s: call attribute() in all of them, at "
+            "the same place in the training, each on the same or on its own inputs. A checkpoint that is loaded into a "
+            "whole model can be analysed by one process alone."
+        )
+
+
+def _ask_for_memory(groups: list[Any]) -> OutOfMemoryError | None:
+    """Take the memory of the whole weights and leave it again, so that it is there when they are gathered."""
+    held, size = [], 0
+    try:
+        for group in groups:
+            if group.is_unsharded:
+                continue
+            for parameter in group.fsdp_params:
+                whole = parameter.sharded_param
+                dtype = (group.mp_policy.param_dtype if whole.is_floating_point() else None) or whole.dtype
+                held.append(torch.empty(whole.shape, dtype=dtype, device=group.device))
+                size += held[-1].nbytes
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return OutOfMemoryError(
+            f"the memory does not suffice for the whole weights of this sharded model: an analysis gathers all of them "
+            f"in each process, and there was no room after {size / 2**30:.2f} GiB. Load a checkpoint into a whole model"
+            " on a larger device or on the CPU, and call attribute() there."
+        )
+    return None
+
+
+def _gather(model: nn.Module, shards: list[Any]) -> None:
+    """Make the weights whole, and let every pass leave them so."""
+    # What is made below inference mode could not take part in a training any more.
+    with torch.inference_mode(False), torch.no_grad():
+        for shard in _outermost(model):
+            # The first module that runs becomes the root, and an analysis may run a part of the model first.
+            shard._get_fsdp_state()._lazy_init()
+        for shard in shards:
+            if any(group.post_forward_mesh_info is not None for group in _groups(shard)):
+                shard.set_reshard_after_forward(False, recurse=False)
+            shard.set_reshard_after_backward(False, recurse=False)
+            # Gradients that a training accumulates without an exchange stay with it.
+            shard.set_requires_gradient_sync(False, recurse=False)
+        for shard in shards:
+            shard.unshard()
+
+
+def _outermost(model: nn.Module) -> list[Any]:
+    """The shards that are not within another one."""
+    every = _shards(model)
+    within = {id(inner) for shard in every for inner in shard.modules() if inner is not shard}
+    return [shard for shard in every if id(shard) not in within]
+
+
+class _Kept:
+    """What a sharded model was: its parameters, and the settings and the state of its shards."""
+
+    def __init__(self, model: nn.Module, shards: list[Any]) -> None:
+        states = [shard._get_fsdp_state() for shard in shards]
+        self._sharded = [
+            (shard, group) for shard in shards for group in _groups(shard) if not getattr(group, "is_unsharded", False)
+        ]
+        for _, group in self._sharded:
+            # After a forward, parameters may be sharded over fewer processes.
+            group.reshard()
+        self._parameters = [
+            (module, name, parameter)
+            for module in model.modules()
+            for name, parameter in vars(module)["_parameters"].items()
+            if _is_dtensor(parameter)
+        ]
+        groups = [group for shard in shards for group in _groups(shard)]
+        # They share their contexts, once a forward pass has told which of them is the root.
+        every = [*states, *(one for state in states for one in (state._state_ctx, state._comm_ctx))]
+        every += [*groups, *(group.comm_ctx for group in groups)]
+        self._attributes = [
+            (one, {name: (value, _copied(value)) for name, value in vars(one).items()})
+            for one in {id(one): one for one in every}.values()
+        ]
+
+    def put_back(self) -> None:
+        """Shard what was sharded, and make the rest what it was."""
+        # First of all the state: a shard whose forward pass was left by an error would stay whole.
+        for one, attributes in self._attributes:
+            for name, (value, entries) in attributes.items():
+                if name in _SHARDED_BY_THE_PASS:
+                    continue
+                if vars(one)[name] is not value:
+                    setattr(one, name, value)
+                if entries is not None and list(value) != entries:
+                    value.clear()
+                    (value.update if isinstance(value, set) else value.extend)(entries)
+        for _, group in self._sharded:
+            group.reshard()
+        for module, name, parameter in self._parameters:
+            # Where a step has sharded something by itself (by taking a state dict), nobody registers it again.
+            if vars(module)["_parameters"].get(name) is not parameter:
+                vars(module)["_parameters"][name] = parameter
+
+
+def _copied(value: Any) -> list[Any] | None:
+    """The entries of a list or a set."""
+    return list(value) if type(value) in (list, set) else None
