@@ -95,7 +95,7 @@ def whole_weights(model: nn.Module, together: bool = False) -> Iterator[None]:
     kept = _Kept(model, shards)
     with ExitStack() as stack:
         stack.callback(kept.put_back)
-        _gather(model, shards)
+        _gather(model, shards, kept)
         if not together:
             stack.enter_context(processes.without_exchange())
         yield
@@ -157,6 +157,7 @@ def _checked(shards: list[Any]) -> None:
             _ = group._training_state, group._sharded_state, group.is_unsharded, group.is_sharded, group.comm_ctx
             _ = group.post_forward_mesh_info, group.reshard_after_backward, group.reduce_grads, group.all_reduce_grads
             _ = group.mp_policy, group.device, group.fsdp_params, group._post_forward_indices
+            _ = group._module_to_pre_save_state_dict_hook_handle, group._module_to_pre_load_state_dict_hook_handle
 
 
 def _wait_for_others(shards: list[Any], together: bool) -> None:
@@ -190,28 +191,28 @@ def _wait_for_others(shards: list[Any], together: bool) -> None:
 
 def _ask_for_memory(groups: list[Any]) -> OutOfMemoryError | None:
     """Take the memory of the whole weights and leave it again, so that it is there when they are gathered."""
-    held, size = [], 0
+    wanted: list[tuple[Any, torch.dtype, torch.device]] = []
+    for group in groups:
+        for parameter in () if group.is_unsharded else group.fsdp_params:
+            whole = parameter.sharded_param
+            cast = group.mp_policy.param_dtype if whole.is_floating_point() else None
+            wanted.append((whole.shape, cast or whole.dtype, group.device))
     try:
-        for group in groups:
-            if group.is_unsharded:
-                continue
-            for parameter in group.fsdp_params:
-                whole = parameter.sharded_param
-                dtype = (group.mp_policy.param_dtype if whole.is_floating_point() else None) or whole.dtype
-                held.append(torch.empty(whole.shape, dtype=dtype, device=group.device))
-                size += held[-1].nbytes
+        held = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype, device in wanted]
     except Exception as error:
         if not is_out_of_memory(error):
             raise
+        size = sum(shape.numel() * dtype.itemsize for shape, dtype, _ in wanted)
         return OutOfMemoryError(
             f"the memory does not suffice for the whole weights of this sharded model: an analysis gathers all of them "
-            f"in each process, and there was no room after {size / 2**30:.2f} GiB. Load a checkpoint into a whole model"
-            " on a larger device or on the CPU, and call attribute() there."
+            f"in each process, {size / 2**30:.2f} GiB. Load a checkpoint into a whole model on a larger device or on "
+            "the CPU, and call attribute() there."
         )
+    del held
     return None
 
 
-def _gather(model: nn.Module, shards: list[Any]) -> None:
+def _gather(model: nn.Module, shards: list[Any], kept: "_Kept") -> None:
     """Make the weights whole, and let every pass leave them so."""
     # What is made below inference mode could not take part in a training any more.
     with torch.inference_mode(False), torch.no_grad():
@@ -224,8 +225,20 @@ def _gather(model: nn.Module, shards: list[Any]) -> None:
             shard.set_reshard_after_backward(False, recurse=False)
             # Gradients that a training accumulates without an exchange stay with it.
             shard.set_requires_gradient_sync(False, recurse=False)
+        kept.take_hooks_away(shards)
         for shard in shards:
             shard.unshard()
+
+
+def _sharding_hooks(shard: Any) -> list[tuple[dict[int, Any], int]]:
+    """The hooks that shard the weights again where a state dict is taken or loaded, in the tables that hold them."""
+    found = []
+    for group in _groups(shard):
+        for module, handle in group._module_to_pre_save_state_dict_hook_handle.items():
+            found.append((module._state_dict_pre_hooks, handle.id))
+        for module, handle in group._module_to_pre_load_state_dict_hook_handle.items():
+            found.append((module._load_state_dict_pre_hooks, handle.id))
+    return found
 
 
 def _outermost(model: nn.Module) -> list[Any]:
@@ -252,6 +265,7 @@ class _Kept:
             for name, parameter in vars(module)["_parameters"].items()
             if _is_dtensor(parameter)
         ]
+        self._hooks: list[tuple[dict[int, Any], dict[int, Any]]] = []
         groups = [group for shard in shards for group in _groups(shard)]
         # They share their contexts, once a forward pass has told which of them is the root.
         every = [*states, *(one for state in states for one in (state._state_ctx, state._comm_ctx))]
@@ -260,6 +274,14 @@ class _Kept:
             (one, {name: (value, _copied(value)) for name, value in vars(one).items()})
             for one in {id(one): one for one in every}.values()
         ]
+
+    def take_hooks_away(self, shards: list[Any]) -> None:
+        """Let a state dict that a step takes or loads leave the weights whole: the autograd graph leads to them."""
+        for shard in shards:
+            for table, handle in _sharding_hooks(shard):
+                if handle in table:
+                    self._hooks.append((table, dict(table)))
+                    del table[handle]
 
     def put_back(self) -> None:
         """Shard what was sharded, and make the rest what it was."""
@@ -275,8 +297,12 @@ class _Kept:
                     (value.update if isinstance(value, set) else value.extend)(entries)
         for _, group in self._sharded:
             group.reshard()
+        for table, hooks in reversed(self._hooks):
+            # In their order, too.
+            table.clear()
+            table.update(hooks)
         for module, name, parameter in self._parameters:
-            # Where a step has sharded something by itself (by taking a state dict), nobody registers it again.
+            # Where something inside has sharded a weight by itself, it was put back as it was inside.
             if vars(module)["_parameters"].get(name) is not parameter:
                 vars(module)["_parameters"][name] = parameter
 

@@ -6,6 +6,7 @@ Each process writes what it has seen to ``<folder>/rank_<n>.json``.
 import argparse
 import copy
 import json
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,11 +17,14 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from globenc_lightning import METHODS, attribute, sharding
 from tests.training import CLASSES, VOCABULARY, Sentences, classifier, redrawn
+
+BATCH = Sentences(6).first(6)
 
 
 def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -208,7 +212,185 @@ def analyses(folder: Path) -> dict[str, Any]:
     return result
 
 
-CASES: dict[str, Callable[[Path], dict[str, Any]]] = {one.__name__: one for one in (analyses,)}
+def told(job: Callable[[], Any]) -> str:
+    """What an error says; nothing where there is none."""
+    try:
+        job()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+class Pair:
+    """Two equal sharded models, of which the first is analysed and both are trained."""
+
+    def __init__(self, form: Form) -> None:
+        self.whole = form.model()
+        self.one, self.other = form.sharded(self.whole), form.sharded(self.whole)
+        self.optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (self.one, self.other)]
+        self.place = 0
+
+    def attribute(self, **options: Any) -> Any:
+        return attribute(self.one, inputs_of(Sentences(3).first(3)), **options)
+
+    def train(self) -> bool:
+        """A step of each; whether they are still equal."""
+        draw = Sentences(4, seed=10 * self.place + distributed.get_rank()).first(4)
+        for model, optimizer in zip((self.one, self.other), self.optimizers, strict=True):
+            step(model, optimizer, draw)
+        self.place += 1
+        return all(torch.equal(a, b) for a, b in zip(bits_of(self.one), bits_of(self.other), strict=True))
+
+
+def troubles(folder: Path) -> dict[str, Any]:
+    """What goes wrong, in one process or in all: its error, and whether both models are equal after a step more."""
+    sharding.PATIENCE = 3
+    rank, result = distributed.get_rank(), {}
+    pair = Pair(Form())
+
+    def kept(name: str, job: Callable[[], Any]) -> None:
+        before = settings_of(pair.one)
+        print(name, flush=True)
+        error = told(job)
+        distributed.barrier()
+        result[name] = {"error": error, "settings": settings_of(pair.one) == before, "equal": pair.train()}
+
+    def fails(model: Any, batch: dict[str, Tensor]) -> Tensor:
+        if rank == 1:
+            # In the middle of a pass: after the first layer.
+            hook = layers_of(model)[1].register_forward_pre_hook(not_here)
+            try:
+                model(**batch)
+            finally:
+                hook.remove()
+        return logits_of(model, batch)
+
+    def not_here(*_: Any) -> None:
+        raise ArithmeticError("not here")
+
+    def exchanges(model: Any, batch: dict[str, Tensor]) -> Tensor:
+        logits = logits_of(model, batch)
+        distributed.all_reduce(logits.detach().clone())
+        return logits
+
+    def takes_the_state(model: Any, batch: dict[str, Tensor]) -> Tensor:
+        model.state_dict()
+        return logits_of(model, batch)
+
+    def within_a_forward() -> None:
+        hook = layers_of(pair.one)[1].register_forward_pre_hook(lambda *_: pair.attribute())
+        try:
+            pair.one(**inputs_of(Sentences(3).first(3)))
+        finally:
+            hook.remove()
+
+    kept("one alone", lambda: pair.attribute() if rank == 0 else None)
+    kept("all but one", lambda: pair.attribute() if rank != 0 else None)
+    kept("all", pair.attribute)
+    kept("one fails", lambda: pair.attribute(forward=fails))
+    kept("one is wrong", lambda: attribute(pair.one, {"input_ids": torch.tensor([[999]])} if rank else BATCH))
+    kept("exchanges", lambda: pair.attribute(forward=exchanges))
+    kept("takes the state", lambda: pair.attribute(forward=takes_the_state))
+    kept("all again", pair.attribute)
+    large = Large().sharded()
+    kept("without room", lambda: without_room(rank == 1, lambda: attribute(large, BATCH)))
+    kept("without room, together", lambda: without_room(rank == 1, lambda: gathered(large, True)))
+
+    # It ends the pass that it is called in.
+    error = told(within_a_forward)
+    result["within a forward"] = {"error": error}
+
+    pair = Pair(Form())
+    for shard in pair.one.modules():
+        if isinstance(shard, FSDPModule):
+            shard.unshard()
+    result["was whole"] = {"error": told(pair.attribute), "settings": are_whole(pair.one), "equal": pair.train()}
+    pair = Pair(Form())
+    with torch.inference_mode():
+        # No training goes on from here, with or without an analysis.
+        pair.one(**BATCH)
+        logits = pair.one(**BATCH).logits
+    error = told(pair.attribute)
+    with torch.inference_mode():
+        result["after a pass in inference mode"] = {"error": error, "equal": logits.equal(pair.one(**BATCH).logits)}
+    pair = Pair(Form())
+    with torch.inference_mode():
+        result["below inference mode"] = {"error": told(pair.attribute), "equal": pair.train()}
+    return result
+
+
+def are_whole(model: nn.Module) -> bool:
+    return all(not hasattr(one, "to_local") and one.untyped_storage().nbytes() for one in model.parameters())
+
+
+def gathered(model: Any, together: bool) -> None:
+    with sharding.whole_weights(model, together):
+        assert are_whole(model)
+
+
+class Large(nn.Module):
+    """A model of 256 MB."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(1 << 20, 64)
+
+    def sharded(self) -> Any:
+        return fully_shard(self, mesh=init_device_mesh("cpu", (distributed.get_world_size(),)))
+
+
+def without_room(here: bool, job: Callable[[], Any]) -> None:
+    """Do something in a process that gets no more than 100 MB more."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    if here:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (100 << 20), limits[1]))
+    try:
+        job()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def refused(folder: Path) -> dict[str, Any]:
+    """What is spread over the processes in other ways, and what a step of it gives before and after a refusal."""
+    size = distributed.get_world_size()
+    mesh = init_device_mesh("cpu", (1, size), mesh_dim_names=("data", "tensor"))
+    plan: dict[str, Any] = {"intermediate.dense": ColwiseParallel(), "output.dense": RowwiseParallel()}
+
+    def tensor_parallel(model: Any) -> Any:
+        for layer in layers_of(model):
+            parallelize_module(layer, mesh["tensor"], plan)
+        return model
+
+    def both(model: Any) -> Any:
+        model = tensor_parallel(model)
+        for layer in layers_of(model):
+            fully_shard(layer, mesh=mesh["data"])
+        return fully_shard(model, mesh=mesh["data"])
+
+    def zero(model: Any) -> Any:
+        # What DeepSpeed's stage 3 leaves on a parameter.
+        next(model.parameters()).ds_id = 0
+        return model
+
+    result = {}
+    for name, made in {
+        "tensor parallelism": tensor_parallel,
+        "both": both,
+        "FSDP1": lambda model: FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu")),
+        "ZeRO-3": zero,
+    }.items():
+        model = made(post_ln())
+        before = model(**BATCH).loss
+        before.backward()
+        error = told(lambda model=model: attribute(model, BATCH))
+        after = model(**BATCH).loss
+        after.backward()
+        result[name] = {"error": error, "equal": bool(before == after)}
+    return result
+
+
+CASES: dict[str, Callable[[Path], dict[str, Any]]] = {one.__name__: one for one in (analyses, troubles, refused)}
 
 
 def main() -> None:
