@@ -157,6 +157,7 @@ def _checked(shards: list[Any]) -> None:
             _ = group._training_state, group._sharded_state, group.is_unsharded, group.is_sharded, group.comm_ctx
             _ = group.post_forward_mesh_info, group.reshard_after_backward, group.reduce_grads, group.all_reduce_grads
             _ = group.mp_policy, group.device, group.fsdp_params, group._post_forward_indices
+            _ = [parameter.all_gather_outputs for parameter in group.fsdp_params]
             _ = group._module_to_pre_save_state_dict_hook_handle, group._module_to_pre_load_state_dict_hook_handle
 
 
@@ -248,15 +249,30 @@ def _outermost(model: nn.Module) -> list[Any]:
     return [shard for shard in every if id(shard) not in within]
 
 
+def _is_made_below_inference_mode(group: Any) -> bool:
+    """Whether the places for a group's whole weights are of a validation without a training."""
+    return any(tensor.is_inference() for parameter in group.fsdp_params for tensor in parameter.all_gather_outputs)
+
+
+def _forget_whole_weights(group: Any) -> None:
+    """Let a group make the places for its whole weights anew: in these, no gradient could be had."""
+    group.reshard()
+    for parameter in group.fsdp_params:
+        parameter.all_gather_outputs = []
+        del parameter._unsharded_param
+
+
 class _Kept:
     """What a sharded model was: its parameters, and the settings and the state of its shards."""
 
     def __init__(self, model: nn.Module, shards: list[Any]) -> None:
         states = [shard._get_fsdp_state() for shard in shards]
-        self._sharded = [
-            (shard, group) for shard in shards for group in _groups(shard) if not getattr(group, "is_unsharded", False)
-        ]
-        for _, group in self._sharded:
+        groups = [group for shard in shards for group in _groups(shard)]
+        for group in groups:
+            if _is_made_below_inference_mode(group):
+                _forget_whole_weights(group)
+        self._sharded = [group for group in groups if not group.is_unsharded]
+        for group in self._sharded:
             # After a forward, parameters may be sharded over fewer processes.
             group.reshard()
         self._parameters = [
@@ -266,7 +282,6 @@ class _Kept:
             if _is_dtensor(parameter)
         ]
         self._hooks: list[tuple[dict[int, Any], dict[int, Any]]] = []
-        groups = [group for shard in shards for group in _groups(shard)]
         # They share their contexts, once a forward pass has told which of them is the root.
         every = [*states, *(one for state in states for one in (state._state_ctx, state._comm_ctx))]
         every += [*groups, *(group.comm_ctx for group in groups)]
@@ -295,7 +310,7 @@ class _Kept:
                 if entries is not None and list(value) != entries:
                     value.clear()
                     (value.update if isinstance(value, set) else value.extend)(entries)
-        for _, group in self._sharded:
+        for group in self._sharded:
             group.reshard()
         for table, hooks in reversed(self._hooks):
             # In their order, too.

@@ -315,7 +315,8 @@ def troubles(folder: Path) -> dict[str, Any]:
         result["after a pass in inference mode"] = {"error": error, "equal": logits.equal(pair.one(**BATCH).logits)}
     pair = Pair(Form())
     with torch.inference_mode():
-        result["below inference mode"] = {"error": told(pair.attribute), "equal": pair.train()}
+        error = told(pair.attribute)
+    result["below inference mode"] = {"error": error, "equal": pair.train()}
     return result
 
 

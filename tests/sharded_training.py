@@ -1,0 +1,168 @@
+"""Sharded trainings in several processes, run as ``python -m tests.sharded_training`` in each of them.
+
+Each process writes what it has seen to ``<folder>/rank_<n>.json``.
+"""
+
+import argparse
+import copy
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from globenc_lightning import METHODS, GlobEncCallback, attribute
+from tests.distributed_training import FailsInOne
+from tests.sharded_models import bits_of, difference, inputs_of, layers_of, post_ln, pre_ln
+from tests.training import Album, Sentences, Steps, build_trainer, loader, said
+
+
+class Sharded(Steps):
+    """Shards its model, in a strategy that has a mesh for it.
+
+    Args:
+        model: the whole model.
+        precision: what ``fully_shard`` computes in.
+    """
+
+    def __init__(self, model: Any, precision: torch.dtype | None = None) -> None:
+        super().__init__(model.train())
+        self.precision = precision
+
+    def configure_model(self) -> None:
+        if isinstance(self.model, FSDPModule):
+            return
+        options: dict[str, Any] = {"mesh": self.device_mesh["data_parallel"]}
+        if self.precision is not None:
+            options["mp_policy"] = MixedPrecisionPolicy(param_dtype=self.precision, reduce_dtype=torch.float32)
+        for layer in layers_of(self.model):
+            fully_shard(layer, **options)
+        fully_shard(self.model, **options)
+
+
+class ShardedAndFails(FailsInOne, Sharded):
+    """Its forward raises in one process, after the first layer."""
+
+    def forward(self, **batch: Tensor) -> Any:
+        hook = layers_of(self.model)[1].register_forward_pre_hook(lambda *_: super(ShardedAndFails, self).forward())
+        fails = self.global_rank == self.rank and self.trainer.global_step == self.at_step
+        if not fails:
+            hook.remove()
+        try:
+            return self.model(**batch)
+        finally:
+            hook.remove()
+
+
+def trained(module: pl.LightningModule, *callbacks: pl.Callback, **options: Any) -> tuple[pl.Trainer, list[Tensor]]:
+    """Train; also returns the bits of the shards and of the optimizer's states in this process."""
+    connected = torch.distributed.is_initialized()
+    world = torch.distributed.get_world_size() if connected else int(os.environ["WORLD_SIZE"])
+    ckpt, whole = options.pop("ckpt_path", None), options.pop("whole", False)
+    strategy = ModelParallelStrategy(
+        data_parallel_size=world,
+        tensor_parallel_size=1,
+        process_group_backend="gloo",
+        save_distributed_checkpoint=not whole,
+    )
+    settings: dict[str, Any] = {"max_epochs": 2, "limit_train_batches": 2, "devices": world, "strategy": strategy}
+    trainer = build_trainer(callbacks, **{**settings, **options})
+    torch.manual_seed(1)
+    trainer.fit(
+        module, loader(Sentences(8 * world, seed=1), 2), loader(Sentences(20), 4), ckpt_path=ckpt, weights_only=False
+    )
+    bits = [one.clone() for one in bits_of(module)]
+    for state in trainer.optimizers[0].state.values():
+        bits += [one.to_local().clone() if hasattr(one, "to_local") else one.clone() for one in state.values()]
+    return trainer, bits
+
+
+def equal(left: list[Tensor], right: list[Tensor]) -> bool:
+    return len(left) == len(right) and all(map(torch.equal, left, right))
+
+
+def told(callback: GlobEncCallback) -> dict[str, Any]:
+    return {"steps": [entry.step for entry in callback.history], "missing": callback.history.missing_steps}
+
+
+def whole_figures(module: Sharded, like: Any, batch: Any) -> Any:
+    """What a whole model with the module's present weights gives."""
+    whole = copy.deepcopy(like).train(False)
+    whole.load_state_dict({name: one.full_tensor() for name, one in module.model.state_dict().items()})
+    return attribute(whole if module.precision is None else whole.to(module.precision), batch, methods=METHODS)
+
+
+def against(entry: Any, expected: Any) -> dict[str, float]:
+    """By how much a validation's figures differ from an analysis at the most."""
+    found = {"rows": 0.0, "rho": 0.0}
+    for method in METHODS:
+        rho = (entry.by_example[method] - expected.correlation[method]).abs().max()
+        found["rho"] = max(found["rho"], float(rho))
+        for place, row in enumerate(entry.rows[method]):
+            wanted = expected.rows[method][place][:, expected.attention_mask[place]]
+            parts = [one / one.sum(-1, keepdim=True) for one in (row, wanted)]
+            found["rows"] = max(found["rows"], float((parts[0] - parts[1]).abs().max()))
+    return found
+
+
+def equal_trainings(options: argparse.Namespace) -> dict[str, Any]:
+    """Trainings with and without a callback: post-LN, pre-LN, bfloat16; a given and a collected probe."""
+    result = {}
+    examples = inputs_of(Sentences(options.examples).first(options.examples))
+    for name, make, precision, probe, more in (
+        ("post-LN", post_ln, None, examples, {"accumulate_grad_batches": 2, "limit_train_batches": 4}),
+        ("pre-LN", pre_ln, None, None, {"val_check_interval": 1}),
+        ("bfloat16", post_ln, torch.bfloat16, examples, {"at": True}),
+    ):
+        at = [1] if more.pop("at", False) else None
+        like, callback, logger = make(), GlobEncCallback(probe, num_examples=5, at_steps=at), Album()
+        with said() as messages:
+            module = Sharded(copy.deepcopy(like), precision)
+            trainer, bits = trained(module, callback, logger=logger, **more)
+            _, expected = trained(Sharded(copy.deepcopy(like), precision), **more)
+        # The first process is shown every second or third row.
+        batch = probe or inputs_of(rows(range(0, 5 * options.processes, options.processes)))
+        one = {**told(callback), "equal": equal(bits, expected), "messages": messages}
+        one["last"] = against(callback.history[-1], whole_figures(module, like, batch))
+        one["first"] = against(callback.history[0], whole_figures_of(like, precision, batch))
+        one["classes"] = sorted({type(part).__name__ for part in module.model.modules() if hasattr(part, "reshard")})
+        one["monitored"] = sorted(tag for tag in trainer.callback_metrics if tag.startswith("globenc"))
+        result[name] = one
+    return result
+
+
+def whole_figures_of(like: Any, precision: torch.dtype | None, batch: Any) -> Any:
+    whole = copy.deepcopy(like).train(False)
+    return attribute(whole if precision is None else whole.to(precision), batch, methods=METHODS)
+
+
+def rows(places: Iterable[int]) -> dict[str, Tensor]:
+    data = Sentences(20)
+    return {key: torch.stack([data.rows[place][key] for place in places]) for key in data.rows[0]}
+
+
+CASES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {one.__name__: one for one in (equal_trainings,)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--examples", type=int, default=5)
+    options = parser.parse_args()
+    options.processes = int(os.environ["WORLD_SIZE"])
+    torch.set_num_threads(1)
+    result = CASES[options.case](options)
+    rank = torch.distributed.get_rank()
+    (options.folder / f"rank_{rank}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
