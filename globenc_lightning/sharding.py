@@ -158,7 +158,7 @@ def _checked(shards: list[Any]) -> None:
             _ = group.post_forward_mesh_info, group.reshard_after_backward, group.reduce_grads, group.all_reduce_grads
             _ = group.mp_policy, group.device, group.fsdp_params, group._post_forward_indices
             _ = [parameter.all_gather_outputs for parameter in group.fsdp_params]
-            _ = group._module_to_pre_save_state_dict_hook_handle, group._module_to_pre_load_state_dict_hook_handle
+            _ = group._to_sharded
 
 
 def _wait_for_others(shards: list[Any], together: bool) -> None:
@@ -226,20 +226,9 @@ def _gather(model: nn.Module, shards: list[Any], kept: "_Kept") -> None:
             shard.set_reshard_after_backward(False, recurse=False)
             # Gradients that a training accumulates without an exchange stay with it.
             shard.set_requires_gradient_sync(False, recurse=False)
-        kept.take_hooks_away(shards)
         for shard in shards:
             shard.unshard()
-
-
-def _sharding_hooks(shard: Any) -> list[tuple[dict[int, Any], int]]:
-    """The hooks that shard the weights again where a state dict is taken or loaded, in the tables that hold them."""
-    found = []
-    for group in _groups(shard):
-        for module, handle in group._module_to_pre_save_state_dict_hook_handle.items():
-            found.append((module._state_dict_pre_hooks, handle.id))
-        for module, handle in group._module_to_pre_load_state_dict_hook_handle.items():
-            found.append((module._load_state_dict_pre_hooks, handle.id))
-    return found
+        kept.keep_whole()
 
 
 def _outermost(model: nn.Module) -> list[Any]:
@@ -267,7 +256,7 @@ class _Kept:
 
     def __init__(self, model: nn.Module, shards: list[Any]) -> None:
         states = [shard._get_fsdp_state() for shard in shards]
-        groups = [group for shard in shards for group in _groups(shard)]
+        self._groups = groups = [group for shard in shards for group in _groups(shard)]
         for group in groups:
             if _is_made_below_inference_mode(group):
                 _forget_whole_weights(group)
@@ -281,7 +270,6 @@ class _Kept:
             for name, parameter in vars(module)["_parameters"].items()
             if _is_dtensor(parameter)
         ]
-        self._hooks: list[tuple[dict[int, Any], dict[int, Any]]] = []
         # They share their contexts, once a forward pass has told which of them is the root.
         every = [*states, *(one for state in states for one in (state._state_ctx, state._comm_ctx))]
         every += [*groups, *(group.comm_ctx for group in groups)]
@@ -290,13 +278,14 @@ class _Kept:
             for one in {id(one): one for one in every}.values()
         ]
 
-    def take_hooks_away(self, shards: list[Any]) -> None:
-        """Let a state dict that a step takes or loads leave the weights whole: the autograd graph leads to them."""
-        for shard in shards:
-            for table, handle in _sharding_hooks(shard):
-                if handle in table:
-                    self._hooks.append((table, dict(table)))
-                    del table[handle]
+    def keep_whole(self) -> None:
+        """Let nothing free the weights before :meth:`put_back`.
+
+        The settings do not see to it alone: a gradient that is taken within a forward pass ends the pass of the shards
+        around it, which then free what the pass goes on with, and a state dict that a step takes frees everything.
+        """
+        for group in self._groups:
+            group._to_sharded = _nothing
 
     def put_back(self) -> None:
         """Shard what was sharded, and make the rest what it was."""
@@ -310,16 +299,18 @@ class _Kept:
                 if entries is not None and list(value) != entries:
                     value.clear()
                     (value.update if isinstance(value, set) else value.extend)(entries)
+        for group in self._groups:
+            vars(group).pop("_to_sharded", None)
         for group in self._sharded:
             group.reshard()
-        for table, hooks in reversed(self._hooks):
-            # In their order, too.
-            table.clear()
-            table.update(hooks)
         for module, name, parameter in self._parameters:
-            # Where something inside has sharded a weight by itself, it was put back as it was inside.
+            # What was exchanged inside is not what the shard knows.
             if vars(module)["_parameters"].get(name) is not parameter:
                 vars(module)["_parameters"][name] = parameter
+
+
+def _nothing() -> None:
+    """Leave the weights whole."""
 
 
 def _copied(value: Any) -> list[Any] | None:

@@ -36,6 +36,12 @@ def logits_of(model: Any, batch: dict[str, Tensor]) -> Tensor:
     return logits
 
 
+def cut(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Cuts the graph, so that gradients are taken within the forward pass."""
+    with torch.no_grad():
+        return logits_of(model, batch)
+
+
 def post_ln() -> Any:
     return classifier(num_hidden_layers=2).eval()
 
@@ -169,9 +175,10 @@ def analyses(folder: Path) -> dict[str, Any]:
     """Every form: figures before the first pass, after steps and between accumulated gradients; bits afterwards."""
     result = {}
     rank = distributed.get_rank()
-    # Each process has its own inputs. What a forward= leads to is found anew each time, which takes more passes.
+    # Each process has its own inputs. What a forward= leads to is found anew each time, which takes more passes, and
+    # where it cuts the graph, gradients are taken within the forward pass.
     inputs = inputs_of(Sentences(4 + rank, seed=rank).first(4 + rank))
-    forward = None if rank == 0 else logits_of
+    forward = None if rank == 0 else cut
     for name, form in FORMS.items():
         like = form.model()
         one, other = form.sharded(like), form.sharded(like)
