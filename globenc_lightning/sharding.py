@@ -25,11 +25,6 @@ INSTEAD = (
     "Shard it by fully_shard alone (FSDP2; ModelParallelStrategy(tensor_parallel_size=1) in Lightning), train it by "
     "DDP, or load a checkpoint into a whole model in one process and call attribute() there."
 )
-_OTHERS: dict[str, str] = {
-    "FSDP1": "FullyShardedDataParallel (FSDP1)",
-    "ZeRO-3": "ZeRO stage 3 of DeepSpeed, where stages 1 and 2 would leave every process the whole model",
-    "DTensor": "tensor parallelism (DTensor)",
-}
 _SHARDED_BY_THE_PASS = ("_sharded_state", "_all_gather_result")
 """What tells a group of parameters whether they are gathered: sharding them again sets it."""
 
@@ -40,25 +35,8 @@ def refusal(model: nn.Module) -> str | None:
     Args:
         model: any module.
     """
-    kind = _other_kind(model)
-    if kind is not None:
-        return f"this model's parameters are spread over the processes by {_OTHERS[kind]}, so it is not analysed. " + (
-            INSTEAD
-        )
-    try:
-        _checked(_shards(model))
-    except AttributeError as error:
-        return (
-            f"this model is sharded by fully_shard of torch {torch.__version__}, whose parts are not known here "
-            f"({error}), so it is not analysed. Train it by DDP, or load a checkpoint into a whole model in one process"
-            " and call attribute() there."
-        )
-    return None
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Returns whether a part of a model is sharded by ``fully_shard``."""
-    return bool(_shards(model))
+    modules = list(model.modules())
+    return _refusal(modules, _shards(modules))
 
 
 @contextmanager
@@ -72,7 +50,8 @@ def whole_weights(model: nn.Module, together: bool = False) -> Iterator[None]:
     :func:`~globenc_lightning.encoder.undisturbed.undisturbed`, which puts back the parameters that it finds.
 
     Each process needs memory for all weights: their number times the bytes of one in the precision that the policy of
-    ``fully_shard`` computes in (two for bfloat16, four for float32).
+    ``fully_shard`` computes in (two for bfloat16, four for float32), and while they come in those of the largest shard
+    once more. A process that has no room for them says so before any weight is sent.
 
     Args:
         model: any module.
@@ -84,67 +63,92 @@ def whole_weights(model: nn.Module, together: bool = False) -> Iterator[None]:
         OutOfMemoryError: a process has no memory for all weights.
         GlobEncError: not all processes have come, or a forward pass of the model is under way. Nothing was touched.
     """
-    reason = refusal(model)
+    modules = list(model.modules())
+    shards = _shards(modules)
+    reason = _refusal(modules, shards)
     if reason is not None:
         raise UnsupportedEncoderError(reason)
-    shards = _shards(model)
     if not shards:
         yield
         return
     _wait_for_others(shards, together)
-    kept = _Kept(model, shards)
+    kept = _Kept(modules, shards)
     with ExitStack() as stack:
         stack.callback(kept.put_back)
-        _gather(model, shards, kept)
+        _gather(shards, kept)
         if not together:
             stack.enter_context(processes.without_exchange())
         yield
 
 
-def _other_kind(model: nn.Module) -> str | None:
+def _refusal(modules: list[nn.Module], shards: list[Any]) -> str | None:
+    try:
+        _check_parts(shards)
+        kind = _other_kind(modules, shards)
+    except AttributeError as error:
+        return (
+            f"this model is sharded by fully_shard of torch {torch.__version__}, whose parts are not known here "
+            f"({error}), so it is not analysed. Train it by DDP, or load a checkpoint into a whole model in one process"
+            " and call attribute() there."
+        )
+    if kind is None:
+        return None
+    return f"this model's parameters are spread over the processes by {kind}, so it is not analysed. {INSTEAD}"
+
+
+def _other_kind(modules: list[nn.Module], shards: list[Any]) -> str | None:
     """How a model is spread over the processes, if it is not by ``fully_shard`` alone."""
-    if any(base.__name__ == "FullyShardedDataParallel" for module in model.modules() for base in type(module).__mro__):
-        return "FSDP1"
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        return "ZeRO-3"
-    # Where a shard of fully_shard is registered; a parameter's own object changes with its state.
-    places: set[tuple[int, str]] = set()
-    for shard in _shards(model):
-        for group in _groups(shard):
-            for parameter in getattr(group, "fsdp_params", ()):
-                if parameter.is_dtensor:
-                    return "DTensor"
-                info = parameter._module_info
-                places.add((id(info.module), info.param_name))
-                places.update(zip(map(id, info.shared_modules), info.shared_param_names, strict=True))
-    for module in model.modules():
-        for name, parameter in vars(module)["_parameters"].items():
-            if _is_dtensor(parameter) and (id(module), name) not in places:
-                return "DTensor"
-    return None
+    if any(base.__name__ == "FullyShardedDataParallel" for kind in set(map(type, modules)) for base in kind.__mro__):
+        return "FullyShardedDataParallel (FSDP1)"
+    # Where tensors of many processes are registered; a parameter's own object changes with its shard's state.
+    dtensors = set()
+    for module in modules:
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if "ds_id" in vars(parameter):
+                return "ZeRO stage 3 of DeepSpeed, where stages 1 and 2 would leave every process the whole model"
+            if _is_dtensor(parameter):
+                dtensors.add((id(module), name))
+    for group in _groups(*shards):
+        for parameter in group.fsdp_params:
+            if parameter.is_dtensor:
+                return "tensor parallelism (DTensor)"
+            info = parameter._module_info
+            dtensors.discard((id(info.module), info.param_name))
+            dtensors.difference_update(zip(map(id, info.shared_modules), info.shared_param_names, strict=True))
+    return "tensor parallelism (DTensor)" if dtensors else None
 
 
 def _is_dtensor(parameter: Any) -> bool:
     """By name: importing the class takes seconds where nothing is sharded."""
-    return "DTensor" in (type(parameter).__name__, type(getattr(parameter, "data", None)).__name__)
+    return type(parameter) is not nn.Parameter and type(parameter).__name__ == "DTensor"
 
 
-def _shards(model: nn.Module) -> list[Any]:
-    """The modules that ``fully_shard`` was called on, in their order in the model."""
+def _shards(modules: list[nn.Module]) -> list[Any]:
+    """Those of a model's modules that ``fully_shard`` was called on."""
     # A process that has not imported it has sharded nothing; importing it takes seconds.
     kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
-    return [] if kind is None else [module for module in model.modules() if isinstance(module, kind)]
+    if kind is None:
+        return []
+    kinds = {one for one in set(map(type, modules)) if issubclass(one, kind)}
+    return [module for module in modules if type(module) in kinds]
 
 
-def _groups(shard: Any) -> list[Any]:
-    """The groups of parameters of a shard that are gathered in one go each."""
-    state = shard._get_fsdp_state()
-    if hasattr(state, "_fsdp_param_groups"):
-        return list(state._fsdp_param_groups)
-    return [] if state._fsdp_param_group is None else [state._fsdp_param_group]
+def _groups(*shards: Any) -> list[Any]:
+    """The groups of parameters of shards, each gathered in one go; modules that are sharded together share theirs."""
+    found = {}
+    for shard in shards:
+        state = shard._get_fsdp_state()
+        groups = getattr(state, "_fsdp_param_groups", None)
+        if groups is None:
+            # Before there could be several.
+            groups = [] if state._fsdp_param_group is None else [state._fsdp_param_group]
+        found.update({id(group): group for group in groups})
+    return list(found.values())
 
 
-def _checked(shards: list[Any]) -> None:
+def _check_parts(shards: list[Any]) -> None:
     """Look for every part that is used below.
 
     Raises:
@@ -163,7 +167,7 @@ def _checked(shards: list[Any]) -> None:
 
 def _wait_for_others(shards: list[Any], together: bool) -> None:
     """Make sure that every process will gather the weights, before any of them waits for another."""
-    groups = [group for shard in shards for group in _groups(shard)]
+    groups = _groups(*shards)
     trouble: Exception | None = None
     if any(group._training_state.name != "IDLE" for group in groups):
         trouble = GlobEncError(
@@ -193,11 +197,17 @@ def _wait_for_others(shards: list[Any], together: bool) -> None:
 def _ask_for_memory(groups: list[Any]) -> OutOfMemoryError | None:
     """Take the memory of the whole weights and leave it again, so that it is there when they are gathered."""
     wanted: list[tuple[Any, torch.dtype, torch.device]] = []
-    for group in groups:
-        for parameter in () if group.is_unsharded else group.fsdp_params:
+    largest = 0
+    for group in [group for group in groups if not group.is_unsharded]:
+        size = 0
+        for parameter in group.fsdp_params:
             whole = parameter.sharded_param
-            cast = group.mp_policy.param_dtype if whole.is_floating_point() else None
-            wanted.append((whole.shape, cast or whole.dtype, group.device))
+            dtype = (group.mp_policy.param_dtype if whole.is_floating_point() else None) or whole.dtype
+            wanted.append((whole.shape, dtype, group.device))
+            size += whole.numel() * dtype.itemsize
+        largest = max(largest, size)
+    # What comes in of a group is held until its weights are made of it.
+    wanted += [(torch.Size([largest]), torch.uint8, group.device) for group in groups[:1]]
     try:
         held = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype, device in wanted]
     except Exception as error:
@@ -213,11 +223,11 @@ def _ask_for_memory(groups: list[Any]) -> OutOfMemoryError | None:
     return None
 
 
-def _gather(model: nn.Module, shards: list[Any], kept: "_Kept") -> None:
+def _gather(shards: list[Any], kept: "_Kept") -> None:
     """Make the weights whole, and let every pass leave them so."""
     # What is made below inference mode could not take part in a training any more.
     with torch.inference_mode(False), torch.no_grad():
-        for shard in _outermost(model):
+        for shard in _outermost(shards):
             # The first module that runs becomes the root, and an analysis may run a part of the model first.
             shard._get_fsdp_state()._lazy_init()
         for shard in shards:
@@ -231,11 +241,10 @@ def _gather(model: nn.Module, shards: list[Any], kept: "_Kept") -> None:
         kept.keep_whole()
 
 
-def _outermost(model: nn.Module) -> list[Any]:
+def _outermost(shards: list[Any]) -> list[Any]:
     """The shards that are not within another one."""
-    every = _shards(model)
-    within = {id(inner) for shard in every for inner in shard.modules() if inner is not shard}
-    return [shard for shard in every if id(shard) not in within]
+    within = {id(inner) for shard in shards for inner in shard.modules() if inner is not shard}
+    return [shard for shard in shards if id(shard) not in within]
 
 
 def _is_made_below_inference_mode(group: Any) -> bool:
@@ -254,9 +263,9 @@ def _forget_whole_weights(group: Any) -> None:
 class _Kept:
     """What a sharded model was: its parameters, and the settings and the state of its shards."""
 
-    def __init__(self, model: nn.Module, shards: list[Any]) -> None:
+    def __init__(self, modules: list[nn.Module], shards: list[Any]) -> None:
         states = [shard._get_fsdp_state() for shard in shards]
-        self._groups = groups = [group for shard in shards for group in _groups(shard)]
+        self._groups = groups = _groups(*shards)
         for group in groups:
             if _is_made_below_inference_mode(group):
                 _forget_whole_weights(group)
@@ -266,8 +275,8 @@ class _Kept:
             group.reshard()
         self._parameters = [
             (module, name, parameter)
-            for module in model.modules()
-            for name, parameter in vars(module)["_parameters"].items()
+            for module in modules
+            for name, parameter in module._parameters.items()
             if _is_dtensor(parameter)
         ]
         # They share their contexts, once a forward pass has told which of them is the root.
@@ -305,8 +314,8 @@ class _Kept:
             group.reshard()
         for module, name, parameter in self._parameters:
             # What was exchanged inside is not what the shard knows.
-            if vars(module)["_parameters"].get(name) is not parameter:
-                vars(module)["_parameters"][name] = parameter
+            if module._parameters.get(name) is not parameter:
+                module._parameters[name] = parameter
 
 
 def _nothing() -> None:

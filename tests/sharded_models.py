@@ -7,8 +7,7 @@ import argparse
 import copy
 import json
 import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -171,52 +170,56 @@ def whole_of(form: Form, model: Any, like: Any) -> Any:
     return whole if form.precision is None else whole.to(form.precision)
 
 
-def analyses(folder: Path) -> dict[str, Any]:
-    """Every form: figures before the first pass, after steps and between accumulated gradients; bits afterwards."""
-    result = {}
+def analyses(names: list[str]) -> dict[str, Any]:
+    """The named forms, or all of them: each process analyses inputs of its own, and all train.
+
+    What a ``forward=`` leads to is found anew each time, which takes more passes; where it cuts the graph, gradients
+    are taken within the forward pass.
+    """
     rank = distributed.get_rank()
-    # Each process has its own inputs. What a forward= leads to is found anew each time, which takes more passes, and
-    # where it cuts the graph, gradients are taken within the forward pass.
     inputs = inputs_of(Sentences(4 + rank, seed=rank).first(4 + rank))
     forward = None if rank == 0 else cut
-    for name, form in FORMS.items():
-        like = form.model()
-        one, other = form.sharded(like), form.sharded(like)
-        optimizers = [torch.optim.AdamW((p for p in m.parameters() if p.requires_grad), lr=3e-3) for m in (one, other)]
-        differences, settings = [], []
+    return {name: analysed(FORMS[name], inputs, forward) for name in FORMS if name in names or not names}
 
-        def look(model: Any = one, form: Form = form, like: Any = like, kept: Any = differences) -> None:
-            before = settings_of(model)
-            found = attribute(model, inputs, methods=METHODS, forward=forward)
-            settings.append(settings_of(model) == before)
-            whole = whole_of(form, model, like)
-            kept.append(difference(found, attribute(whole, inputs, methods=METHODS, forward=forward)))
 
-        look()
-        for place in range(3):
-            for model, optimizer in zip((one, other), optimizers, strict=True):
-                draw = Sentences(4, seed=10 * place + rank).first(4)
-                if place == 1:
-                    # Half of an accumulated gradient, kept where it is.
-                    for shard in model.modules():
-                        if isinstance(shard, FSDPModule):
-                            shard.set_requires_gradient_sync(False, recurse=False)
-                    model(**draw).loss.float().backward()
-                    if model is one:
-                        look()
-                    for shard in model.modules():
-                        if isinstance(shard, FSDPModule):
-                            shard.set_requires_gradient_sync(True, recurse=False)
-                step(model, optimizer, draw)
-                if place == 1:
-                    # What no backward pass follows leaves the root whole.
-                    with torch.no_grad():
-                        model(**draw)
-                    if model is one:
-                        look()
-        equal = all(torch.equal(a, b) for a, b in zip(bits_of(one), bits_of(other), strict=True))
-        result[name] = {"differences": differences, "settings": settings, "equal": equal}
-    return result
+def analysed(form: Form, inputs: dict[str, Tensor], forward: Any) -> dict[str, Any]:
+    """A sharded model against a whole one with its weights, and against a sharded one that is only trained."""
+    like = form.model()
+    one, other = form.sharded(like), form.sharded(like)
+    optimizers = [torch.optim.AdamW((p for p in m.parameters() if p.requires_grad), lr=3e-3) for m in (one, other)]
+    differences, settings = [], []
+
+    def look() -> None:
+        before = settings_of(one)
+        found = attribute(one, inputs, methods=METHODS, forward=forward)
+        settings.append(settings_of(one) == before)
+        whole = whole_of(form, one, like)
+        differences.append(difference(found, attribute(whole, inputs, methods=METHODS, forward=forward)))
+
+    look()
+    for place in range(3):
+        for model, optimizer in zip((one, other), optimizers, strict=True):
+            draw = Sentences(4, seed=10 * place + distributed.get_rank()).first(4)
+            if place == 1:
+                # Half of an accumulated gradient, kept where it is.
+                for shard in model.modules():
+                    if isinstance(shard, FSDPModule):
+                        shard.set_requires_gradient_sync(False, recurse=False)
+                model(**draw).loss.float().backward()
+                if model is one:
+                    look()
+                for shard in model.modules():
+                    if isinstance(shard, FSDPModule):
+                        shard.set_requires_gradient_sync(True, recurse=False)
+            step(model, optimizer, draw)
+            if place == 1:
+                # What no backward pass follows leaves the root whole.
+                with torch.no_grad():
+                    model(**draw)
+                if model is one:
+                    look()
+    equal = all(torch.equal(a, b) for a, b in zip(bits_of(one), bits_of(other), strict=True))
+    return {"differences": differences, "settings": settings, "equal": equal}
 
 
 def told(job: Callable[[], Any]) -> str:
@@ -249,7 +252,7 @@ class Pair:
         return all(torch.equal(a, b) for a, b in zip(bits_of(self.one), bits_of(self.other), strict=True))
 
 
-def troubles(folder: Path) -> dict[str, Any]:
+def troubles(names: list[str]) -> dict[str, Any]:
     """What goes wrong, in one process or in all: its error, and whether both models are equal after a step more."""
     sharding.PATIENCE = 3
     rank, result = distributed.get_rank(), {}
@@ -257,7 +260,6 @@ def troubles(folder: Path) -> dict[str, Any]:
 
     def kept(name: str, job: Callable[[], Any]) -> None:
         before = settings_of(pair.one)
-        print(name, flush=True)
         error = told(job)
         distributed.barrier()
         result[name] = {"error": error, "settings": settings_of(pair.one) == before, "equal": pair.train()}
@@ -359,7 +361,7 @@ def without_room(here: bool, job: Callable[[], Any]) -> None:
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
-def refused(folder: Path) -> dict[str, Any]:
+def refused(names: list[str]) -> dict[str, Any]:
     """What is spread over the processes in other ways, and what a step of it gives before and after a refusal."""
     size = distributed.get_world_size()
     mesh = init_device_mesh("cpu", (1, size), mesh_dim_names=("data", "tensor"))
@@ -398,18 +400,19 @@ def refused(folder: Path) -> dict[str, Any]:
     return result
 
 
-CASES: dict[str, Callable[[Path], dict[str, Any]]] = {one.__name__: one for one in (analyses, troubles, refused)}
+CASES: dict[str, Callable[[list[str]], dict[str, Any]]] = {one.__name__: one for one in (analyses, troubles, refused)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("case", choices=CASES)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("names", nargs="*")
     options = parser.parse_args()
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     rank = distributed.get_rank()
-    result = CASES[options.case](options.folder)
+    result = CASES[options.case](options.names)
     (options.folder / f"rank_{rank}.json").write_text(json.dumps(result))
     distributed.barrier()
     distributed.destroy_process_group()

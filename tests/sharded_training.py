@@ -17,10 +17,11 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from globenc_lightning import METHODS, GlobEncCallback, attribute
 from tests.distributed_training import FailsInOne
-from tests.sharded_models import bits_of, difference, inputs_of, layers_of, post_ln, pre_ln
+from tests.sharded_models import bits_of, inputs_of, layers_of, post_ln, pre_ln
 from tests.training import Album, Sentences, Steps, build_trainer, loader, said
 
 
@@ -109,7 +110,7 @@ def against(entry: Any, expected: Any) -> dict[str, float]:
 
 
 def equal_trainings(options: argparse.Namespace) -> dict[str, Any]:
-    """Trainings with and without a callback: post-LN, pre-LN, bfloat16; a given and a collected probe."""
+    """Trainings with and without a callback, those that are named or all of them; a given and a collected probe."""
     result = {}
     examples = inputs_of(Sentences(options.examples).first(options.examples))
     for name, make, precision, probe, more in (
@@ -117,6 +118,8 @@ def equal_trainings(options: argparse.Namespace) -> dict[str, Any]:
         ("pre-LN", pre_ln, None, None, {"val_check_interval": 1}),
         ("bfloat16", post_ln, torch.bfloat16, examples, {"at": True}),
     ):
+        if options.names and name not in options.names:
+            continue
         at = [1] if more.pop("at", False) else None
         like, callback, logger = make(), GlobEncCallback(probe, num_examples=5, at_steps=at), Album()
         with said() as messages:
@@ -181,8 +184,27 @@ def resumed(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+class TensorParallel(Steps):
+    """Spreads single weights over the processes."""
+
+    def configure_model(self) -> None:
+        plan: dict[str, Any] = {"intermediate.dense": ColwiseParallel(), "output.dense": RowwiseParallel()}
+        for layer in layers_of(self.model):
+            parallelize_module(layer, self.device_mesh["tensor_parallel"], plan)
+
+
+def tensor_parallel(options: argparse.Namespace) -> dict[str, Any]:
+    """A training that is refused: the model is spread over the processes in another way."""
+    callback, album = GlobEncCallback(inputs_of(Sentences(5).first(5))), Album()
+    strategy = ModelParallelStrategy(1, options.processes, process_group_backend="gloo")
+    with said() as messages:
+        trainer, _ = trained(TensorParallel(post_ln()), callback, logger=album, strategy=strategy)
+    reasons = [reason for _, reason in callback.history.reasons]
+    return {"refused": {**told(callback), "messages": messages, "reasons": reasons, "trained": trainer.global_step}}
+
+
 CASES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    one.__name__: one for one in (equal_trainings, one_fails, resumed)
+    one.__name__: one for one in (equal_trainings, one_fails, resumed, tensor_parallel)
 }
 
 
@@ -190,6 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("case", choices=CASES)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("names", nargs="*")
     parser.add_argument("--examples", type=int, default=5)
     options = parser.parse_args()
     options.processes = int(os.environ["WORLD_SIZE"])
