@@ -210,14 +210,14 @@ CASES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("case", choices=CASES)
+    parser.add_argument("cases", help=f"some of {', '.join(CASES)}, with commas between them")
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--examples", type=int, default=5)
     options = parser.parse_args()
     options.processes = int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
-    result = CASES[options.case](options)
+    result = {case: CASES[case](options) for case in options.cases.split(",")}
     rank = torch.distributed.get_rank()
     (options.folder / f"rank_{rank}.json").write_text(json.dumps(result))
 
