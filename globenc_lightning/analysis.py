@@ -493,6 +493,9 @@ def attribute(
     GlobEnc and its relatives (Modarressi et al., NAACL 2022, section 3) with gradient x input saliency and Spearman's
     rho between them (section 4), by one forward and one backward pass. The model is left exactly as it was.
 
+    Of a model that is sharded by ``fully_shard`` (FSDP2), all processes have to call this at the same place, each on
+    inputs of its own if it likes: they gather the whole weights, for which each needs memory, and shard them again.
+
     Args:
         model: any module with a Hugging Face encoder in it.
         inputs: ``input_ids`` (b, s), ``attention_mask`` (b, s) if there is padding, and whatever else the model takes;

@@ -230,12 +230,11 @@ def _gather(shards: list[Any], kept: "_Kept") -> None:
         for shard in _outermost(shards):
             # The first module that runs becomes the root, and an analysis may run a part of the model first.
             shard._get_fsdp_state()._lazy_init()
-        for shard in shards:
-            if any(group.post_forward_mesh_info is not None for group in _groups(shard)):
-                shard.set_reshard_after_forward(False, recurse=False)
-            shard.set_reshard_after_backward(False, recurse=False)
-            # Gradients that a training accumulates without an exchange stay with it.
-            shard.set_requires_gradient_sync(False, recurse=False)
+        for group in _groups(*shards):
+            # As set_reshard_after_forward(False), which torch 2.6 does not have, and set_reshard_after_backward(False).
+            group.post_forward_mesh_info, group.reshard_after_backward = None, False
+            # As set_requires_gradient_sync(False): gradients that a training accumulates stay where they are.
+            group.reduce_grads = group.all_reduce_grads = False
         for shard in shards:
             shard.unshard()
         kept.keep_whole()

@@ -134,7 +134,7 @@ def settings_of(model: nn.Module) -> list[Any]:
     found: list[Any] = [(name, type(one).__name__) for name, one in model.named_parameters()]
     for shard in [one for one in model.modules() if isinstance(one, FSDPModule)]:
         state = shard._get_fsdp_state()
-        found.append((state._is_root, state._training_state.name, state._auto_reshard_after_forward))
+        found.append((state._is_root, state._training_state.name, getattr(state, "_auto_reshard_after_forward", None)))
         found.append((id(state._state_ctx), id(state._comm_ctx), len(state._state_ctx.all_states)))
         found.append(id(state._state_ctx.iter_forward_root))
         for group in sharding._groups(shard):

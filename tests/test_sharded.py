@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from globenc_lightning.sharding import refusal
 from tests.training import Steps
@@ -17,6 +18,9 @@ ROOT = Path(__file__).parent.parent
 PATIENCE = 400
 
 slow = pytest.mark.slow
+if not hasattr(torch.cpu.Stream, "record_event"):
+    # On the CPU, a pass of a sharded model fails in torch before 2.7, whatever is done to it.
+    pytestmark = pytest.mark.skip(reason="fully_shard of this torch does not run on the CPU")
 
 
 def run(module: str, cases: str, folder: Path, processes: int, *names: str) -> list[dict[str, Any]]:
