@@ -206,11 +206,11 @@ def analysed(form: Form, inputs: dict[str, Tensor], forward: Any) -> dict[str, A
                     if isinstance(shard, FSDPModule):
                         shard.set_requires_gradient_sync(False, recurse=False)
                 model(**draw).loss.float().backward()
-                if model is one:
-                    look()
                 for shard in model.modules():
                     if isinstance(shard, FSDPModule):
                         shard.set_requires_gradient_sync(True, recurse=False)
+                if model is one:
+                    look()
             step(model, optimizer, draw)
             if place == 1:
                 # What no backward pass follows leaves the root whole.
