@@ -1,11 +1,12 @@
-"""How long the GlobEnc tab's view of many runs takes in a browser: opening it, a step of the slider, other choices.
+"""How long the GlobEnc tab takes in a browser: its view of many runs, and a run with many sentences or long ones.
 
     python -m benchmarks.browser
 
 Runs of one probe are written by the callback's own way, TensorBoard's own command serves them, and chromium shows the
 tab without a window. A time is from a person's action until the page has come to rest; requests and kB are what the
 action made the browser fetch. At the defaults: 30 runs of 50 validations, 16 sentences of 24 tokens, 12 layers, eight
-methods. chromium, chromedriver and selenium have to be there.
+methods. Of each run with many sentences, the page's nodes are counted, too, and a step of the slider is timed inside
+the page. chromium, chromedriver and selenium have to be there.
 """
 
 import argparse
@@ -13,19 +14,26 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from benchmarks.common import arguments_parser, begin, finish, parse, positive, print_table
-from benchmarks.dashboard import synthetic_measurement, write
+from benchmarks.dashboard import large_run, synthetic_measurement, write
 from globenc_lightning import METHODS
 from globenc_lightning.report.dashboard import store
 from tests.report.dashboard.browser import Tab, chromium, wait_until
 from tests.report.dashboard.serving import tensorboard, until_runs
 
-QUICK = {"runs": 2, "of_each": 3, "sentences": 3, "layers": 3, "tokens": 8, "pairs": 2}
+QUICK = {"runs": 2, "of_each": 3, "sentences": 3, "layers": 3, "tokens": 8, "pairs": 2, "probe": 80, "steps": 3}
+LARGE: dict[str, dict[str, Any]] = {
+    "{probe:,} sentences of 24 tokens, 12 layers": {"tokens": 24, "layers": 12},
+    "{probe:,} sentences of 24 tokens, 12 layers, 2 methods": {"tokens": 24, "layers": 12, "methods": ("W", "N-Enc")},
+    "64 sentences of 128 tokens, 24 layers": {"sentences": 64, "tokens": 128, "layers": 24},
+    "16 sentences of 200 tokens, 12 layers": {"sentences": 16, "tokens": 200, "layers": 12},
+}
+"""The runs with many sentences or long ones; ``probe`` of them where no number is written."""
 WORDS = ("film", "not", "plot", "music", "clever", "warm", "long", "dull", "actors", "ending")
 
 FETCHED = """
@@ -123,6 +131,78 @@ def measure(tab: Tab, options: argparse.Namespace) -> dict[str, list[Action]]:
     return found
 
 
+class Opened(NamedTuple):
+    """A view of one run: the page's nodes, the sentences on it, seconds to open it and of every step of the slider."""
+
+    nodes: int
+    sentences: int
+    opening: float
+    first: list[float]
+    again: list[float]
+
+
+NODES = "let n = 0; const all = document.createTreeWalker(document); while (all.nextNode()) n += 1; return n;"
+STEPS = """
+    const [positions, done] = arguments;
+    const slider = document.querySelector("input[type=range]");
+    const main = document.querySelector("main");
+    const times = [];
+    (async () => {
+      for (const position of positions) {
+        const start = performance.now();
+        slider.value = String(position);
+        slider.dispatchEvent(new Event("input", { bubbles: true }));
+        while (main.getAttribute("aria-busy") !== "false") await new Promise((next) => setTimeout(next));
+        await new Promise((next) => requestAnimationFrame(() => setTimeout(next)));
+        times.push((performance.now() - start) / 1000);
+      }
+      done(times);
+    })();
+"""
+
+
+def measure_views(tab: Tab, run: str, steps: int, pairs: int) -> dict[str, Opened]:
+    """How a run with many sentences is opened and stepped through, in the views that list them.
+
+    Args:
+        tab: any.
+        run: its name.
+        steps: so many validations it has.
+        pairs: so many steps are taken where everything has been read.
+    """
+    found = {}
+    for view in ("tokens", "movement"):
+        tab.open(run=run, view="correlation")
+        start = time.perf_counter()
+        tab.view(view)
+        opening = time.perf_counter() - start
+        nodes, sentences = tab.script(NODES), len(tab.all("main .sentence"))
+        # Movement has nothing to compare at the first validation, where it starts.
+        way = list(range(steps - 1, 0, -1))
+        first = tab.driver.execute_async_script(STEPS, way)
+        again = tab.driver.execute_async_script(STEPS, [way[number % len(way)] for number in range(pairs)])
+        found[view] = Opened(nodes, sentences, opening, first, again)
+    return found
+
+
+def write_large(folder: Path, options: argparse.Namespace) -> dict[str, str]:
+    """Write the runs with many sentences or long ones.
+
+    Args:
+        folder: TensorBoard's.
+        options: the command line.
+
+    Returns:
+        Run -> what it is.
+    """
+    names = {}
+    for number, (title, sizes) in enumerate(LARGE.items()):
+        names[f"large-{number}"] = title.format(probe=options.probe)
+        given: dict[str, Any] = {"sentences": options.probe, **sizes}
+        large_run(folder, f"large-{number}", validations=options.steps, **given)
+    return names
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print what was found.
 
@@ -135,8 +215,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sentences", type=positive, default=16)
     parser.add_argument("--layers", type=positive, default=12)
     parser.add_argument("--tokens", type=positive, default=24, help="of the longest sentences")
+    parser.add_argument("--probe", type=positive, default=1000, help="sentences of the large run; it has all methods")
+    parser.add_argument("--steps", type=positive, default=6, help="validations of the runs with many sentences, from 2")
+    parser.add_argument("--large-only", action="store_true", help="leave the many runs out")
     options = parse(parser, arguments, QUICK)
     found = begin(options)
+    large = measure_large(options)
+    print_table("runs with many sentences or long ones", LARGE_HEAD, large_table(large))
+    figures: dict[str, object] = {
+        title: {view: one._asdict() for view, one in of.items()} for title, of in large.items()
+    }
+    if options.large_only:
+        finish(options, found, figures)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         logs = Path(scratch) / "logs"
         write_runs(logs, options)
@@ -149,7 +240,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
     title = f"{options.runs} runs of {options.of_each} validations, {options.sentences} sentences of "
     title += f"{options.tokens} tokens, {options.layers} layers, {len(METHODS)} methods"
     print_table(title, ["action", "median, ms", "largest, ms", "requests", "kB"], table(actions))
-    finish(options, found, {name: [one._asdict() for one in several] for name, several in actions.items()})
+    figures |= {name: [one._asdict() for one in several] for name, several in actions.items()}
+    finish(options, found, figures)
+
+
+LARGE_HEAD = [
+    "run",
+    "view",
+    "sentences",
+    "nodes",
+    "opened, ms",
+    "a step, ms",
+    "largest, ms",
+    "seen before, ms",
+    "largest, ms",
+]
+
+
+def measure_large(options: argparse.Namespace) -> dict[str, dict[str, Opened]]:
+    """What a run is -> view -> how it is opened and stepped through."""
+    with tempfile.TemporaryDirectory() as scratch:
+        logs = Path(scratch) / "logs"
+        names = write_large(logs, options)
+        with tensorboard(logs, Path(scratch)) as address, chromium() as driver:
+            wanted = len(names) * options.steps
+            wait_until(lambda: _validations(address, len(names)) == wanted, "TensorBoard to have read everything", 600)
+            tab = Tab(driver, address)
+            return {title: measure_views(tab, run, options.steps, options.pairs) for run, title in names.items()}
+
+
+def large_table(large: dict[str, dict[str, Opened]]) -> list[list[object]]:
+    """One row per run and view."""
+    rows: list[list[object]] = []
+    for title, views in large.items():
+        for view, one in views.items():
+            times = [f"{1000 * of(part):.0f}" for part in (one.first, one.again) for of in (np.median, max)]
+            rows.append([title, view, one.sentences, f"{one.nodes:,}", f"{1000 * one.opening:.0f}", *times])
+    return rows
 
 
 def _validations(address: str, runs: int) -> int:

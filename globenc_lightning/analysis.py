@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from globenc_lightning.encoder.checks import Checks, brought_home
 from globenc_lightning.encoder.contexts import OwnContexts
 from globenc_lightning.encoder.layers import layer_inputs
 from globenc_lightning.encoder.norms import tolerance, working
@@ -35,6 +36,7 @@ from globenc_lightning.encoder.reading import (
     read,
 )
 from globenc_lightning.encoder.structure import Structure
+from globenc_lightning.encoder.torch_modules import zeros_at_padding
 from globenc_lightning.encoder.undisturbed import (
     as_evaluated,
     attention_of,
@@ -59,6 +61,8 @@ from globenc_lightning.functional import (
     gradient_x_input,
     local_maps,
     normalize_rows,
+    padding_of,
+    readout_place,
     readout_row,
     rollout_step,
     spearman,
@@ -90,11 +94,12 @@ from globenc_lightning.task.replaying import (
     chosen_unit,
     compare,
     count_labels,
+    digits_read,
     find_layout,
     prove_head,
     prove_rows,
     prove_units,
-    rows_by_digits,
+    rows_of_digits,
     seen_of,
 )
 from globenc_lightning.task.watching import LossWatch
@@ -136,7 +141,7 @@ class Attributions:
         head_gradient: (b, k) length of the score's gradient with respect to the encoder's last hidden states: which
             tokens the head reads. None if it reads none of them.
         encoder: the path of the encoder in the model.
-        rule: ``"post-LN"``, the paper's, or ``"pre-LN"``, an extension of it that is not in the paper.
+        rule: ``"post-LN"``, the paper's, or ``"pre-LN"``, ``"sublayer-norm"`` or ``"parallel"``, extensions of it.
         others: where the forward pass calls several encoders, or one several times: the attributions of the further
             calls, in call order.
         score: (b,) the score whose gradient the saliency is.
@@ -404,7 +409,7 @@ class _Layers:
         local: method -> (b, l, q, k), filled layer by layer.
         rollout: method -> (b, l, q, k), filled layer by layer.
         rows: (b, m, k) for each layer.
-        exponents: (m, b) for each layer.
+        peaks: (m, b) for each layer: the largest entry of each rollout before it was scaled.
         previous: (m, b, q, k) the last layer's rollouts.
     """
 
@@ -417,10 +422,12 @@ class _Layers:
     local: dict[str, Tensor] = field(default_factory=dict)
     rollout: dict[str, Tensor] = field(default_factory=dict)
     rows: list[Tensor] = field(default_factory=list)
-    exponents: list[Tensor] = field(default_factory=list)
+    peaks: list[Tensor] = field(default_factory=list)
     previous: Tensor | None = None
     _maps: Tensor | None = None
+    _padding: Tensor | None = None
     _waiting: list[Tensor] = field(default_factory=list)
+    _place: Tensor | None = None
 
     def add(self, done: LayerDone, kernel: Callable[..., Tensor]) -> None:
         """Take one layer more: its maps, one step of the rollout, the row that is read."""
@@ -431,12 +438,13 @@ class _Layers:
         if self._maps is None:
             # The same memory for every layer: fresh pages would cost more than what is computed in them.
             self._maps = inputs.attention.new_empty(len(methods), b, s, s)
-        local_maps(*inputs, done.mask, methods, kernel, out=self._maps)
+            self._padding = padding_of(done.mask)
+        local_maps(*inputs, done.mask, methods, kernel, out=self._maps, padding=self._padding)
         step = normalize_rows(self._maps) if self.settings.normalize else self._maps
         below = None if self.previous is None else self.previous.flatten(0, 1)
-        rolled, exponent = rollout_step(step.flatten(0, 1), below)
+        rolled, peak = rollout_step(step.flatten(0, 1), below)
         self.previous = rolled.view_as(step)
-        self.exponents.append(exponent.view(len(methods), b))
+        self.peaks.append(peak.view(len(methods), b))
         rollouts = self.previous.transpose(0, 1)
         if self.waits:
             self._waiting.append(rollouts)
@@ -457,15 +465,20 @@ class _Layers:
         Returns:
             Whether they were kept: too many of them are not.
         """
-        self.readout, self.weights = readout, weights
+        self.readout, self.weights, self._place = readout, weights, None
         self.rows = [self._row(rollouts, mask) for rollouts in self._waiting]
         self._waiting = []
         return bool(self.rows)
 
     def _row(self, rollouts: Tensor, mask: Tensor) -> Tensor:
         """The row (b, m, k) of rollouts (b, m, q, k) that is read."""
-        if self.weights is None:
+        if self.weights is None and self.readout == "mean":
             return readout_row(rollouts, mask, self.readout)
+        if self.weights is None:
+            if self._place is None:
+                self._place = readout_place(mask, self.readout).view(-1, 1, 1, 1)
+            # A text without a real token has a row of zeros as it is.
+            return rollouts.gather(2, self._place.expand(*rollouts.shape[:2], 1, rollouts.shape[3])).squeeze(2)
         return torch.einsum("bq,bmqk->bmk", self.weights.to(rollouts), rollouts)
 
     def _keep(self, kept: dict[str, Tensor], maps: Tensor, place: int) -> None:
@@ -604,35 +617,36 @@ def _analyze(
     if isinstance(inputs, Chunk):
         return _analyze_chunk(reader, inputs, settings, keep_maps, special)
     batch = prepare(reader.model, inputs)
+    told = _told_at_home(inputs)
     if any(isinstance(value, Tensor) and value.device.type != "cpu" for value in batch.values()):
         # There, an id without an embedding is no error that the process could go on from.
-        reason = too_large(reader.model, batch)
+        reason = too_large(reader.model, told)
         if reason is not None:
             raise ProbeError(reason)
-    special = batch.get("special_tokens_mask") if special is None else special
-    lengths = _lengths(batch)
+    special = told.get("special_tokens_mask") if special is None else special
+    lengths = _lengths(told)
     longest = 2 if lengths is None else int(lengths.max())
     if longest == 0:
         raise ProbeError("the inputs hold no real token: attention_mask is zero everywhere.")
 
     whole = False
-    shorter, keep = _without_padding(batch)
+    shorter, keep = _without_padding(batch, told)
     known = reader.structure is not None and reader.attention == attention_of(reader.model)
     if reader.structure is None or not known or (reader.structure.length == 1 and longest > 1):
         whole = _find_shortest(reader, batch, shorter, lengths)
     if keep is not None and _decides_alike(reader, batch, shorter, keep, settings.target):
-        batch = shorter
+        batch, told = shorter, _without_padding(told, told)[0]
         if isinstance(special, Tensor) and special.dim() == 2:
             special = special[:, keep]
     try:
-        found = _forward_and_backward(reader, batch, settings, keep_maps)
+        found = _forward_and_backward(reader, batch, told, settings, keep_maps)
     except UnsupportedEncoderError:
         if whole:
             raise
         # The module has changed since its structure was found (adapters were added, say), or goes another way for the
         # whole text than for its beginning.
         _find(reader, batch, lengths)
-        found = _forward_and_backward(reader, batch, settings, keep_maps)
+        found = _forward_and_backward(reader, batch, told, settings, keep_maps)
     return _recorded(reader, found, special, settings)
 
 
@@ -726,7 +740,7 @@ def evaluate(reader: Reader, chunk: Chunk) -> tuple[Decision, Tensor | None, Ten
     batch = _moved(reader, chunk)
     with as_evaluated(reader.model, reader.written), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        note_calls(structure.encoder, given, handles, chunk.batch)
+        note_calls(structure.encoder, given, handles, chunk.batch, reader.model, structure.sequence_first)
         try:
             # The autocast that a step opens is set aside here as it is in the analysis.
             with _told(replay.step.name), OwnContexts(reader.model, connected=False):
@@ -756,7 +770,7 @@ def _moved(reader: Reader, chunk: Chunk) -> Chunk:
 def _replayed(reader: Reader, chunk: Chunk, settings: Settings, keep_maps: bool) -> "_Found":
     replay = _replay_of(reader)
 
-    def judge(ran: Ran, calls: tuple[EncoderCall, ...], contexts: OwnContexts) -> _Judged:
+    def judge(ran: Ran, calls: tuple[EncoderCall, ...], contexts: OwnContexts, checks: Checks) -> _Judged:
         call = calls[0]
         decision = replay.decided(ran, len(call.mask), call.mask.shape[1], batch.batch)
         decision = replace(decision, logits=contexts.in_graph(decision.logits), ends=contexts.in_graph(decision.ends))
@@ -766,11 +780,13 @@ def _replayed(reader: Reader, chunk: Chunk, settings: Settings, keep_maps: bool)
             compare(decision, chunk.expected, None, replay.step.name)
         if chunk.layout is None:
             chunk.layout = find_layout(replay, decision, chunk, call.last)
-        prove_units(decision, chunk.layout, replay.counts, replay.step.name)
-        judged = _judged(decision, chunk.layout, settings, batch.batch)
+        layout, labels = chunk.layout, () if decision.labels is None else (decision.labels,)
+        home, given = at_home(decision, layout.units, checks, *labels)
+        prove_units(replace(decision, labels=next(iter(given), None)), layout, replay.counts, replay.step.name)
+        judged = _judged(decision, home, layout, settings, batch.batch)
         if decision.kind in BY_TOKEN[:3] and decision.width == call.mask.shape[1]:
             # A head that reads several tokens still decides about one of them.
-            judged = judged._replace(places=(chunk.layout.units % decision.width).cpu())
+            judged = judged._replace(places=(layout.units % decision.width))
         return judged
 
     batch = _moved(reader, chunk)
@@ -780,12 +796,24 @@ def _replayed(reader: Reader, chunk: Chunk, settings: Settings, keep_maps: bool)
     return found
 
 
-def _judged(decision: Decision, layout: Layout, settings: Settings, batch: Any) -> "_Judged":
-    """The scores of a chunk's examples."""
+def at_home(decision: Decision, units: Tensor, checks: Checks, *others: Tensor) -> tuple[Decision, tuple[Tensor, ...]]:
+    """The decision on the units (n,) that are explained, on the CPU, with other tensors; what was asked for is checked.
+
+    The logits of a vocabulary stay where they are, but for those of the units.
+    """
+    chosen = decision.of(units)
+    names = [name for name in ("logits", "labels", "ends", "end_labels") if getattr(chosen, name) is not None]
+    found = checks.settle(*(getattr(chosen, name) for name in names), *others)
+    parts: dict[str, Any] = dict(zip(names, found, strict=False))
+    return replace(chosen, **parts), tuple(found[len(names) :])
+
+
+def _judged(decision: Decision, home: Decision, layout: Layout, settings: Settings, batch: Any) -> "_Judged":
+    """The scores of a chunk's examples; ``home`` is the decision on them, on the CPU."""
     units, device = layout.units, decision.logits.device
     rows = layout.rows
-    scores = decision.scores(units.to(device))
-    labels = decision.label(units.to(device))
+    scores = decision.scores(units)
+    labels = decision.label(units)
     if callable(settings.target):
         logits, each = decision.logits, 1
         if decision.kind in BY_TOKEN and decision.width:
@@ -802,37 +830,31 @@ def _judged(decision: Decision, layout: Layout, settings: Settings, batch: Any) 
             if logits.dim() != 2:
                 raise ModelCallError(f"class indices need logits of shape (b, c); these have {tuple(logits.shape)}")
             chosen = logits.gather(1, chosen.long().unsqueeze(1)).squeeze(1)
-        scores = chosen[(units // each).to(device)]
+        scores = chosen[units // each]
     elif settings.target == "label" and decision.logits.shape[1] > 1:
         if labels is None or labels.dim() != 1 or labels.is_floating_point():
             raise ProbeError(
                 f"target='label' needs one class index per example, and the {decision.kind} that is trained has none: "
                 "use target='predicted', or a callable."
             )
-        scores = decision.logits[units.to(device)].gather(1, labels.long().unsqueeze(1)).squeeze(1)
-    predicted = decision.predicted(units.to(device)).cpu()
+        scores = decision.logits[units].gather(1, labels.long().to(device).unsqueeze(1)).squeeze(1)
     if rows.dim() == 2:
-        place = predicted if settings.target != "label" or labels is None else labels.long().cpu()
-        rows = rows.gather(1, place.unsqueeze(1)).squeeze(1)
+        every = torch.arange(len(units))
+        chosen = home.predicted(every) if settings.target != "label" or home.labels is None else home.labels.long()
+        rows = rows.gather(1, chosen.unsqueeze(1)).squeeze(1)
     if layout.labelled is not None:
         # Without a label, nothing is decided.
         scores = torch.where(layout.labelled.to(device), scores, 0.0 * scores)
     total = decision.logits.sum() if decision.kind == "loss" else scores.sum()
     return _Judged(
-        logits=decision.logits[units.to(device)].detach(),
+        logits=decision.logits[units].detach(),
         scores=scores,
         total=total,
         rows=rows,
-        predicted=predicted,
-        probability=decision.probability(units.to(device)).cpu(),
-        answers=tuple(decision.answers(units.to(device))),
-        truths=tuple(decision.truths(units.to(device))),
-        task=decision.kind,
+        home=home,
         one_call=True,
         apart=decision.kind != "loss" and not callable(settings.target),
-        distance=decision.distance,
-        decided=_decided(decision, units.to(device)),
-        losses=decision.losses(units.to(device)),
+        decided=_decided(decision, units),
     )
 
 
@@ -864,22 +886,30 @@ def _record(
 ) -> Attributions:
     """The attributions of one call of an encoder."""
     call, layers, saliency, judged = found.calls[place], found.layers[place], found.saliency[place], found.judged
-    head, chosen = found.heads[place], judged.rows
+    head, chosen, home = found.heads[place], judged.rows, found.at_home[place]
     mask, ids = call.mask, call.ids
     if chosen is not None:
         # Texts that no example is decided from, of other choices say, are left out.
-        chosen = chosen.to(mask.device)
         mask, saliency, ids = mask[chosen], saliency[chosen], None if ids is None else ids[chosen]
         head = None if head is None else head[chosen]
-    if not torch.isfinite(saliency[mask]).all():
+        home = _AtHome(home.mask[chosen], None if home.head is None else home.head[chosen], home.finite[chosen])
+    if not home.finite.all():
         raise NonFiniteError("the gradient of the target's score holds NaN or infinity, so there is no saliency.")
-    if not mask.any(1).all():
-        empty = (~mask.any(1)).nonzero().flatten().tolist()
+    if home.head is not None and zeros_at_padding(structure.encoder):
+        name = structure.encoder_name or type(structure.encoder).__name__
+        if bool((home.head.masked_fill(home.mask, 0.0) > 0).any()):
+            warn(
+                f"what is decided reads padding, where {name} gives zeros in evaluation (nested tensors) and something "
+                "else in training: the figures are those of what is trained, and a validation's own metrics are not. "
+                "Write nn.TransformerEncoder(..., enable_nested_tensor=False), or leave padding out of the mean."
+            )
+    if not home.mask.any(1).all():
+        empty = (~home.mask.any(1)).nonzero().flatten().tolist()
         warn(f"rows without a real token have no figures: {empty}")
     counted = mask
-    if callable(special):
-        special = None if ids is None else special(ids)
     if settings.exclude_special_tokens:
+        if callable(special):
+            special = None if ids is None else special(ids.cpu())
         if special is None or special.shape != mask.shape:
             raise ProbeError(
                 "exclude_special_tokens=True needs to know the special tokens: give a tokenizer, or pass "
@@ -888,24 +918,26 @@ def _record(
         counted = mask & ~special.bool().to(mask.device)
     methods = settings.methods
     rows = torch.stack(layers.rows, 2)
-    exponents, last = torch.stack(layers.exponents, 2), layers.previous
+    peaks, last = torch.stack(layers.peaks, 2), layers.previous
     if last is None:
         raise AssertionError("an encoder without layers is refused when its structure is found")
     local, rollout = layers.local, layers.rollout
     if chosen is not None:
-        rows, exponents, last = rows[chosen], exponents[:, chosen], last[:, chosen]
+        rows, peaks, last = rows[chosen], peaks[:, chosen], last[:, chosen]
         local, rollout = ({method: maps[chosen] for method, maps in kept.items()} for kept in (local, rollout))
     correlation = spearman(rows, saliency[:, None, None], counted[:, None, None])
+    decision, device = judged.home, mask.device
+    every = torch.arange(len(decision.logits))
     return Attributions(
         local=local,
         rollout=rollout,
-        log_scale=dict(zip(methods, log_scale(exponents), strict=True)),
+        log_scale=dict(zip(methods, log_scale(peaks), strict=True)),
         rows={method: row.contiguous() for method, row in zip(methods, rows.unbind(1), strict=True)},
         last=dict(zip(methods, last, strict=True)),
         saliency=saliency,
         correlation=dict(zip(methods, correlation.unbind(1), strict=True)),
         attention_mask=mask,
-        predicted=judged.predicted,
+        predicted=decision.predicted(every).to(device),
         logits=judged.logits,
         reconstruction_error=torch.tensor(call.errors, dtype=torch.float64),
         readout=layers.readout,
@@ -916,15 +948,15 @@ def _record(
         encoder=structure.encoder_name,
         rule=structure.rule,
         score=judged.scores.detach(),
-        probability=judged.probability,
-        position=_positions(head, mask, judged.places),
-        task=judged.task,
+        probability=decision.probability(every).to(device),
+        position=_positions(home.head, home.mask, judged.places).to(device),
+        task=decision.kind,
         calls=found.encoder_calls,
-        answers=judged.answers,
-        truths=judged.truths,
-        distance=judged.distance,
+        answers=tuple(decision.answers(every)),
+        truths=tuple(decision.truths(every)),
+        distance=decision.distance,
         decided=judged.decided,
-        loss=judged.losses,
+        loss=decision.losses(every).to(device),
     )
 
 
@@ -942,7 +974,7 @@ def _positions(head: Tensor | None, mask: Tensor, decided: Tensor | None = None)
     weights = head.masked_fill(~mask, 0.0)
     peak, place = weights.max(1)
     alone = (peak > 0) & (weights.sum(1) <= peak * (1 + 1e-6))
-    return torch.where(alone.cpu(), place.cpu(), otherwise)
+    return torch.where(alone, place, otherwise)
 
 
 def effective_readout(structure: Structure, readout: str) -> str:
@@ -959,34 +991,22 @@ class _Judged(NamedTuple):
         scores: (n,) in the autograd graph.
         total: () what is differentiated.
         rows: (n,) the row of the encoder's call that each example is decided from; None where they are the same.
-        predicted: (n,).
-        probability: (n,) of what is predicted.
-        answers: one per example: what is decided.
-        truths: one per example: what its label says.
-        task: the kind of decision.
+        home: the decision on the examples alone, on the CPU.
         one_call: whether one call of an encoder is looked at, whatever others there are.
         apart: whether it is to be proven that each score is read from its own row alone.
-        distance: whether the score of a similarity is a distance.
         places: (n,) the token that each example's decision is about; None where the logits do not tell it.
         decided: (n, c) the logits of each example's decision, see ``Attributions.decided``.
-        losses: (n,) its loss.
     """
 
     logits: Tensor
     scores: Tensor
     total: Tensor
     rows: Tensor | None
-    predicted: Tensor
-    probability: Tensor
-    answers: tuple[tuple[int, ...], ...]
-    truths: tuple[tuple[float, ...], ...]
-    task: str
+    home: Decision
     one_call: bool
     apart: bool = False
-    distance: bool = False
     places: Tensor | None = None
     decided: Tensor | None = None
-    losses: Tensor | None = None
 
 
 class _Run(NamedTuple):
@@ -994,7 +1014,21 @@ class _Run(NamedTuple):
 
     name: str
     call: Callable[[Any], Any]
-    judge: Callable[[Any, tuple[EncoderCall, ...], OwnContexts], _Judged]
+    judge: Callable[[Any, tuple[EncoderCall, ...], OwnContexts, Checks], _Judged]
+
+
+class _AtHome(NamedTuple):
+    """What is asked of one call of an encoder once its backward pass is done, on the CPU.
+
+    Attributes:
+        mask: (b, s) true for real tokens.
+        head: (b, s) length of the score's gradient with respect to each token's last hidden states, or None.
+        finite: (b,) whether the saliency of all real tokens is finite.
+    """
+
+    mask: Tensor
+    head: Tensor | None
+    finite: Tensor
 
 
 class _Found(NamedTuple):
@@ -1006,9 +1040,12 @@ class _Found(NamedTuple):
     calls: tuple[EncoderCall, ...]
     judged: _Judged
     encoder_calls: int
+    at_home: list[_AtHome]
 
 
-def _forward_and_backward(reader: Reader, batch: Mapping[str, Any], settings: Settings, keep_maps: bool) -> _Found:
+def _forward_and_backward(
+    reader: Reader, batch: Mapping[str, Any], told: Mapping[str, Any], settings: Settings, keep_maps: bool
+) -> _Found:
     failures: list[str] = []
     # Another batch may offer other entries; then the best way that they offer is the one to try.
     way: Way | None = None
@@ -1021,13 +1058,13 @@ def _forward_and_backward(reader: Reader, batch: Mapping[str, Any], settings: Se
         raise ModelCallError(
             f"{type(reader.model).__name__} gives no logits for the probe.{tried}\n{_advice(reader, batch)}"
         )
-    _refuse_unused_mask(reader, way, batch)
+    _refuse_unused_mask(reader, way, told)
 
     watch = LossWatch()
 
-    def judge(output: Any, calls: tuple[EncoderCall, ...], contexts: OwnContexts) -> _Judged:
+    def judge(output: Any, calls: tuple[EncoderCall, ...], contexts: OwnContexts, checks: Checks) -> _Judged:
         outcome, squashed = _before_squashing(output, watch)
-        return _judged_output(reader, contexts.in_graph(outcome), squashed, batch, settings, calls)
+        return _judged_output(reader, contexts.in_graph(outcome), squashed, batch, told, settings, calls, checks)
 
     call = _watched(way.call, watch) if reader.squashes else way.call
     return _connected(reader, _Run(way.name, call, judge), batch, settings, keep_maps)
@@ -1038,8 +1075,10 @@ def _judged_output(
     outcome: Any,
     squashed: str | None,
     batch: Mapping[str, Any],
+    told: Mapping[str, Any],
     settings: Settings,
     calls: tuple[EncoderCall, ...],
+    checks: Checks,
 ) -> _Judged:
     """The scores of a batch's examples by what a model returned.
 
@@ -1048,14 +1087,18 @@ def _judged_output(
         outcome: what it returned, its logits in the autograd graph.
         squashed: ``"classes"`` or ``"labels"`` where it returned probabilities of these.
         batch: the batch.
+        told: the same with ids, masks and labels on the CPU.
         settings: what is computed.
         calls: the calls of encoders.
+        checks: what is to be looked at with what was decided.
     """
     size, call = size_of_batch(batch), calls[0]
     ends = ends_of(outcome, batch, call.mask.shape[1])
     logits = logits_of(outcome if ends is None else ends[0], size, _width(reader, reader.read))
-    decision = _decision_of(reader, logits, ends, squashed, batch, settings.target, calls)
+    decision = _decision_of(reader, logits, ends, squashed, told, settings.target, calls)
     real = call.mask.any(1) if len(call.mask) == size else torch.ones(size, dtype=torch.bool, device=logits.device)
+    if decision.kind in BY_TOKEN and decision.width is not None:
+        (real,) = checks.settle(real)
     if callable(settings.target):
         with _told("target(logits, batch)"):
             scores = _scores_of_target(logits, batch, settings.target)
@@ -1064,27 +1107,23 @@ def _judged_output(
         units = _units(decision, size, real)
         place = None
         if settings.target == "label":
-            scores = _scores_of_labels(decision, units, batch, logits)
+            scores = _scores_of_labels(decision, units, told, logits)
             place = None if decision.labels is None else decision.labels
         else:
             scores = decision.scores(units)
     predicted = decision.predicted(units)
-    rows = _rows_of(decision, scores, predicted if place is None else place, calls)
+    rows = _rows_of(decision, scores, predicted if place is None else place, calls, checks)
+    home, _ = at_home(decision, units, checks)
     # Only rows with something in them: a row of padding may hold NaN, and its gradient would be nobody's.
     used = torch.stack([one.mask.any(1) for one in calls if len(one.mask) == size] or [real]).all(0)
     return _Judged(
         logits.detach(),
         scores,
-        scores[used.to(scores.device)].sum(),
-        rows,
-        predicted,
-        decision.probability(units).cpu(),
-        tuple(decision.answers(units)),
-        tuple(decision.truths(units)),
-        decision.kind,
+        torch.where(used.to(scores.device), scores, 0.0).sum(),
+        rows(),
+        home,
         one_call=False,
         decided=_decided(decision, units),
-        losses=decision.losses(units),
     )
 
 
@@ -1174,10 +1213,9 @@ def _label_of(batch: Mapping[str, Any], name: str, size: int) -> Tensor | None:
 
 
 def _units(decision: Decision, size: int, real: Tensor) -> Tensor:
-    """The unit of each example that is explained, (b,), see ``SCORES``."""
-    device = decision.logits.device
+    """The unit of each example that is explained, (b,) on the CPU, see ``SCORES``."""
     if decision.kind not in BY_TOKEN or decision.width is None:
-        return torch.arange(size, device=device)
+        return torch.arange(size)
     counts, width = count_labels([decision]), decision.width
     units = [chosen_unit(decision, range(one * width, (one + 1) * width), counts) for one in range(size)]
     without = [place for place, unit in enumerate(units) if unit is None and bool(real[place])]
@@ -1186,12 +1224,12 @@ def _units(decision: Decision, size: int, real: Tensor) -> Tensor:
             f"the examples {without} have no label that counts ({decision.ignored} everywhere), so no token of them is "
             "decided: give one label at least, or name the score by a callable target."
         )
-    return torch.tensor([place * width if unit is None else unit for place, unit in enumerate(units)], device=device)
+    return torch.tensor([place * width if unit is None else unit for place, unit in enumerate(units)])
 
 
 def _units_read(decision: Decision, scores: Tensor, logits: Tensor) -> tuple[Tensor, Tensor | None]:
     """Which unit the user's own score of each example is of, (b,), and which choice."""
-    units = torch.arange(len(logits), device=logits.device)
+    units = torch.arange(len(logits))
     by_token = decision.kind in BY_TOKEN and decision.width is not None
     if not (by_token or decision.kind == "choice") or not logits.requires_grad or not scores.requires_grad:
         return units, None
@@ -1201,7 +1239,8 @@ def _units_read(decision: Decision, scores: Tensor, logits: Tensor) -> tuple[Ten
     gradient = gradients[0]
     if gradient is None:
         return units * (decision.width or 1), None
-    place = gradient.detach().abs().flatten(2).amax(2).argmax(1) if by_token else gradient.abs().argmax(1)
+    sizes = gradient.detach().abs()
+    place = (sizes.flatten(2).amax(2).argmax(1) if by_token else sizes.argmax(1)).cpu()
     return (units * (decision.width or 1) + place, None) if by_token else (units, place)
 
 
@@ -1250,7 +1289,9 @@ def _at(logits: Tensor, labels: Tensor, names: Sequence[str]) -> Tensor:
     return logits.gather(1, labels.to(logits.device).long().unsqueeze(1)).squeeze(1)
 
 
-def _rows_of(decision: Decision, scores: Tensor, place: Tensor, calls: tuple[EncoderCall, ...]) -> Tensor | None:
+def _rows_of(
+    decision: Decision, scores: Tensor, place: Tensor, calls: tuple[EncoderCall, ...], checks: Checks
+) -> Callable[[], Tensor | None]:
     """The row of the encoder's call that each example is decided from; None where they are the examples' own.
 
     A forward may sort its texts by length, for example, or flatten choices: row i of its encoder is not row i of the
@@ -1261,30 +1302,46 @@ def _rows_of(decision: Decision, scores: Tensor, place: Tensor, calls: tuple[Enc
         scores: (b,) the scores.
         place: (b,) the choice that is explained, where there are choices.
         calls: the calls of encoders.
+        checks: takes what tells the rows; they are known once it has looked.
+
+    Returns:
+        Tells the rows, (b,), then.
     """
     size, last = len(scores), calls[0].last
+    found: list[list[int]] = []
     if decision.kind == "choice":
-        rows = torch.tensor(rows_by_digits(decision.logits.flatten(), last)).view_as(decision.logits)
-        if bool((rows < 0).any()):
-            raise ModelCallError(
-                "which text each choice is decided from cannot be told: a choice reads the texts of others, too."
-            )
-        return rows.gather(1, place.cpu().long().unsqueeze(1)).squeeze(1)
-    if not scores.requires_grad or (len(calls) > 1 and len(calls[0].mask) == size):
-        return None
-    if len(calls[0].mask) == size and size < 2:
-        return None
-    found = rows_by_digits(scores, last)
-    own = list(range(size))
-    if len(calls[0].mask) != size:
-        if min(found) < 0:
-            raise ModelCallError(
-                f"the encoder is called with {len(calls[0].mask)} texts for {size} examples, and which of them an "
-                "example is decided from cannot be told."
-            )
-        return torch.tensor(found)
-    # Where examples share texts, or read none, nothing tells them apart.
-    return torch.tensor(found) if sorted(found) == own and found != own else None
+        choices = decision.logits.flatten()
+        checks.add(digits_read(choices, last), lambda read: found.append(rows_of_digits(read, len(choices))))
+        chosen: list[Tensor] = []
+        checks.add(place, chosen.append)
+
+        def of_choices() -> Tensor:
+            rows = torch.tensor(found[0]).view(decision.logits.shape)
+            if bool((rows < 0).any()):
+                raise ModelCallError(
+                    "which text each choice is decided from cannot be told: a choice reads the texts of others, too."
+                )
+            return rows.gather(1, chosen[0].long().unsqueeze(1)).squeeze(1)
+
+        return of_choices
+    own_texts = len(calls[0].mask) == size
+    if not scores.requires_grad or (own_texts and (len(calls) > 1 or size < 2)):
+        return lambda: None
+    checks.add(digits_read(scores, last), lambda read: found.append(rows_of_digits(read, size)))
+
+    def of_examples() -> Tensor | None:
+        rows, own = found[0], list(range(size))
+        if not own_texts:
+            if min(rows) < 0:
+                raise ModelCallError(
+                    f"the encoder is called with {len(calls[0].mask)} texts for {size} examples, and which of them an "
+                    "example is decided from cannot be told."
+                )
+            return torch.tensor(rows)
+        # Where examples share texts, or read none, nothing tells them apart.
+        return torch.tensor(rows) if sorted(rows) == own and rows != own else None
+
+    return of_examples
 
 
 def _connected(reader: Reader, run: _Run, batch: Any, settings: Settings, keep_maps: bool) -> _Found:
@@ -1337,9 +1394,8 @@ def _connected(reader: Reader, run: _Run, batch: Any, settings: Settings, keep_m
 def _reads(reader: Reader, found: _Found) -> tuple[str, list[Tensor]]:
     """Which tokens the decision reads of the first call of an encoder, and how much of each token of every call."""
     names, weights = [], []
-    for structure, call, head in zip(reader.read, found.calls, found.heads, strict=True):
-        rows = found.judged.rows
-        name, weight = reading_of(head, call.mask, rows, structure.causal)
+    for structure, home in zip(reader.read, found.at_home, strict=True):
+        name, weight = reading_of(home.head, home.mask, found.judged.rows, structure.causal)
         names.append(name)
         weights.append(weight)
     same = len(set(names)) == 1
@@ -1381,7 +1437,24 @@ def reading_of(head: Tensor | None, mask: Tensor, rows: Tensor | None, causal: b
     return "mean" if float(uneven.max()) < 1e-3 else "weighted", weights
 
 
-def _attempt(
+def _attempt(reader: Reader, *args: Any, connected: bool) -> _Found:
+    """:func:`_attempted`, and once more where kernels were used again whose weights have moved."""
+    if any(parameter.device.type != "cpu" for parameter in reader.model.parameters()):
+        # Where it costs to look at the weights, their counters tell first whether they stand still.
+        counters = tuple((id(one), one._version) for one in reader.model.parameters() if not one.is_inference())
+        if counters != reader.kernels.counters:
+            reader.kernels.clear()
+            reader.kernels.counters = counters
+    try:
+        return _attempted(reader, *args, connected=connected)
+    except _StaleKernelsError:
+        reader.kernels.clear()
+        return _attempted(reader, *args, connected=connected)
+    finally:
+        reader.kernels.doubt = None
+
+
+def _attempted(
     reader: Reader,
     run: _Run,
     batch: Any,
@@ -1416,11 +1489,18 @@ def _attempt(
         with _told(run.name, hint):
             return run.call(batch)
 
-    contexts = OwnContexts(reader.model, connected=connected)
+    contexts, checks = OwnContexts(reader.model, connected=connected), Checks()
+    reader.kernels.doubt = lambda same: checks.add(same, _refuse_stale)
     with undisturbed(reader.model, parameters_require_grad=False, written=reader.written) as handles:
-        result = read(reader.model, reader.structures, call, texts, on_layer, handles, contexts)
-        with _told("the gradient of the scores with respect to the last hidden states"):
-            judged = run.judge(result.output, result.calls, contexts)
+        try:
+            result = read(reader.model, reader.structures, call, texts, on_layer, handles, contexts, checks)
+            with _told("the gradient of the scores with respect to the last hidden states"):
+                judged = run.judge(result.output, result.calls, contexts, checks)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                # A layer that is not what it was found to be is the first thing to know.
+                checks.settle()
+            raise
         sources = [*(call.hidden for call in result.calls), *(call.last for call in result.calls)]
         gradients: tuple[Tensor | None, ...] = tuple(None for _ in sources)
         prove = None
@@ -1430,10 +1510,6 @@ def _attempt(
             with _told("the backward pass from the score to the hidden states"):
                 gradients = torch.autograd.grad(judged.total, sources, allow_unused=True)
         saliency = []
-        heads = [
-            None if one is None or not bool((one != 0).any()) else torch.linalg.vector_norm(working(one), dim=-1)
-            for one in gradients[len(result.calls) :]
-        ]
         for structure, call_, gradient in zip(reader.read, result.calls, gradients, strict=False):
             if gradient is None:
                 raise CutGraphError(
@@ -1443,23 +1519,55 @@ def _attempt(
                     "does."
                 )
             saliency.append(gradient_x_input(working(gradient), working(call_.hidden), call_.mask))
-        _refuse_other_rows(judged, result.calls[0], gradients[0])
+        _refuse_other_rows(judged, result.calls[0], gradients[0], checks)
         if prove is not None:
-            prove(gradients[len(result.calls)])
+            prove(gradients[len(result.calls)], checks)
+    heads = [
+        None if one is None else torch.linalg.vector_norm(working(one), dim=-1)
+        for one in gradients[len(result.calls) :]
+    ]
+    homes = _brought_home(checks, result.calls, heads, saliency)
+    heads = [None if home.head is None else head for home, head in zip(homes, heads, strict=True)]
     count = reader.replay.task.calls if judged.one_call and reader.replay and reader.replay.task else len(places)
-    return _Found(list(collected.values()), saliency, heads, result.calls, judged, count)
+    return _Found(list(collected.values()), saliency, heads, result.calls, judged, count, homes)
 
 
-def _refuse_other_rows(judged: _Judged, call: EncoderCall, gradient: Tensor | None) -> None:
+def _brought_home(
+    checks: Checks, calls: Sequence[EncoderCall], heads: Sequence[Tensor | None], saliency: Sequence[Tensor]
+) -> list[_AtHome]:
+    """Look at all that was asked for, and at what tells which tokens the decision reads."""
+    asked: list[Tensor] = []
+    for call, head, one in zip(calls, heads, saliency, strict=True):
+        finite = (torch.isfinite(one) | ~call.mask).all(1)
+        asked += [call.mask, torch.zeros_like(one) if head is None else head, finite]
+    home = checks.settle(*asked)
+    return [
+        _AtHome(mask, head if bool((head != 0).any()) else None, finite)
+        for mask, head, finite in zip(home[::3], home[1::3], home[2::3], strict=True)
+    ]
+
+
+class _StaleKernelsError(GlobEncError):
+    """Kernels were used again whose weights have moved."""
+
+
+def _refuse_stale(same: Tensor) -> None:
+    if not bool(same):
+        raise _StaleKernelsError
+
+
+def _refuse_other_rows(judged: _Judged, call: EncoderCall, gradient: Tensor | None, checks: Checks) -> None:
     """Prove that the examples are decided from the rows that they were found to be decided from, and from no other."""
-    if judged.rows is None or gradient is None:
+    # Another example's text may stand beside an example's own, as the second of a pair.
+    if judged.rows is None or gradient is None or judged.home.kind in ("similarity", "loss"):
         return
     read = gradient.abs().flatten(1).amax(1) > 0
-    known = torch.zeros_like(read)
-    known[judged.rows.to(read.device)] = True
-    # Another example's text may stand beside an example's own, as the second of a pair.
-    if judged.task not in ("similarity", "loss") and bool((~read & known).any()):
-        raise ModelCallError("the examples are decided from other texts than when these were found.")
+
+    def judge(read: Tensor) -> None:
+        if judged.rows is not None and not bool(read[judged.rows].all()):
+            raise ModelCallError("the examples are decided from other texts than when these were found.")
+
+    checks.add(read, judge)
 
 
 @contextmanager
@@ -1540,7 +1648,7 @@ def _check_ids(key: str, ids: Tensor) -> None:
 
 
 def _refuse_offloaded(model: nn.Module) -> None:
-    """Raise where the weights of an encoder are not in memory: the maps are made of them."""
+    """Raise where the weights of an encoder are not in memory, or not in one: the maps are made of them."""
     for path, encoder in find_encoders(model).items():
         absent = [name for name, parameter in encoder.named_parameters() if parameter.is_meta]
         if absent:
@@ -1549,6 +1657,13 @@ def _refuse_offloaded(model: nn.Module) -> None:
                 "for one: they are offloaded (accelerate's cpu_offload, disk_offload or device_map), or were never "
                 "loaded. The maps are made of these weights, so load the whole encoder onto one device, for example "
                 "AutoModel.from_pretrained(name).to('cpu'), or model.to_empty(device='cpu') and load_state_dict."
+            )
+        devices = sorted({str(parameter.device) for parameter in encoder.parameters()})
+        if len(devices) > 1:
+            raise UnsupportedEncoderError(
+                f"{path or type(model).__name__}: its parameters are on several devices ({', '.join(devices)}), as "
+                "device_map spreads them. The maps of its layers are multiplied with one another, so put the whole "
+                f"encoder onto one device, for example model.to({devices[-1]!r}), or load it without device_map."
             )
 
 
@@ -1569,20 +1684,34 @@ def _check_masks(inputs: Mapping[str, Any]) -> None:
             )
 
 
-def _without_padding(batch: dict[str, Any]) -> tuple[dict[str, Any], slice | None]:
+def _told_at_home(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs with ids, masks and labels on the CPU: what is read of them is read there, and comes in one copy."""
+    told = dict(inputs)
+    names = [
+        name
+        for name, value in inputs.items()
+        if isinstance(value, Tensor) and (not value.is_floating_point() or value.dim() <= 2)
+    ]
+    with torch.inference_mode(False), torch.no_grad():
+        told.update(zip(names, brought_home([inputs[name].clone() for name in names]), strict=True))
+    return told
+
+
+def _without_padding(batch: dict[str, Any], told: Mapping[str, Any]) -> tuple[dict[str, Any], slice | None]:
     """A batch without the columns that are padding in every example, and the columns that are kept.
 
     Whether it means the same is to be shown: heads may read padding, and the first token's position may count.
 
     Args:
         batch: the batch.
+        told: the same with ids and masks on the CPU.
 
     Returns:
         The shorter batch, and which columns of its first text are kept; the batch itself and None where there is
         nothing to cut off.
     """
     shorter, kept = dict(batch), None
-    for prefix, ids, mask in _texts_of(batch):
+    for prefix, ids, mask in _texts_of(told):
         used = mask.bool().any(0).nonzero().flatten()
         if ids.dim() != 2 or not len(used) or len(used) == ids.shape[1]:
             continue
@@ -1591,7 +1720,7 @@ def _without_padding(batch: dict[str, Any]) -> tuple[dict[str, Any], slice | Non
             continue
         kept = columns if kept is None else kept
         for key, value in batch.items():
-            if key.startswith(prefix) and is_by_token(key, value, mask.bool()):
+            if key.startswith(prefix) and is_by_token(key, told[key], mask.bool()):
                 shorter[key] = value[:, columns]
     return (batch, None) if kept is None else (shorter, kept)
 

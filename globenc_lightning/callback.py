@@ -249,14 +249,10 @@ class GlobEncCallback(Callback):
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Measure the model before the first training step, if the probe is already known."""
+        """Measure the model before the first training step, if the probe is known, or make up for what was left out."""
         training = Training(trainer, pl_module)
         self._schedule.begin(trainer.global_step)
-        if self._monitor.resumed:
-            self._monitor.go_on(training)
-        elif trainer.global_step == 0 and trainer.enable_validation and not self._monitor.refused:
-            self._monitor.name_given_probe(training)
-            self._monitor.look(training, 0)
+        self._monitor.begin_steps(training)
         self._monitor.show_reasons(training)
 
     @override
@@ -264,7 +260,7 @@ class GlobEncCallback(Callback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
         """From here on, a validation is another one than those in the checkpoint."""
-        self._monitor.resumed = False
+        self._monitor.begin_batch(Training(trainer, pl_module))
 
     @override
     def on_train_batch_end(
@@ -306,7 +302,7 @@ class GlobEncCallback(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Analyse after the last batch: callbacks that swap averaged weights in have not yet swapped them out."""
-        if is_last_batch(trainer):
+        if is_last_batch(trainer, batch_idx, dataloader_idx) and not self._monitor.has_validated:
             self._monitor.finish_collecting(Training(trainer, pl_module))
             if not trainer.sanity_checking:
                 self._monitor.validate(Training(trainer, pl_module))
@@ -315,8 +311,10 @@ class GlobEncCallback(Callback):
     def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Log what was found."""
         if trainer.sanity_checking:
+            self._monitor.end_sanity_check(Training(trainer, pl_module))
             return
         training, monitor = Training(trainer, pl_module), self._monitor
+        monitor.is_at_end = True
         if not monitor.has_validated:
             # A loader that does not know its end has shown no last batch.
             monitor.finish_collecting(training)
@@ -334,6 +332,7 @@ class GlobEncCallback(Callback):
                 written = {} if usual else scalars
                 self._reasons.attempt(lambda: monitor.publish(training, measurement, step, written))
         monitor.show_reasons(training)
+        monitor.end_validation()
 
     @override
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -375,10 +374,10 @@ class GlobEncCallback(Callback):
     def on_save_checkpoint(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
     ) -> None:
-        """Note that a validation was about to come: a training that is resumed from here leaves it out."""
+        """Note what is still to be analysed: a training that is resumed from here leaves it out."""
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if state is not None:
-            state["due_epoch"] = trainer.current_epoch if validation_is_due(trainer) else None
+            self._monitor.note_what_is_owed(state, Training(trainer, pl_module), self)
 
     @property
     @override

@@ -59,11 +59,16 @@ def act_as_a_validation_starts(trainer: "pl.Trainer", pl_module: "pl.LightningMo
 def weights_of_a_validation(trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> Iterator[None]:
     """Averaged weights where Lightning's averaging would put them for a validation, and the trained ones back."""
     with ExitStack() as stack:
-        for one in getattr(trainer, "callbacks", []):
-            if _source(one, "on_validation_epoch_start").endswith(".weight_averaging"):
-                one.on_validation_epoch_start(trainer, pl_module)
-                stack.callback(one.on_validation_epoch_end, trainer, pl_module)
+        for one in _averaging(trainer):
+            one.on_validation_epoch_start(trainer, pl_module)
+            stack.callback(one.on_validation_epoch_end, trainer, pl_module)
         yield
+
+
+def _averaging(trainer: "pl.Trainer") -> list[Any]:
+    """The callbacks of Lightning's that put averaged weights in for a validation."""
+    callbacks = getattr(trainer, "callbacks", [])
+    return [one for one in callbacks if _source(one, "on_validation_epoch_start").endswith(".weight_averaging")]
 
 
 def _source(one: Any, hook: str) -> str:
@@ -76,10 +81,19 @@ def is_alone(trainer: "pl.Trainer") -> bool:
     return trainer.world_size == 1 or not processes.are_connected()
 
 
-def is_last_batch(trainer: "pl.Trainer") -> bool:
-    """Whether a validation is at its last batch, as far as its loader tells."""
+def is_last_batch(trainer: "pl.Trainer", batch_idx: int, dataloader_idx: int) -> bool:
+    """Whether a validation is at its last batch, as far as its loader tells.
+
+    A validation that Lightning goes on with after a resume is shown from its first batch, while its loop counts on from
+    the batch that it was interrupted at, and takes several batches for the last one.
+    """
     loop = trainer.fit_loop.epoch_loop.val_loop if trainer.state.fn == "fit" else trainer.validate_loop
-    return bool(loop.batch_progress.is_last_batch)
+    if not loop.batch_progress.is_last_batch:
+        return False
+    counts = loop.max_batches
+    if not getattr(loop, "_is_sequential", False) or dataloader_idx >= len(counts):
+        return True
+    return dataloader_idx == len(counts) - 1 and not batch_idx + 1 < counts[dataloader_idx] < float("inf")
 
 
 def logged_step(trainer: "pl.Trainer") -> int:
@@ -88,15 +102,56 @@ def logged_step(trainer: "pl.Trainer") -> int:
 
 
 def validation_is_due(trainer: "pl.Trainer") -> bool:
-    """Whether a checkpoint is being written after a training batch and before the validation that follows it."""
-    loop = trainer.fit_loop.epoch_loop
-    batches: Any = loop.batch_progress.total
+    """Whether a training batch has ended, its last hooks not yet, and a validation follows it."""
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    return trainer.training and batches.completed == batches.processed - 1 and _should_validate(trainer)
+
+
+def validation_is_owed(trainer: "pl.Trainer", seen: int, epoch: int) -> bool:
+    """Whether a validation is to follow the latest training batch and has not begun.
+
+    Args:
+        trainer: the Trainer.
+        seen: after how many training batches the latest validation began, as :func:`batches_trained` counts them.
+        epoch: the epoch of the latest training batch.
+    """
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    ended = 0 < batches.ready == batches.processed != seen and trainer.current_epoch == epoch
+    return trainer.state.fn == "fit" and not trainer.sanity_checking and ended and _should_validate(trainer)
+
+
+def _should_validate(trainer: "pl.Trainer") -> bool:
+    """Whether Lightning validates after the training batch that it is at."""
     fetcher = getattr(trainer.fit_loop, "_data_fetcher", None)
-    after_a_batch = trainer.training and batches.completed == batches.processed - 1
-    should_validate = getattr(loop, "_should_check_val_fx", None)
-    if not after_a_batch or fetcher is None or should_validate is None or not trainer.enable_validation:
+    should_validate = getattr(trainer.fit_loop.epoch_loop, "_should_check_val_fx", None)
+    if fetcher is None or should_validate is None or not trainer.enable_validation:
         return False
     return bool(should_validate(fetcher))
+
+
+def batches_trained(trainer: "pl.Trainer") -> int:
+    """How many training batches were processed, those of earlier starts included."""
+    total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    return int(total.processed)
+
+
+def goes_on_validating(trainer: "pl.Trainer") -> bool:
+    """Whether Lightning itself goes on with the validation that a checkpoint was written from inside of."""
+    return bool(getattr(trainer.fit_loop.epoch_loop.val_loop, "restarted_mid_evaluation", False))
+
+
+def has_averaged_weights(trainer: "pl.Trainer", ours: Any, at_end: bool) -> bool:
+    """Whether a callback of Lightning's has put averaged weights into the module, within a validation.
+
+    Args:
+        trainer: the Trainer.
+        ours: the callback that asks.
+        at_end: whether the validation is at its end, where callbacks before ours have put the trained weights back.
+    """
+    callbacks = list(getattr(trainer, "callbacks", []))
+    places = [index for index, one in enumerate(callbacks) if any(one is other for other in _averaging(trainer))]
+    own = next((index for index, one in enumerate(callbacks) if one is ours), -1)
+    return any(not at_end or place > own for place in places)
 
 
 def sanity_check_saw_all(trainer: "pl.Trainer") -> bool:
@@ -215,6 +270,37 @@ class Training:
         return int(self.trainer.global_step)
 
     @property
+    def is_sanity_check(self) -> bool:
+        """Whether the batches of a validation are shown before the training."""
+        return bool(self.trainer.sanity_checking)
+
+    @property
+    def share_of_validation(self) -> float:
+        """How much of a whole validation a sanity check shows; 0 where the loaders do not tell."""
+        shown, there = sum(self.trainer.num_sanity_val_batches), sum(self.trainer.num_val_batches)
+        return shown / there if there else 0.0
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether no training batch was ever begun."""
+        return self.step == 0 and not self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+
+    @property
+    def batches(self) -> int:
+        """How many training batches were processed."""
+        return batches_trained(self.trainer)
+
+    @property
+    def is_within_validation(self) -> bool:
+        """Whether a validation of the training runs."""
+        return bool(self.trainer.validating and not self.trainer.sanity_checking)
+
+    @property
+    def goes_on_validating(self) -> bool:
+        """Whether Lightning itself goes on with the validation that its checkpoint was written from inside of."""
+        return goes_on_validating(self.trainer)
+
+    @property
     def epoch(self) -> int:
         """The epoch."""
         return int(self.trainer.current_epoch)
@@ -241,3 +327,13 @@ class Training:
     def as_validated(self) -> AbstractContextManager[None]:
         """Returns a context in which the weights are those that a validation would see."""
         return weights_of_a_validation(self.trainer, self.module)
+
+    @property
+    def is_averaging(self) -> bool:
+        """Whether a callback of Lightning's averages weights."""
+        return bool(_averaging(self.trainer))
+
+    def put_weights_back(self) -> None:
+        """Exchange averaged weights, which a checkpoint holds in their place, for the trained ones."""
+        for one in _averaging(self.trainer):
+            one.on_validation_epoch_end(self.trainer, self.module)

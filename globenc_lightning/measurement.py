@@ -1,21 +1,21 @@
-"""A probe set's figures at one moment of a training, and the history of those moments.
+"""A probe set's figures at one moment of a training.
 
 Axes: ``b`` example, ``l`` layer, ``q`` token that receives, ``k`` token that is attended to.
 """
 
-import os
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from globenc_lightning.analysis import Attributions, Reader, Settings, analyze
+from globenc_lightning.encoder.checks import brought_home
 from globenc_lightning.errors import OutOfMemoryError, is_out_of_memory
 from globenc_lightning.functional import CorrelationSummary, summarize
+from globenc_lightning.history import About, History, HistoryEntry
 from globenc_lightning.planning import plan
 from globenc_lightning.probe import ProbeSet
 from globenc_lightning.task.batches import leaves
@@ -23,8 +23,12 @@ from globenc_lightning.task.calling import LABELS
 from globenc_lightning.task.kinds import SCORES, VALUES
 from globenc_lightning.task.replaying import Chunk
 
+__all__ = ["About", "History", "HistoryEntry", "Measurement", "about", "history_entry", "measure", "put_together"]
+
 HEAD_READS = ("elsewhere", "other tokens", "readout")
 """What a head can be found to read, the strangest first."""
+Tell = Callable[[int, int], None]
+"""Is told how many examples are analysed, and of how many."""
 BY_EXAMPLE = (
     *("rows", "saliency", "predicted", "probability", "names", "score", "position", "answers", "truths", "ids"),
     *("values", "chances", "logits", "losses"),
@@ -45,7 +49,7 @@ class Measurement:
         probability: (b,) its softmax probability; NaN for a single logit.
         reconstruction_error: (l,) the largest of any batch.
         readout: which row was read.
-        rule: ``"post-LN"``, the paper's, or ``"pre-LN"``, an extension of it.
+        rule: ``"post-LN"``, the paper's, or ``"pre-LN"``, ``"sublayer-norm"`` or ``"parallel"``, extensions of it.
         calls: how many calls of an encoder one forward pass makes; the figures are those of the first.
         encoder: the path of the encoder in the model.
         head_reads: what the head makes its decision of, see ``Attributions.head_reads``; of any batch.
@@ -128,297 +132,13 @@ class Measurement:
         return {method: summarize(rho) for method, rho in self.correlation.items()}
 
 
-@dataclass(frozen=True, eq=False)
-class HistoryEntry:
-    """One analysed validation.
-
-    Attributes:
-        step: the step at which its figures are logged, that of the validation's own metrics.
-        epoch: the training's epoch.
-        correlation: method -> (l,) float64, mean over the probe set of Spearman's rho; NaN where undefined.
-        sd: method -> (l,) its standard deviation over the probe set.
-        n: method -> (l,) how many examples have a defined rho.
-        undefined: method -> (l,) how many have none.
-        by_example: method -> (b, l) every example's rho.
-        rows: method -> one (k,) per example, the readout row of the last layer's rollout.
-        saliency: one (k,) per example.
-        predicted: (b,) index of the predicted class.
-        score: (b,) the score whose gradient the saliency is; empty in checkpoints of earlier versions.
-        position: one per example: the token that the decision is read at, or None where it is read at several.
-        answers: one per example: what is decided, see :class:`Measurement`; empty in checkpoints of earlier versions.
-        probability: (b,) of what is predicted, NaN where it has none; empty in checkpoints of earlier versions.
-        texts: one number per example that tells its tokens from others: another choice has another text. Empty in
-            checkpoints of earlier versions.
-        validation: whether a validation asked for it, and not a training step.
-    """
-
-    step: int
-    epoch: int
-    correlation: dict[str, Tensor]
-    sd: dict[str, Tensor]
-    n: dict[str, Tensor]
-    undefined: dict[str, Tensor]
-    by_example: dict[str, Tensor]
-    rows: dict[str, list[Tensor]]
-    saliency: list[Tensor]
-    predicted: Tensor
-    score: Tensor = field(default_factory=lambda: torch.empty(0))
-    position: list[int | None] = field(default_factory=list)
-    answers: list[tuple[int, ...]] = field(default_factory=list)
-    probability: Tensor = field(default_factory=lambda: torch.empty(0))
-    texts: list[int] = field(default_factory=list)
-    validation: bool = True
-
-    @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any]) -> "HistoryEntry":
-        """The entry that :meth:`state_dict` was called on."""
-        by_example = dict(zip(state["methods"], state["by_example"].unbind(0), strict=True))
-        lengths: list[int] = state["lengths"]
-        return cls.from_parts(
-            step=state["step"],
-            epoch=state["epoch"],
-            by_example=by_example,
-            rows={
-                method: list(rows.split(lengths))
-                for method, rows in zip(state["methods"], state["rows"].unbind(0), strict=True)
-            },
-            saliency=list(state["saliency"].split(lengths)),
-            predicted=state["predicted"],
-            score=state.get("score", torch.empty(0)),
-            position=list(state.get("position", ())),
-            answers=[tuple(one) for one in state.get("answers", ())],
-            probability=state.get("probability", torch.empty(0)),
-            texts=list(state.get("texts", ())),
-            validation=state.get("validation", True),
-        )
-
-    @classmethod
-    def from_parts(cls, by_example: dict[str, Tensor], **parts: Any) -> "HistoryEntry":
-        """An entry, with the means over its examples computed anew from every example's rho, method -> (b, l)."""
-        summary: dict[str, Any] = _summary(by_example)
-        return cls(by_example=by_example, **summary, **parts)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything in a few tensors and primitives: a checkpoint pays for every tensor, however small."""
-        return {
-            "step": self.step,
-            "epoch": self.epoch,
-            "methods": list(self.by_example),
-            "by_example": torch.stack(list(self.by_example.values())),
-            "rows": torch.stack([torch.cat(rows) for rows in self.rows.values()]),
-            "lengths": [len(one) for one in self.saliency],
-            "saliency": torch.cat(self.saliency),
-            "predicted": self.predicted,
-            "score": self.score,
-            "position": list(self.position),
-            "answers": [list(one) for one in self.answers],
-            "probability": self.probability,
-            "texts": list(self.texts),
-            "validation": self.validation,
-        }
-
-    def __getitem__(self, name: str) -> Any:
-        """An attribute by its name, for those who treat an entry as a mapping."""
-        return getattr(self, name)
-
-
-@dataclass(frozen=True)
-class About:
-    """What the figures of a training are of: all that a reader of them has to know, in primitives.
-
-    Attributes:
-        encoder: the path of the encoder in the model.
-        rule: ``"post-LN"``, the paper's, or ``"pre-LN"``, an extension of it.
-        methods: the methods in the order they were asked for.
-        normalize: whether rows were divided by their sum before the rollout.
-        target: which score the saliency is taken of, in words.
-        readout: which row was read.
-        exclude_special_tokens: whether special tokens are left out of the correlation.
-        probe: the fingerprint of the probe set.
-        origin: where the probe came from, in words.
-        tokens: one (k,) per example: what stands at its positions.
-        labels: one per example: its class, or None.
-        truths: one per example: what the data say of it, in words; empty in checkpoints of earlier versions.
-        text: which of several texts of an example the figures are of, in words; empty where there is one.
-        task: the kind of decision, see :data:`globenc_lightning.task.kinds.SCORES`.
-        score: the score that is explained, in words.
-        call: what gives the decision, in words.
-    """
-
-    encoder: str
-    rule: str
-    methods: tuple[str, ...]
-    normalize: bool
-    target: str
-    readout: str
-    exclude_special_tokens: bool
-    probe: str
-    origin: str
-    tokens: tuple[tuple[str, ...], ...]
-    labels: tuple[int | None, ...]
-    task: str = "classification"
-    score: str = ""
-    call: str = ""
-    truths: tuple[str, ...] = ()
-    text: str = ""
-
-    @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any]) -> "About":
-        """What :meth:`state_dict` was called on."""
-        tokens = tuple(tuple(one) for one in state["tokens"])
-        parts = {"methods": tuple(state["methods"]), "tokens": tokens, "labels": tuple(state["labels"])}
-        return cls(**{**state, **parts, "truths": tuple(state.get("truths", ()))})
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything in primitives."""
-        return {**asdict(self), "tokens": [list(one) for one in self.tokens]}
-
-
-class History(list[HistoryEntry]):
-    """The analysed validations, oldest first, and what it takes to draw them.
-
-    A list like any other. A callback that is used in several trainings keeps them all here; the pictures show the
-    latest one.
-
-    Attributes:
-        about: what the figures are of; None before the first of them.
-        missing_steps: steps of the latest training's validations whose analysis failed.
-        start: the place of the latest training's first entry.
-        reasons: why the latest training has no figures, or some of its validations have none: a step and a text each.
-    """
-
-    def __init__(
-        self,
-        entries: Iterable[HistoryEntry] = (),
-        about: About | None = None,
-        missing_steps: Iterable[int] = (),
-        start: int = 0,
-        reasons: Iterable[tuple[int, str]] = (),
-    ) -> None:
-        super().__init__(entries)
-        self.about = about
-        self.missing_steps = list(missing_steps)
-        self.start = start
-        self.reasons = list(reasons)
-
-    @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any]) -> "History":
-        """The history that :meth:`state_dict` was called on."""
-        return cls(
-            [HistoryEntry.from_state_dict(entry) for entry in state["history"]],
-            None if state["about"] is None else About.from_state_dict(state["about"]),
-            state["missing_steps"],
-            state["drawn_from"],
-            # Earlier versions wrote none.
-            [(step, text) for step, text in state.get("reasons", ())],
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything in tensors and primitives, for a checkpoint."""
-        return {
-            "history": [entry.state_dict() for entry in self],
-            "about": None if self.about is None else self.about.state_dict(),
-            "missing_steps": list(self.missing_steps),
-            "drawn_from": self.start,
-            "reasons": [[step, text] for step, text in self.reasons],
-        }
-
-    def begin(self) -> None:
-        """Another training: its pictures start anew, while the list keeps everything."""
-        self.start, self.missing_steps, self.reasons = len(self), [], []
-
-    @property
-    def latest(self) -> list[HistoryEntry]:
-        """The entries of the latest training."""
-        return self[self.start :]
-
-    def with_latest(self, entries: Iterable[HistoryEntry]) -> "History":
-        """Returns a copy whose latest training has other entries."""
-        return History([*self[: self.start], *entries], self.about, self.missing_steps, self.start, self.reasons)
-
-    @property
-    def analyses(self) -> int:
-        """How many analyses of the latest training were to be made, the failed ones included."""
-        return len(self.latest) + len(self.missing_steps)
-
-    def clear(self) -> None:
-        """Forget all entries, and where the latest training began among them."""
-        super().clear()
-        self.missing_steps.clear()
-        self.reasons.clear()
-        self.start = 0
-
-    def save_sentence(
-        self,
-        path: str | os.PathLike[str],
-        example: int = 0,
-        *,
-        method: str | None = None,
-        title: str | None = None,
-        dpi: int = 200,
-    ) -> Path:
-        """Save a picture of one example over the training: a row of attributions per validation, tokens across.
-
-        Args:
-            path: where to, ending in ``.svg`` (lines and text stay lines and text) or ``.png``.
-            example: the number of the example in the probe set, from 0.
-            method: one of the methods that were computed; N-Enc, or the last of them, when None.
-            title: what stands above; ``""`` leaves the whole head out, for a figure with a caption of its own.
-            dpi: dots per inch of a PNG.
-
-        Returns:
-            The path.
-
-        Raises:
-            ValueError: nothing was analysed yet, or there is no such example, method or format.
-
-        Example:
-            >>> callback.history.save_sentence("sentence.svg", example=3)  # doctest: +SKIP
-        """
-        from globenc_lightning.report import stills
-
-        return stills.save_sentence(self, path, example, method, title, dpi)
-
-    def save_correlation(
-        self,
-        path: str | os.PathLike[str],
-        by: str = "layer",
-        *,
-        step: int | None = None,
-        methods: Sequence[str] | None = None,
-        title: str | None = None,
-        dpi: int = 200,
-    ) -> Path:
-        """Save the curves of the correlation with the saliency: mean over the probe set, 95 % confidence bands.
-
-        Args:
-            path: where to, ending in ``.svg`` (lines and text stay lines and text) or ``.png``.
-            by: ``"layer"``, every layer at one step; or ``"training"``, the last layer at every step.
-            step: which step, for ``by="layer"``; the last one when None.
-            methods: some of the methods that were computed; all of them when None.
-            title: what stands above; ``""`` leaves the whole head out, for a figure with a caption of its own.
-            dpi: dots per inch of a PNG.
-
-        Returns:
-            The path.
-
-        Raises:
-            ValueError: nothing was analysed yet, or there is no such kind, step, method or format.
-
-        Example:
-            >>> callback.history.save_correlation("curves.png", by="training")  # doctest: +SKIP
-        """
-        from globenc_lightning.report import stills
-
-        return stills.save_correlation(self, path, by, step, methods, title, dpi)
-
-
 def measure(
     reader: Reader,
     probe: ProbeSet,
     settings: Settings,
     shown: Mapping[int, Collection[str]] | None = None,
     chosen: Sequence[int] | None = None,
+    tell: Tell | None = None,
 ) -> Measurement:
     """Analyse a probe set; in smaller batches, from now on, if the memory does not suffice.
 
@@ -428,6 +148,7 @@ def measure(
         settings: what is computed.
         shown: the examples whose whole last map is kept, and for which methods.
         chosen: the examples that are analysed, at least one; all of them when None.
+        tell: is told how many of how many examples are analysed, before the first batch and after each.
 
     Returns:
         The figures; nothing (NaN, empty tensors) where an example was not chosen.
@@ -439,7 +160,7 @@ def measure(
     chosen = range(len(probe)) if chosen is None else chosen
     while True:
         try:
-            return _measure(reader, probe, settings, shown or {}, chosen)
+            return _measure(reader, probe, settings, shown or {}, chosen, tell or _tell_nobody)
         except Exception as error:
             if not is_out_of_memory(error):
                 # What the step decides by itself was found with these weights, and is not to be compared with others.
@@ -469,6 +190,7 @@ def _measure(
     settings: Settings,
     shown: Mapping[int, Collection[str]],
     chosen: Sequence[int],
+    tell: Tell,
 ) -> Measurement:
     size = len(probe)
     rows: list[dict[str, Tensor]] = [{} for _ in range(size)]
@@ -493,18 +215,23 @@ def _measure(
     chances: list[tuple[float, ...]] = [()] * size
     batches = _batches(reader, probe, chosen)
     reader.kernels.keep = len(batches) > 1
+    done = 0
+    tell(done, len(chosen))
     for indices, batch in batches:
-        found = analyze(reader, batch, settings, keep_maps=False, special_tokens=_special_tokens(probe, indices, batch))
+        special = _special_tokens(probe, indices, batch)
+        drawn = [place for place, index in enumerate(indices) if index in shown]
+        found = analyze(reader, batch, settings, keep_maps=False, special_tokens=special)
+        found = at_home(replace(found, last={method: kept[drawn] for method, kept in found.last.items()}))
         for method, rho in found.correlation.items():
-            correlation.setdefault(method, rho.new_full((size, rho.shape[1]), float("nan"), device="cpu"))
-            correlation[method][indices] = rho.cpu()
-        predicted[indices] = found.predicted.cpu()
+            correlation.setdefault(method, rho.new_full((size, rho.shape[1]), float("nan")))
+            correlation[method][indices] = rho
+        predicted[indices] = found.predicted
         if found.probability is not None:
-            probability[indices] = found.probability.cpu().float()
+            probability[indices] = found.probability.float()
         if found.score is not None:
-            score[indices] = found.score.cpu().float()
+            score[indices] = found.score.float()
         if found.loss is not None:
-            losses[indices] = found.loss.detach().cpu().float()
+            losses[indices] = found.loss.float()
         reads.append(found.head_reads)
         readouts.append(found.readout)
         task = found.task
@@ -512,9 +239,9 @@ def _measure(
         for place, index in enumerate(indices):
             real = found.attention_mask[place]
             # A view would keep, and send to other processes, what belongs to the whole batch.
-            rows[index] = {method: row[place][:, real].clone().cpu() for method, row in found.rows.items()}
-            saliency[index] = found.saliency[place][real].clone().cpu()
-            ids = None if found.input_ids is None else found.input_ids[place][real].clone().cpu()
+            rows[index] = {method: row[place][:, real].clone() for method, row in found.rows.items()}
+            saliency[index] = found.saliency[place][real].clone()
+            ids = None if found.input_ids is None else found.input_ids[place][real].clone()
             names[index] = probe.names(index, len(saliency[index]), ids)
             seen[index] = ids
             answers[index] = found.answers[place] if found.answers else (int(found.predicted[place]),)
@@ -525,14 +252,15 @@ def _measure(
             values[index] = value_of(found, place)
             if found.decided is not None:
                 # A span's logits are one per token, padding included.
-                kept = found.decided[place].cpu().float()
-                logits[index] = kept[real.cpu()] if task == "span" and len(kept) == len(real) else kept.clone()
+                kept = found.decided[place].float()
+                logits[index] = kept[real] if task == "span" and len(kept) == len(real) else kept.clone()
             at = -1 if found.position is None else int(found.position[place])
             position[index] = int(real[:at].sum()) if at >= 0 else None
             if index in shown:
-                last[index] = {
-                    method: found.last[method][place][real][:, real].clone().cpu() for method in shown[index]
-                }
+                maps = {method: found.last[method][drawn.index(place)] for method in shown[index]}
+                last[index] = {method: kept[real][:, real].clone() for method, kept in maps.items()}
+        done += len(indices)
+        tell(done, len(chosen))
     return Measurement(
         correlation,
         rows,
@@ -560,6 +288,21 @@ def _measure(
         logits,
         losses,
     )
+
+
+def at_home(found: Attributions) -> Attributions:
+    """Returns attributions with what a measurement keeps of them on the CPU, in one copy."""
+    named = {one.name: getattr(found, one.name) for one in fields(found)}
+    whole = {name: value for name, value in named.items() if isinstance(value, Tensor) and value.device.type != "cpu"}
+    parts = {name: named[name] for name in ("rows", "correlation", "last")}
+    home = iter(brought_home([*whole.values(), *(one for part in parts.values() for one in part.values())]))
+    at_home: dict[str, Any] = {name: next(home) for name in whole}
+    at_home |= {name: {key: next(home) for key in part} for name, part in parts.items()}
+    return replace(found, **at_home)
+
+
+def _tell_nobody(done: int, total: int) -> None:
+    """Where nobody asks how far an analysis is."""
 
 
 def _special_tokens(probe: ProbeSet, indices: Sequence[int], batch: Any) -> Any:
@@ -674,7 +417,7 @@ def history_entry(measurement: Measurement, step: int, epoch: int, validation: b
         step=step,
         epoch=epoch,
         by_example=measurement.correlation,
-        rows={method: [row[method][-1].clone() for row in measurement.rows] for method in measurement.correlation},
+        rows={method: [row[method][-1] for row in measurement.rows] for method in measurement.correlation},
         saliency=measurement.saliency,
         predicted=measurement.predicted,
         score=measurement.score,
@@ -750,13 +493,3 @@ def class_of(row: Mapping[str, Any]) -> int | None:
     if not isinstance(label, Tensor) or label.dim() or label.is_floating_point():
         return None
     return int(label)
-
-
-def _summary(by_example: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    summary = {method: summarize(rho) for method, rho in by_example.items()}
-    return {
-        "correlation": {method: one.mean for method, one in summary.items()},
-        "sd": {method: one.sd for method, one in summary.items()},
-        "n": {method: one.n for method, one in summary.items()},
-        "undefined": {method: one.undefined for method, one in summary.items()},
-    }

@@ -11,7 +11,7 @@ from globenc_lightning import processes
 from globenc_lightning.analysis import Reader, Settings
 from globenc_lightning.collecting import Collector, Places, assumed_probe
 from globenc_lightning.errors import CollectiveError, GlobEncError, ModelCallError, UnsupportedEncoderError
-from globenc_lightning.measurement import Measurement, measure, put_together
+from globenc_lightning.measurement import Measurement, Tell, measure, put_together
 from globenc_lightning.planning import find
 from globenc_lightning.probe import ProbeSet
 from globenc_lightning.task.steps import steps_of
@@ -32,6 +32,7 @@ class Measurer:
     Attributes:
         reader: the model, once it has been measured.
         assumed: why the module's own steps tell nothing, where the model is called itself instead; else None.
+        tell: is told how many of this process's examples are analysed; None where nobody asks.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Measurer:
     ) -> None:
         self.reader: Reader | None = None
         self.assumed: str | None = None
+        self.tell: Tell | None = None
         self._settings = settings
         self._forward = forward
         self._decision = decision
@@ -105,7 +107,7 @@ class Measurer:
                     maps = shown(probe)
                     found = self._measured(self.reader, probe, maps, mine)
                     if collector.name_by_encoder(model, places, self.reader.structure):
-                        found = measure(self.reader, collector.agreed(), self._settings, maps, mine)
+                        found = measure(self.reader, collector.agreed(), self._settings, maps, mine, self.tell)
         except Exception as error:
             if share is None:
                 raise
@@ -122,7 +124,7 @@ class Measurer:
         self, reader: Reader, probe: ProbeSet, maps: Mapping[int, Collection[str]], mine: Sequence[int]
     ) -> Measurement:
         try:
-            return measure(reader, probe, self._settings, maps, mine)
+            return measure(reader, probe, self._settings, maps, mine, self.tell)
         except ModelCallError as error:
             if self.assumed is None:
                 raise

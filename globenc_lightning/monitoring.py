@@ -3,17 +3,25 @@
 What a Trainer is comes in as a :class:`~globenc_lightning.lightning_facts.Training`, at each of its moments.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from globenc_lightning import processes
 from globenc_lightning.choices import Choices
 from globenc_lightning.collecting import Collector
 from globenc_lightning.errors import GlobEncError
-from globenc_lightning.lightning_facts import Training, act_as_a_validation_starts
+from globenc_lightning.lightning_facts import (
+    Training,
+    act_as_a_validation_starts,
+    has_averaged_weights,
+    validation_is_owed,
+)
 from globenc_lightning.measurement import History, HistoryEntry, Measurement, about, history_entry
 from globenc_lightning.measuring import Measurer
+from globenc_lightning.progress import Cost, Progress
+from globenc_lightning.progress_bars import display_of, say
 from globenc_lightning.reasons import Reasons, shortened
 from globenc_lightning.record.keeping import RecordKeeper, recorded
 from globenc_lightning.remarks import remarks
@@ -23,11 +31,14 @@ from globenc_lightning.report.output import TAG, Destination, Output, by_layer, 
 from globenc_lightning.report.texts import texts_of
 from globenc_lightning.report.verdicts import verdicts
 from globenc_lightning.schedule import Schedule
+from globenc_lightning.unfinished import BASELINE, STEP, VALIDATION, Before, Moment
 
 LEFT_OUT = (
-    "GlobEncCallback: the checkpoint is from between a training step and the validation after it, which Lightning "
-    "leaves out on resume. It is missing here, too: "
+    "GlobEncCallback: the checkpoint is from between a training step and the end of the validation after it, which "
+    "Lightning leaves out on resume. It is missing here, too: "
 )
+RECORD = "record"
+CLOCK_STEP = 1.0
 NO_PROBE_YET = (
     "GlobEncCallback: at_steps= asks for figures before any validation has shown the probe: give probe=, or let the "
     "Trainer's sanity check show enough examples (num_sanity_val_steps)."
@@ -56,6 +67,7 @@ class Monitor:
         resumed: whether the training goes on from a checkpoint and has not trained since.
         refused: whether the model is one that is not analysed at all.
         has_validated: whether the validation that is running was looked at already.
+        is_at_end: whether that validation is over, but for the hooks of its end.
     """
 
     def __init__(
@@ -79,10 +91,22 @@ class Monitor:
         self._keeper = keeper
         self._measurer = Measurer(choices.settings, choices.forward, choices.decision, choices.encoder_call)
         self._output = Output(choices.settings, choices.heatmap_examples, reasons)
-        self._due_epoch: int | None = None
         self._latest: int | None = None
         self._pending: Measurement | None = None
         self.has_validated = False
+        self.is_at_end = False
+        # What the checkpoint that a training goes on from owes, and what is owed by one that is written now.
+        self._due_epoch: int | None = None
+        self._owed: Moment | None = None
+        self._moment: Moment | None = None
+        self._before = Before(0, 0, 0, 0, None)
+        self._seen_batches = -1
+        self._batch_epoch = 0
+        self._keeps_rows = True
+        self._cost = Cost()
+        # The clock of what is written: this machine's, or ahead of it where it is behind an earlier start's.
+        self._earliest = 0.0
+        self._ahead = 0.0
 
     def begin_session(self, model: Any, now: float, tag: str) -> None:
         """A Trainer begins something: a training, or a validation on its own."""
@@ -92,8 +116,25 @@ class Monitor:
         # it back, is no resumed training: so all processes have to know the session by the same number.
         if self.session:
             # Of the training before; a state that was loaded before the first one counts.
-            self.resumed, self._due_epoch = False, None
-        self.session, self.tag = now, tag
+            self.resumed, self._due_epoch, self._owed = False, None, None
+            self._earliest = 0.0
+        self._moment, self._seen_batches = None, -1
+        self._ahead, self.tag = 0.0, tag
+        self._set_clock(now)
+
+    def _keep_order(self, until: float) -> None:
+        """Let what is written from here count as later than a checkpoint, whatever this machine's clock says.
+
+        Args:
+            until: the time at which the checkpoint was written, by the clock of its training.
+        """
+        self._earliest = until + CLOCK_STEP
+        if self.session:
+            self._set_clock(self.session)
+
+    def _set_clock(self, now: float) -> None:
+        self.session = max(now, self._earliest)
+        self._ahead += self.session - now
 
     def begin_training(self, training: Training) -> None:
         """A training begins, or goes on."""
@@ -104,6 +145,9 @@ class Monitor:
             self._latest = None
             if self._keeper is not None:
                 self._keeper.begin()
+        self._keeps_rows = training.is_first
+        if not self._keeps_rows:
+            self.history.drop_rows()
         self.look_for_shards(training)
 
     def look_for_shards(self, training: Training) -> None:
@@ -115,8 +159,39 @@ class Monitor:
     def begin_validation(self, training: Training) -> None:
         """A validation or a sanity check begins."""
         self.look_for_shards(training)
-        self._pending, self.has_validated = None, False
+        self._pending, self.has_validated, self.is_at_end = None, False, False
+        self._cost.begin_validation()
         self._collector.begin_validation()
+        if training.is_fit and not training.is_sanity_check:
+            self._seen_batches = training.batches
+            if not self.is_repeated(training):
+                self._begin(Moment(VALIDATION, None, training.epoch))
+
+    def end_sanity_check(self, training: Training) -> None:
+        """A sanity check is over: a whole validation would take as much longer as it has more batches."""
+        self._cost.end_validation(training.share_of_validation)
+
+    def end_validation(self) -> None:
+        """Everything about a validation is written: no checkpoint owes it any more."""
+        self._moment = None
+
+    def begin_batch(self, training: Training) -> None:
+        """A training batch begins: from here on, a validation is another one than those in the checkpoint."""
+        self.resumed, self._batch_epoch = False, training.epoch
+
+    def _begin(self, moment: Moment) -> None:
+        """From here to its end, a checkpoint holds the state from before a moment."""
+        history = self.history
+        counts = len(history), len(history.missing_steps), len(history.reasons)
+        self._before = Before(*counts, self._schedule.validations, self._latest)
+        self._moment = moment
+
+    @contextmanager
+    def _within(self, moment: Moment) -> Iterator[None]:
+        """A moment outside of a validation. What stops the training (a signal, Ctrl-C) leaves it unfinished."""
+        self._begin(moment)
+        yield
+        self._moment = None
 
     def see_batch(self, training: Training, batch: Any, place: int, loader: int) -> None:
         """Take a batch of a validation as it passes by, if the probe is made of it."""
@@ -151,6 +226,8 @@ class Monitor:
     def validate(self, training: Training) -> None:
         """Analyse a validation, if it is its turn."""
         self.has_validated = True
+        if not training.is_sanity_check:
+            self._cost.end_validation()
         repeated = self.is_repeated(training)
         if not self._is_its_turn(training, repeated):
             return
@@ -162,11 +239,13 @@ class Monitor:
         if failure is not None and not repeated:
             self.leave_out(training, self.step(training), failure)
 
-    def _is_its_turn(self, training: Training, repeated: bool) -> bool:
+    def _is_its_turn(self, training: Training, repeated: bool, needs_probe: bool = True) -> bool:
         """Count this validation; whether it is analysed."""
         if not repeated:
             self._schedule.count_validation()
-        ready = not self.refused and (self._collector.waits_for_a_batch or self._has_probe(training))
+        if self.refused:
+            return False
+        ready = not needs_probe or self._collector.waits_for_a_batch or self._has_probe(training)
         return ready and self._schedule.is_turn
 
     def is_repeated(self, training: Training) -> bool:
@@ -186,17 +265,35 @@ class Monitor:
 
     def _measure(self, training: Training) -> Measurement:
         settings, drawn = self._choices.settings, self._choices.heatmap_examples
-        return self._measurer.measure(
-            training.module,
-            self._collector,
-            training.places,
-            lambda probe: kept_maps(probe.lengths(), settings, drawn),
-            training.quietly(),
-            training.share,
-        )
+        progress = Progress(lambda: display_of(training.trainer), self._cost.analysis)
+        self._measurer.tell = progress.tell
+        try:
+            measurement = self._measurer.measure(
+                training.module,
+                self._collector,
+                training.places,
+                lambda probe: kept_maps(probe.lengths(), settings, drawn),
+                training.quietly(),
+                training.share,
+            )
+        finally:
+            self._measurer.tell = None
+            progress.end()
+        self._cost.analysis = progress.seconds
+        words = self._cost.words(len(measurement.names), len(settings.methods), self._choices.every_n_validations)
+        if words is not None and training.is_fit:
+            say(training.trainer, words)
+        return measurement
 
-    def look(self, training: Training, step: int, validation: bool = True) -> None:
-        """Analyse the model outside of a validation: what is found is written, and cannot be monitored."""
+    def look(self, training: Training, step: int, validation: bool = True, written: Sequence[str] = ()) -> None:
+        """Analyse the model outside of a validation: what is found is written, and cannot be monitored.
+
+        Args:
+            training: the training.
+            step: the step of the figures.
+            validation: whether it stands for a validation, the one before the first step; else for a training step.
+            written: kinds of results that were written before the training was interrupted.
+        """
         if self.refused or not self._has_probe(training):
             if not validation and not self.refused:
                 self.refuse(training, NO_PROBE_YET)
@@ -204,45 +301,99 @@ class Monitor:
 
         def run() -> None:
             # Before the first step there is no average of weights yet.
-            with nullcontext() if validation else training.as_validated():
+            with nullcontext() if validation else self._as_validated(training):
                 measurement = self._measure(training)
             self.publish(training, measurement, step, monitored(measurement, self.tag), validation=validation)
 
-        failure = self._reasons.attempt(run)
-        if failure is not None:
-            self.leave_out(training, step, failure)
+        with self._within(Moment(BASELINE if validation else STEP, step, training.epoch, list(written))):
+            failure = self._reasons.attempt(run)
+            if failure is not None:
+                self.leave_out(training, step, failure)
+
+    @contextmanager
+    def _as_validated(self, training: Training) -> Iterator[None]:
+        """The weights that a validation would see; a checkpoint that is written inside tells that they are not back."""
+        with training.as_validated():
+            moment = self._moment
+            if moment is not None:
+                moment.is_exchanged = training.is_averaging
+            try:
+                yield
+            finally:
+                if moment is not None:
+                    moment.is_exchanged = False
+
+    def begin_steps(self, training: Training) -> None:
+        """The training steps begin: analyse the model before the first one, or make up for what a checkpoint owes."""
+        self._batch_epoch = training.epoch
+        written: Sequence[str] = ()
+        if self.resumed:
+            written = self._owed.written if self._owed is not None and self._owed.kind == BASELINE else ()
+            self.go_on(training)
+            if not training.is_untrained or self.history.analyses:
+                return
+        elif training.step:
+            return
+        if training.trainer.enable_validation and not self.refused:
+            self.name_given_probe(training)
+            self.look(training, 0, written=written)
 
     def go_on(self, training: Training) -> None:
-        """A training goes on from a checkpoint: make up for the validation that Lightning leaves out.
+        """A training goes on from a checkpoint: make up for what Lightning leaves out.
 
         The weights are still those it was due for. It is written and remembered. It cannot be monitored: to those who
         monitor, there was no validation.
         """
         self._reasons.attempt(lambda: self._collector.compare_tokenizers(training.module, training.places))
-        if self._due_epoch is None:
-            return
-        epoch, self._due_epoch, self.resumed = self._due_epoch, None, False
-        strangers, why = act_as_a_validation_starts(training.trainer, training.module), ""
+        owed, due = self._owed, self._due_epoch
+        if owed is not None and owed.is_exchanged:
+            training.put_weights_back()
+            owed.is_exchanged = False
+        if owed is not None and owed.kind == STEP and not (due is not None and self._schedule.next_is_turn):
+            self.look(training, owed.step or training.step, validation=False, written=owed.written)
+        # A validation that Lightning itself goes on with is looked at as any other.
+        if not training.goes_on_validating:
+            self._seen_batches = training.batches
+            if due is not None:
+                is_in_validation = owed is not None and owed.kind == VALIDATION
+                self._make_up(training, due, owed if is_in_validation else None)
+        self._owed, self._due_epoch = None, None
+
+    def _make_up(self, training: Training, epoch: int, owed: Moment | None) -> None:
+        """Analyse a validation that Lightning leaves out, or say why it is missing."""
+        self._begin(Moment(VALIDATION, None, epoch) if owed is None else owed)
+        # From here on, the moment itself tells what is owed.
+        self._owed, self._due_epoch, self.resumed = None, None, False
+        why = self._why_not_made_up(training)
+        if not why:
+            swapped = owed is not None and owed.has_validation_weights
+            with nullcontext() if swapped else self._as_validated(training):
+                self.validate(training)
+            measurement = self.taken()
+            if measurement is not None:
+                step, scalars = self.step(training), monitored(measurement, self.tag)
+                self._reasons.attempt(lambda: self.publish(training, measurement, step, scalars, epoch))
+        elif self._is_its_turn(training, repeated=False, needs_probe=False):
+            self._reasons.say(LEFT_OUT + why)
+            self.leave_out(training, self.step(training), LEFT_OUT + why)
+        self.resumed, self._moment = True, None
+
+    def _why_not_made_up(self, training: Training) -> str:
+        """Why the validation that a checkpoint owes cannot be analysed now; empty where it can."""
+        strangers = act_as_a_validation_starts(training.trainer, training.module)
         if strangers:
             # They may exchange the weights, and what else they do is not ours to call.
             why = (
                 f"which weights it would have been made with is up to what {', '.join(strangers)} does as a validation"
             )
-            why += " starts."
-        elif self._collector.waits_for_a_batch:
+            return f"{why} starts."
+        if self._collector.waits_for_a_batch:
             why = "the probe's batches are of a class of their own, which a checkpoint does not hold, so they wait for"
-            why += " the next validation's."
-        if not why:
-            with training.as_validated():
-                self.validate(training)
-        elif self._is_its_turn(training, repeated=False):
-            self._reasons.say(LEFT_OUT + why)
-            self.leave_out(training, self.step(training), LEFT_OUT + why)
-        measurement = self.taken()
-        if measurement is not None:
-            step, scalars = self.step(training), monitored(measurement, self.tag)
-            self._reasons.attempt(lambda: self.publish(training, measurement, step, scalars, epoch))
-        self.resumed = True
+            return f"{why} the next validation's."
+        self.name_given_probe(training)
+        if not self.refused and not self._has_probe(training):
+            return "no validation had shown enough examples for the probe yet."
+        return ""
 
     def publish(
         self,
@@ -268,7 +419,8 @@ class Monitor:
         """
         epoch = training.epoch if epoch is None else epoch
         entry = history_entry(measurement, step, epoch, validation)
-        self.history.append(entry)
+        self.history.append(entry if self._keeps_rows else entry.without_rows())
+        entry = self.history[-1]
         if validation:
             self._latest = step
         probe, settings = self._collector.probe, self._choices.settings
@@ -284,8 +436,11 @@ class Monitor:
         if training.is_first:
             written = {**scalars, **by_layer(measurement, self.tag)}
             try:
-                self._output.write(self._destination(training), measurement, probe, self.history, names, written)
-                self._keep(training, measurement, entry)
+                done = [] if self._moment is None else self._moment.written
+                self._output.write(self._destination(training), measurement, probe, self.history, names, written, done)
+                if RECORD not in done:
+                    self._keep(training, measurement, entry)
+                    done.append(RECORD)
             except Exception as error:
                 failure = error
         if self._choices.on_error == "raise" and not training.is_alone:
@@ -303,7 +458,8 @@ class Monitor:
             self._reasons.attempt(lambda: keeper.write(measurement, probe, entry, about, entry.validation))
 
     def _destination(self, training: Training) -> Destination:
-        return Destination(training.loggers, self.tag, self.session, self.layouts(), training.is_trial)
+        now = time.time() + self._ahead
+        return Destination(training.loggers, self.tag, self.session, self.layouts(), training.is_trial, now)
 
     def leave_out(self, training: Training, step: int, reason: str) -> None:
         """Remember that an analysis failed, and show that and why."""
@@ -346,7 +502,12 @@ class Monitor:
 
         Where a record is kept, a pointer to it stands for the entries that it gives back.
         """
-        history, pointer = self.history, None
+        history, validations, latest = self.history, self._schedule.validations, self._latest
+        moment = self._moment or self._owed
+        if self._moment is not None:
+            before = self._before
+            history, validations, latest = history.until(before), before.validations, before.latest
+        pointer = None
         if self._keeper is not None:
             pointer, kept = self._keeper.pointer(history.latest)
             history = history.with_latest(kept)
@@ -355,10 +516,30 @@ class Monitor:
             "num_examples": self._choices.num_examples,
             **history.state_dict(),
             "described": dict(self._output.described),
-            "validations": self._schedule.validations,
+            "validations": validations,
             "session": self.session,
-            **({} if pointer is None else {"record": pointer, "latest": self._latest}),
+            "until": time.time() + self._ahead,
+            "owed": None if moment is None else moment.state(),
+            **({} if pointer is None else {"record": pointer, "latest": latest}),
         }
+
+    def note_what_is_owed(self, state: dict[str, Any], training: Training, ours: Any) -> None:
+        """Note in a checkpoint which validation or training step its weights are still to be analysed for.
+
+        Args:
+            state: what :meth:`state_dict` gave; completed.
+            training: the training.
+            ours: the callback.
+        """
+        moment, trainer = self._moment, training.trainer
+        owed = validation_is_owed(trainer, self._seen_batches, self._batch_epoch)
+        state["due_epoch"] = training.epoch if owed else self._due_epoch
+        if moment is not None and moment.kind == VALIDATION:
+            state["due_epoch"] = moment.epoch
+            averaged = training.is_within_validation and has_averaged_weights(trainer, ours, self.is_at_end)
+            state["owed"]["has_validation_weights"] = averaged or moment.has_validation_weights
+        elif moment is None and self._owed is None and training.is_fit and self._schedule.is_pending(training.step):
+            state["owed"] = Moment(STEP, training.step, training.epoch).state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was called."""
@@ -370,19 +551,22 @@ class Monitor:
         if state.get("session") == self.session:
             # A trial run ends like this, and leaves nothing behind.
             self._collector.go_back(state["probe"])
-            self._pending = None
+            self._pending, self._seen_batches = None, -1
             if self._keeper is not None:
                 self._keeper.forget_after(max((entry.step for entry in history.latest), default=-1))
         else:
             self._collector.restore(state["probe"], state["num_examples"])
             self._output.described = dict(state["described"])
-            self._due_epoch = state.get("due_epoch")
+            # Earlier versions noted no more than a validation that was about to come.
+            self._due_epoch, self._owed = state.get("due_epoch"), Moment.from_state(state.get("owed"))
             self.resumed = True
+            self._keep_order(float(state.get("until", state.get("session", 0.0))))
+        if not self._keeps_rows:
+            history.drop_rows()
         self.history, self._latest, self._schedule.validations = history, latest, state["validations"]
 
     def _restore_recorded(self, history: History, pointer: Mapping[str, Any]) -> None:
         """Put the entries that a checkpoint's pointer stands for into a history."""
         kept = history.latest
-        history[history.start :] = (
-            recorded(pointer, kept) if self._keeper is None else self._keeper.restored(pointer, kept)
-        )
+        entries = recorded(pointer, kept) if self._keeper is None else self._keeper.restored(pointer, kept)
+        history[history.start :] = entries

@@ -5,6 +5,12 @@ from collections.abc import Iterator
 from globenc_lightning.analysis import Settings
 from globenc_lightning.measurement import Measurement
 
+_BUILT = {
+    "pre-LN": "normalises before its sub-layers (pre-LN)",
+    "sublayer-norm": "normalises what its sub-layers give before it is added to the residual stream (sublayer-norm)",
+    "parallel": "adds attention and feed-forward network to the same input (parallel)",
+}
+
 
 def remarks(measurement: Measurement, settings: Settings, encoder_call: int = 0) -> Iterator[tuple[str, str | None]]:
     """Everything that is special about a measurement.
@@ -27,9 +33,9 @@ def remarks(measurement: Measurement, settings: Settings, encoder_call: int = 0)
                 "undefined",
             )
             break
-    if measurement.rule == "pre-LN":
+    if measurement.rule in _BUILT:
         yield (
-            f"GlobEncCallback: {measurement.encoder} normalises before its sub-layers (pre-LN). The paper treats "
+            f"GlobEncCallback: {measurement.encoder} {_BUILT[measurement.rule]}. The paper treats "
             "post-LN encoders alone; the figures follow an extension of it.",
             None,
         )

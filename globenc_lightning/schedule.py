@@ -59,8 +59,16 @@ class Schedule:
         Args:
             step: how many optimizer steps were taken.
         """
+        pending, self._latest = self.is_pending(step), max(step, self._latest)
+        return pending
+
+    def is_pending(self, step: int) -> bool:
+        """Returns whether :meth:`takes` would take a training step, without taking it.
+
+        Args:
+            step: how many optimizer steps were taken.
+        """
         new = range(self._latest + 1, step + 1)
-        self._latest = max(step, self._latest)
         if self._by_powers:
             return not self.validations and any(one & (one - 1) == 0 for one in new)
         return any(one in self._steps for one in new)

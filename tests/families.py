@@ -41,9 +41,27 @@ AUDIO: dict[str, Any] = {
     "num_conv_pos_embeddings": 4,
     "num_conv_pos_embedding_groups": 2,
 }
-POST, PRE = "post-LN", "pre-LN"
+POST, PRE, SUBLAYER, PARALLEL = "post-LN", "pre-LN", "sublayer-norm", "parallel"
+RULES = (POST, PRE, SUBLAYER, PARALLEL)
 SDPA = ("sdpa",)
 TOKENS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SHARED: dict[str, Any] = {**SMALL, "num_key_value_heads": 2, **TOKENS}
+GEMMA: dict[str, Any] = {**SHARED, "head_dim": 6, "query_pre_attn_scalar": 6, "sliding_window": 4}
+OPT: dict[str, Any] = {
+    **{key: value for key, value in SMALL.items() if key != "intermediate_size"},
+    "ffn_dim": 48,
+    "word_embed_proj_dim": 32,
+    **TOKENS,
+}
+GPT: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 64,
+    "rotary_dim": 4,
+    **TOKENS,
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +71,7 @@ class Family:
     Attributes:
         name: the model type.
         config: the name of its configuration class.
-        rule: ``"post-LN"``, ``"pre-LN"``, or the reason for which it is refused.
+        rule: one of :data:`RULES`, or the reason for which it is refused.
         options: what the configuration is made with.
         model: the name of its model class; ``AutoModel`` decides when None.
         inputs: what it takes: ``"text"``, ``"image"`` or ``"audio"``.
@@ -78,7 +96,7 @@ class Family:
     @property
     def supported(self) -> bool:
         """Whether it can be read."""
-        return self.rule in (POST, PRE)
+        return self.rule in RULES
 
     @property
     def missing(self) -> str:
@@ -267,6 +285,64 @@ FAMILIES = (
         {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, **TOKENS},
     ),
     Family("llama", "LlamaConfig", PRE, {**SMALL, "num_key_value_heads": 2, **TOKENS}, doubles=SDPA, exact=False),
+    Family("opt", "OPTConfig", PRE, OPT),
+    Family("opt (norms after)", "OPTConfig", POST, {**OPT, "do_layer_norm_before": False}),
+    Family("gemma", "GemmaConfig", PRE, {**SHARED, "num_key_value_heads": 1, "head_dim": 6}, doubles=SDPA, exact=False),
+    Family("nemotron", "NemotronConfig", PRE, SHARED, doubles=SDPA),
+    Family(
+        "granite",
+        "GraniteConfig",
+        PRE,
+        {**SHARED, "residual_multiplier": 0.22, "embedding_multiplier": 3.0},
+        exact=False,
+    ),
+    Family(
+        "minicpm3",
+        "MiniCPM3Config",
+        PRE,
+        {
+            **SHARED,
+            "num_key_value_heads": 4,
+            "kv_lora_rank": 8,
+            "q_lora_rank": 12,
+            "qk_nope_head_dim": 4,
+            "qk_rope_head_dim": 4,
+            "v_head_dim": 6,
+        },
+        exact=False,
+    ),
+    Family("gemma2", "Gemma2Config", SUBLAYER, GEMMA, interface=False, doubles=(), exact=False),
+    Family("gemma3", "Gemma3TextConfig", SUBLAYER, GEMMA, doubles=SDPA, exact=False),
+    Family(
+        "gemma3 (both directions)",
+        "Gemma3TextConfig",
+        SUBLAYER,
+        {**GEMMA, "use_bidirectional_attention": True},
+        doubles=SDPA,
+        exact=False,
+    ),
+    Family("olmo2", "Olmo2Config", SUBLAYER, SHARED, exact=False),
+    Family("glm4", "Glm4Config", SUBLAYER, {**SHARED, "head_dim": 8}, exact=False),
+    Family(
+        "exaone4",
+        "Exaone4Config",
+        SUBLAYER,
+        {**SHARED, "sliding_window": 4, "sliding_window_pattern": 2},
+        doubles=SDPA,
+        exact=False,
+    ),
+    Family("gpt_neox", "GPTNeoXConfig", PARALLEL, {**SMALL, **TOKENS}),
+    Family("gptj", "GPTJConfig", PARALLEL, GPT, interface=False),
+    Family("codegen", "CodeGenConfig", PARALLEL, GPT, interface=False),
+    Family("phi", "PhiConfig", PARALLEL, {**SMALL, **TOKENS}),
+    Family("cohere", "CohereConfig", PARALLEL, SHARED, exact=False),
+    Family("falcon", "FalconConfig", PARALLEL, {**SMALL, "multi_query": True, "bias": True, **TOKENS}),
+    Family(
+        "falcon (two norms)",
+        "FalconConfig",
+        PARALLEL,
+        {**SMALL, "new_decoder_architecture": True, "num_kv_heads": 2, **TOKENS},
+    ),
     Family(
         "deberta_v2 (convolution)",
         "DebertaV2Config",

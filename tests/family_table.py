@@ -27,8 +27,13 @@ and measures how far the decomposition is from what the layers themselves comput
 
 Run with transformers {transformers}, torch {torch}, Python {python}.
 
-- **Rule.** *post-LN*: GlobEnc as the paper has it. *pre-LN*: the layers' residual stream is never normalised inside the
-  layer; this rule is **an extension of the paper**, not part of it.
+- **Rule.** *post-LN*: GlobEnc as the paper has it. The other rules are **an extension of the paper**, not part of it;
+  in all of them the residual stream is never normalised inside the layer, and the model's final norm acts in the last
+  one. *pre-LN*: N-Res, N-ResLN and N-Enc take in attention and residual. *sublayer-norm*: the attention's output passes
+  a norm of its own before it is added; every method of norms (N) takes it in, frozen. *parallel*: the feed-forward
+  network works on the same input as the attention; N-Res, N-ResLN and N-Enc take in attention and residual. Numbers
+  that a sub-layer's output or the residual stream is multiplied by (Granite, MiniCPM, DeepNorm) are taken in by every
+  rule but sublayer-norm and parallel.
 - **Error.** The largest reconstruction error over the layers, examples and kinds of attention: the distance between the
   decomposition and the layer's own output, each channel relative to its own size. In an analysis more than 1e-4
   (float32) or 1e-9 (float64) is an `UnsupportedEncoderError`, never a picture. Norms that compute in float32 whatever

@@ -46,12 +46,16 @@ def local_maps(
     norms: Sequence[Norm],
     mask: Tensor,
     first_norms: int = 1,
+    own_norm: Norm | None = None,
+    numbers: Sequence[float] = (1, 1, 1),
 ) -> dict[str, Tensor]:
     """All eight maps (b, q, k) of one layer.
 
     attention (b, h, q, k), values (b, h, k, v), projection (d, h * v), projection_bias (d,), residual (b, q, d),
     mask (b, s). ``norms`` are those of N-Enc in the order of the forward pass; N-ResLN takes the ``first_norms`` of
-    them. Each example is cut to its real tokens first, so padding cannot have an influence.
+    them. ``own_norm`` is one that the attention's output passes before the residual is added. ``numbers`` are what the
+    attention's output, the residual and what leaves the first of two norms are multiplied by. Each example is cut to
+    its real tokens first, so padding cannot have an influence.
     """
     maps: dict[str, Tensor] = {}
     for example in range(len(mask)):
@@ -64,6 +68,9 @@ def local_maps(
             residual[example, kept],
             [(norm, None if norm.real is None else norm.real[example, kept]) for norm in norms],
             first_norms,
+            own_norm,
+            None if own_norm is None or own_norm.real is None else own_norm.real[example, kept],
+            numbers,
         )
         for method, matrix in single.items():
             padded = maps.setdefault(method, matrix.new_zeros(*mask.shape, mask.shape[1]))
@@ -79,6 +86,9 @@ def _single(
     residual: Tensor,
     norms: Sequence[tuple[Norm, Tensor | None]],
     first_norms: int,
+    own_norm: Norm | None,
+    entered_own: Tensor | None,
+    numbers: Sequence[float],
 ) -> dict[str, Tensor]:
     heads, tokens, width = values.shape
     identity = torch.eye(tokens, dtype=attention.dtype)
@@ -87,14 +97,18 @@ def _single(
     for head in range(heads):
         transformed = values[head] @ projection[:, head * width : (head + 1) * width].T  # t^h_k
         alone += attention[head].unsqueeze(-1) * transformed
-    with_residual = alone + identity.unsqueeze(-1) * residual.unsqueeze(1)  # r_qk
+    if own_norm is not None and entered_own is not None:
+        alone = own_norm.linear(alone, entered_own)
+    alone = numbers[0] * alone
+    with_residual = alone + numbers[1] * identity.unsqueeze(-1) * residual.unsqueeze(1)  # r_qk
 
     enters_first_norm = with_residual.sum(1)  # p1_q
     if projection_bias is not None:
-        enters_first_norm = enters_first_norm + projection_bias
+        enters_first_norm = enters_first_norm + numbers[0] * projection_bias
     after = [with_residual]
     for norm, real in norms:
-        after.append(norm.linear(after[-1], enters_first_norm if real is None else real))
+        entering = numbers[2] * after[-1] if len(after) == 2 else after[-1]  # of two norms, the second
+        after.append(norm.linear(entering, enters_first_norm if real is None else real))
     encoded = after[-1]
 
     weights = attention.mean(0)

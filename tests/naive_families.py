@@ -28,6 +28,9 @@ class Paths:
             one.
         attended: pre-LN: the norm that the residual stream enters after the attention.
         gain: pre-LN: a parameter that scales the attention's output.
+        own: sublayer-norm: the norm of the attention's output.
+        network: parallel: the feed-forward network.
+        number: what the attention's output is multiplied by.
         heads: how the values module's output becomes (b, h, k, v).
         channels_first: whether tensors are (b, d, k).
     """
@@ -38,6 +41,9 @@ class Paths:
     norms: tuple[str, ...] = ()
     attended: str | None = None
     gain: str | None = None
+    own: str | None = None
+    network: str | None = None
+    number: float = 1.0
     heads: Callable[[Tensor, nn.Module], Tensor] | None = None
     channels_first: bool = False
 
@@ -50,6 +56,34 @@ def thirds(out: Tensor, encoder: nn.Module) -> Tensor:
 def deberta_heads(out: Tensor, encoder: nn.Module) -> Tensor:
     """Query, key and value of each head, one after the other; the bias is a parameter of its own, added later."""
     return out.unflatten(-1, (4, 3, -1))[:, :, :, 2].transpose(1, 2)
+
+
+def falcon_heads(out: Tensor, encoder: nn.Module) -> Tensor:
+    """Groups of queries, each followed by a key and a value that its group shares."""
+    groups = 2 if encoder.config.new_decoder_architecture else 1
+    values = out.unflatten(-1, (groups, 4 // groups + 2, -1))[:, :, :, -1].transpose(1, 2)
+    return values.repeat_interleave(4 // groups, 1)
+
+
+def codegen_heads(out: Tensor, encoder: nn.Module) -> Tensor:
+    """Four parts, each with the queries, values and keys of one head."""
+    return out.unflatten(-1, (4, 3, -1))[:, :, :, 1].transpose(1, 2)
+
+
+def latent_heads(out: Tensor, encoder: nn.Module) -> Tensor:
+    """Of each head four numbers of the key, then the values."""
+    return out.squeeze(1).unflatten(-1, (4, -1))[..., 4:].transpose(1, 2)
+
+
+def decoder(attended: str | None, final: str = "norm", **others: Any) -> Paths:
+    """Where things are in the layers of most decoders."""
+    layer = "layers.{}"
+    paths = {key: f"{layer}.{value}" for key, value in others.items() if isinstance(value, str)}
+    numbers = {key: value for key, value in others.items() if not isinstance(value, str)}
+    made = Paths(
+        layer, f"{layer}.self_attn.v_proj", f"{layer}.self_attn.o_proj", (final,), attended and f"{layer}.{attended}"
+    )
+    return replace(made, **{**paths, **numbers})
 
 
 def bert(prefix: str = "encoder.layer.{}") -> Paths:
@@ -114,7 +148,9 @@ def within(prefix: str, paths: Paths) -> Paths:
     )
 
 
-RMS = {"eurobert", "t5 (encoder)", "llama"}
+RMS = {"eurobert", "t5 (encoder)", "llama", "gemma", "granite", "minicpm3", "gemma2", "gemma3"}
+RMS |= {"gemma3 (both directions)", "olmo2", "glm4", "exaone4"}
+ONE_PLUS_WEIGHT = {"gemma", "gemma2", "gemma3", "gemma3 (both directions)", "nemotron"}
 POST_ATTENTION = ("layers.{}.post_attention_layernorm", "layers.{}.post_mlp_layernorm")
 CLIP_LAYER = "encoder.layers.{}"
 XLM = Paths(
@@ -204,6 +240,44 @@ PATHS: dict[str, Paths] = {
     ),
     "beit": vision("layers.{}", "attention", "o_proj", "layernorm_after", None, "lambda_1"),
     "dinov2": vision("encoder.layer.{}", "attention", "o_proj", "norm2", "layernorm", "layer_scale1.lambda1"),
+    "opt": vision("decoder.layers.{}", "self_attn", "out_proj", "final_layer_norm", "decoder.final_layer_norm"),
+    "opt (norms after)": fair("decoder.layers.{}", "self_attn", "self_attn_layer_norm", "final_layer_norm"),
+    **dict.fromkeys(("gemma", "nemotron"), decoder("post_attention_layernorm")),
+    "granite": decoder("post_attention_layernorm", number=0.22),
+    "minicpm3": decoder(
+        "post_attention_layernorm", values="self_attn.kv_b_proj", heads=latent_heads, number=1.4 / 3**0.5
+    ),
+    **dict.fromkeys(
+        ("gemma2", "gemma3", "gemma3 (both directions)"),
+        decoder("pre_feedforward_layernorm", own="post_attention_layernorm"),
+    ),
+    **dict.fromkeys(("olmo2", "exaone4"), decoder("mlp", own="post_attention_layernorm")),
+    "glm4": decoder("post_attention_layernorm", own="post_self_attn_layernorm"),
+    "gpt_neox": decoder(
+        None,
+        "final_layer_norm",
+        network="mlp",
+        values="attention.query_key_value",
+        projection="attention.dense",
+        heads=deberta_heads,
+    ),
+    "phi": decoder(None, "final_layernorm", network="mlp", projection="self_attn.dense"),
+    "cohere": decoder(None, network="mlp"),
+    "gptj": Paths("h.{}", "h.{}.attn.v_proj", "h.{}.attn.out_proj", ("ln_f",), network="h.{}.mlp"),
+    "codegen": Paths(
+        "h.{}", "h.{}.attn.qkv_proj", "h.{}.attn.out_proj", ("ln_f",), network="h.{}.mlp", heads=codegen_heads
+    ),
+    **dict.fromkeys(
+        ("falcon", "falcon (two norms)"),
+        Paths(
+            "h.{}",
+            "h.{}.self_attention.query_key_value",
+            "h.{}.self_attention.dense",
+            ("ln_f",),
+            network="h.{}.mlp",
+            heads=falcon_heads,
+        ),
+    ),
     "gpt2": Paths("h.{}", "h.{}.attn.c_attn", "h.{}.attn.c_proj", ("ln_f",), "h.{}.ln_2", heads=thirds),
 }
 
@@ -256,7 +330,8 @@ class Hooked:
 
     def _after(self, path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._gave[path].append(output[0] if isinstance(output, tuple) else output)
+            # Falcon writes into what its feed-forward network returned.
+            self._gave[path].append((output[0] if isinstance(output, tuple) else output).clone())
 
         return hook
 
@@ -271,20 +346,32 @@ class Hooked:
         return self._gave[path][layer if len(self._gave[path]) > 1 else 0]
 
 
-def naive_norm(module: Any, centered: bool, real: Tensor | None) -> naive.Norm:
+def naive_norm(module: Any, centered: bool, real: Tensor | None, one_plus: bool = False) -> naive.Norm:
     eps = getattr(module, "variance_epsilon", None)
-    return naive.Norm(module.weight.detach(), module.eps if eps is None else eps, centered, real)
+    weight = module.weight.detach() + 1 if one_plus else module.weight.detach()
+    return naive.Norm(weight, module.eps if eps is None else eps, centered, real)
 
 
-def naive_maps(family: Family, model: Classifier, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The eight maps of every layer (b, l, q, k), from the paths above and every vector."""
+def naive_maps(
+    family: Family,
+    model: Classifier,
+    inputs: dict[str, Tensor],
+    numbers: tuple[float, float, float] | None = None,
+    own_centered: bool = False,
+) -> dict[str, Tensor]:
+    """The eight maps of every layer (b, l, q, k), from the paths above and every vector.
+
+    ``numbers`` are what the attention's output, the residual and what leaves the first norm are multiplied by.
+    ``own_centered`` says that the attention's own norm takes off the mean, whatever the family's norms do.
+    """
     paths = paths_of(family.name, model.encoder)
+    numbers = numbers or (paths.number, 1.0, 1.0)
     templates = [
         paths.layer,
         paths.values,
         paths.projection,
         *paths.norms,
-        *([paths.attended] if paths.attended else []),
+        *[path for path in (paths.attended, paths.own, paths.network) if path],
     ]
     seen = Hooked(model, inputs, {path.format(layer) for path in templates for layer in range(family.layers)})
     assert len(seen.attention) >= family.layers  # BART's decoder attends too
@@ -302,7 +389,7 @@ def naive_maps(family: Family, model: Classifier, inputs: dict[str, Tensor]) -> 
         mask = inputs["attention_mask"] if "attention_mask" in inputs else torch.ones(b, s)
         out = turned(seen.gave(paths.values.format(layer), layer))
         if paths.heads is None:
-            heads = 2 if family.options.get("num_key_value_heads") else h
+            heads = family.options.get("num_key_value_heads", h)
             values = out.unflatten(-1, (heads, -1)).transpose(1, 2).repeat_interleave(h // heads, 1)
         else:
             values = paths.heads(out, model.encoder)
@@ -320,23 +407,37 @@ def naive_maps(family: Family, model: Classifier, inputs: dict[str, Tensor]) -> 
         if family.rule == POST:
             second = turned(seen.given(paths.norms[1].format(layer), layer))
             norms = [naive_norm(module(paths.norms[0]), True, None), naive_norm(module(paths.norms[1]), True, second)]
-            maps = naive.local_maps(attention, values, weight, bias, x, norms, mask)
+            maps = naive.local_maps(attention, values, weight, bias, x, norms, mask, numbers=numbers)
             entering = turned(seen.given(paths.norms[0].format(layer), layer))
         else:
             if paths.gain is not None:
                 gain = model.encoder.get_parameter(paths.gain.format(layer)).detach()
                 weight, bias = gain.unsqueeze(-1) * weight, None if bias is None else gain * bias
-            norms = []
+            norms, kind = [], (family.name not in RMS, family.name in ONE_PLUS_WEIGHT)
             if paths.norms and layer == family.layers - 1:
-                norms = [naive_norm(module(paths.norms[0]), family.name not in RMS, seen.given(paths.norms[0], 0))]
-            maps = naive.local_maps(attention, values, weight, bias, x, norms, mask, first_norms=len(norms))
+                norms = [naive_norm(module(paths.norms[0]), kind[0], seen.given(paths.norms[0], 0), kind[1])]
+            own_norm = None
+            if paths.own is not None:
+                entered = seen.given(paths.own.format(layer), layer)
+                own_norm = naive_norm(module(paths.own), kind[0] or own_centered, entered, kind[1])
+            maps = naive.local_maps(attention, values, weight, bias, x, norms, mask, len(norms), own_norm, numbers)
             maps["N-Res"] = maps["N-Enc"]
-            entering = seen.given(str(paths.attended).format(layer), layer)
+            if paths.network is not None:
+                last = layer == family.layers - 1
+                entering = (
+                    seen.given(paths.norms[0], 0) if last else seen.given(paths.layer.format(layer + 1), layer + 1)
+                )
+                entering = entering - seen.gave(paths.network.format(layer), layer)
+            else:
+                # OPT joins the texts before this norm.
+                entering = seen.given(str(paths.attended).format(layer), layer).view_as(x)
 
         # What was written down above is what the model does.
         context = torch.einsum("bhqk,bhkv->bqhv", attention, values).flatten(2)
         real = mask.bool()
-        own = x + context @ weight.T + (0 if bias is None else bias)
+        added = context @ weight.T + (0 if bias is None else bias)
+        added = added if paths.own is None else module(paths.own)(added).detach()
+        own = numbers[1] * x + numbers[0] * added
         tolerance = 1e-10 if x.dtype == torch.float64 else 1e-5
         torch.testing.assert_close(
             own[real], entering[real], rtol=tolerance, atol=tolerance * float(entering.abs().max())

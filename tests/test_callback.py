@@ -1251,7 +1251,7 @@ unlabelled = partial(Sentences, labels=False)
 
 TROUBLE: dict[str, tuple[Callable[[], Steps], dict[str, Any], dict[str, Any], type[Exception], str]] = {
     "decides nothing": (NoDecision, {}, {}, ModelCallError, "no loss that depends on an encoder"),
-    "no encoder": (NoEncoder, {}, {}, GlobEncError, "no Hugging Face encoder in NoEncoder"),
+    "no encoder": (NoEncoder, {}, {}, GlobEncError, "there is no encoder in NoEncoder"),
     "NaN in the encoder": (NanWeights, {}, {}, GlobEncError, "NaN or infinity"),
     "NaN in the head": (NanHead, {}, {}, GlobEncError, "NaN or infinity"),
     "no labels": (
@@ -1333,14 +1333,14 @@ def test_contexts_that_a_step_opens_stop_no_figures(make: type[Steps]) -> None:
 NOTHING_REAL = Sentences(empty=range(20))
 
 REFUSED: dict[str, tuple[Callable[[], Steps], dict[str, Any], dict[str, Any], str, int]] = {
-    "every analysis fails": (NoEncoder, {}, {}, "no Hugging Face encoder", 0),
+    "every analysis fails": (NoEncoder, {}, {}, "there is no encoder", 0),
     "a forward raises": (Steps, {"forward": lambda module, batch: batch["absent"]}, {}, "forward= raised KeyError", 0),
     "no validation": (Steps, {}, {"limit_val_batches": 0}, "give the Trainer a validation loader", 0),
     "every analysis fails, without a sanity check": (
         NoEncoder,
         {},
         {"num_sanity_val_steps": 0},
-        "no Hugging Face encoder",
+        "there is no encoder",
         1,
     ),
     "no tokenizer": (Steps, {"probe": ["a text"]}, {}, "no tokenizer is within reach", 0),

@@ -318,7 +318,7 @@ def test_the_same_tokenizer_or_none_is_nothing_to_tell(one_epoch: Path) -> None:
 def test_a_state_that_cannot_be_read_does_not_stop_the_training(one_epoch: Path, tmp_path: Path) -> None:
     checkpoint = torch.load(one_epoch, weights_only=True)
     (key,) = (key for key in checkpoint["callbacks"] if key.startswith("GlobEncCallback"))
-    del checkpoint["callbacks"][key]["history"][0]["rows"]
+    del checkpoint["callbacks"][key]["history"][0]["rho"]
     torch.save(checkpoint, tmp_path / "broken.ckpt")
     resumed = GlobEncCallback(heatmap_examples=0)
     with said() as messages:

@@ -17,9 +17,13 @@ from tests.families import (
     AUDIO,
     FAMILIES,
     LENGTH,
+    PARALLEL,
     POST,
     PRE,
+    RULES,
+    SHARED,
     SMALL,
+    SUBLAYER,
     TOKENS,
     VISION,
     VOCABULARY,
@@ -41,6 +45,13 @@ def present(family: Family) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(family.missing), reason=family.missing or "never")
 
 
+DECODERS = {
+    f"{name}Config"
+    for name in (
+        *("OPT", "Gemma", "Gemma2", "Gemma3Text", "Nemotron", "Granite", "MiniCPM3", "Olmo2", "Glm4", "Exaone4"),
+        *("GPTNeoX", "GPTJ", "CodeGen", "Phi", "Cohere", "Falcon"),
+    )
+}
 VARIANTS = [
     pytest.param(family, *variant, id=f"{family.name}-{variant[0]}-{str(variant[1])[6:]}", marks=present(family))
     for family in SUPPORTED
@@ -57,7 +68,8 @@ def test_every_documented_family_is_here() -> None:
         bert roberta xlm_roberta camembert ernie data2vec_text layoutlm electra distilbert albert nomic_bert
         jina_embeddings_v3 bart wav2vec2 hubert mpnet deberta deberta_v2 deberta_v3 rembert squeezebert roformer
         flaubert xlm big_bird xlm_roberta_xl roberta_prelayernorm esm modernbert eurobert vit deit clip siglip t5 beit
-        dinov2 megatron_bert gpt2 llama convbert mobilebert ibert xlnet funnel longformer fnet
+        dinov2 megatron_bert gpt2 llama gemma nemotron granite minicpm3 opt gemma2 gemma3 olmo2 glm4 exaone4 gpt_neox
+        gptj codegen phi cohere falcon convbert mobilebert ibert xlnet funnel longformer fnet
     """
     assert {family.name.partition(" ")[0] for family in FAMILIES} == set(documented.split())
     several = {"wav2vec2 (stable)", "clip (text)", "clip (vision)", "siglip (text)", "siglip (vision)"}
@@ -72,7 +84,7 @@ def test_every_documented_family_is_here() -> None:
 def test_nothing_is_missing_or_left_out() -> None:
     assert [family.missing for family in (*FAMILIES, *UNNAMED) if family.missing] == []
     assert {family.kinds for family in (*FAMILIES, *UNNAMED) if family.interface} == {("sdpa", "eager")}
-    assert len(VARIANTS) == 137
+    assert len(VARIANTS) == 201
     assert not any(without_doubles(family.name, kind) for family in SUPPORTED for kind in family.doubled)
 
 
@@ -96,7 +108,9 @@ def test_family_is_read_and_agrees_with_every_vector_built(family: Family, atten
     assert one.error < (1e-12 if exact else 1e-5)
 
     maps = naive_maps(family, one.model, example_inputs(family, dtype))
-    assert_same_maps(one.found.local, maps, 1e-9 if dtype == torch.float64 else 1e-4)
+    # A sub-layer's norm that computes in float32 rounds what enters the next module.
+    rounded = family.rule == SUBLAYER and not family.exact
+    assert_same_maps(one.found.local, maps, 1e-4 if dtype == torch.float32 else 1e-6 if rounded else 1e-9)
 
 
 def test_causal_models_are_read_at_their_last_token() -> None:
@@ -108,7 +122,9 @@ def test_causal_models_are_read_at_their_last_token() -> None:
         assert found is not None
         readouts[family.name] = found.readout
     assert set(readouts.values()) == {"cls", "last"}
-    assert {name for name, readout in readouts.items() if readout == "last"} == {"gpt2", "llama", "clip (text)"}
+    bidirectional = {"gemma3 (both directions)"}
+    causal = {"gpt2", "llama", "clip (text)", *(family.name for family in SUPPORTED if family.config in DECODERS)}
+    assert {name for name, readout in readouts.items() if readout == "last"} == causal - bidirectional
 
 
 @pytest.mark.parametrize("family", names(REFUSED))
@@ -156,10 +172,17 @@ UNNAMED = [
         "something between the two layers",
         {**SMALL, "languages": ("a",), "default_language": "a"},
     ),
+    Family("olmo3", "Olmo3Config", SUBLAYER, {**SHARED, "sliding_window": 4}),
+    Family("cohere2", "Cohere2Config", PARALLEL, {**SHARED, "sliding_window": 4}),
+    Family("stablelm", "StableLmConfig", PARALLEL, {**SHARED, "use_parallel_residual": True}),
+    Family("bitnet", "BitNetConfig", "normalises the heads' context vectors before the output projection", SHARED),
     Family(
-        "gemma", "GemmaConfig", "neither a post-LN nor a pre-LN", {**SMALL, "num_key_value_heads": 1, "head_dim": 6}
+        "gpt_neox_japanese",
+        "GPTNeoXJapaneseConfig",
+        "neither a post-LN nor a pre-LN",
+        {**SMALL, **TOKENS},
+        interface=False,
     ),
-    Family("gpt_neox", "GPTNeoXConfig", "neither a post-LN nor a pre-LN", {**SMALL, **TOKENS}),
     Family(
         "swin",
         "SwinConfig",
@@ -365,4 +388,4 @@ def test_the_page_tells_what_is_found() -> None:
 
 def test_the_page_says_what_is_not_in_the_paper() -> None:
     assert "an extension of the paper" in PAGE.read_text(encoding="utf-8")
-    assert {family.rule for family in SUPPORTED} == {POST, PRE}
+    assert {family.rule for family in SUPPORTED} == set(RULES)

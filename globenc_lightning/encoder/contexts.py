@@ -42,7 +42,7 @@ class OwnContexts(TorchFunctionMode):
         self._apart = 0
         own = [*model.parameters(), *model.buffers()]
         self._devices = tuple({"cpu", *(tensor.device.type for tensor in own)} - {"meta"})
-        self._own = frozenset(_storage(tensor) for tensor in own) - {None} if connected else frozenset()
+        self._own = frozenset(memory_of(tensor) for tensor in own) - {None} if connected else frozenset()
         self._returned: dict[int, tuple[Tensor, Tensor]] = {}
         self._cast = False
 
@@ -104,7 +104,7 @@ class OwnContexts(TorchFunctionMode):
                 return first.clone()
             if not self._is_own(first) and func in _DETACHING:
                 return first.view_as(first)
-        written = kwargs.get("out", first if _in_place(func) else None)
+        written = kwargs.get("out", first if writes_in_place(func) else None)
         if isinstance(written, Tensor) and self._is_own(written):
             with torch.no_grad():
                 return func(*args, **kwargs)
@@ -181,7 +181,7 @@ class OwnContexts(TorchFunctionMode):
         return False
 
     def _is_own(self, tensor: Tensor) -> bool:
-        return _storage(tensor) in self._own
+        return memory_of(tensor) in self._own
 
     @contextmanager
     def _outside(self) -> Iterator[None]:
@@ -197,12 +197,13 @@ class OwnContexts(TorchFunctionMode):
             yield
 
 
-def _in_place(func: Callable[..., Any]) -> bool:
+def writes_in_place(func: Callable[..., Any]) -> bool:
+    """Whether a function's name says that it writes into its first argument."""
     name = getattr(func, "__name__", "")
     return name == "__setitem__" or name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
 
 
-def _storage(tensor: Tensor) -> int | None:
+def memory_of(tensor: Tensor) -> int | None:
     """Where a tensor's memory begins, or None where it has none (sparse, wrapped or empty tensors)."""
     try:
         return tensor.untyped_storage().data_ptr() or None

@@ -14,6 +14,9 @@ from globenc_lightning.functional import FrozenNorm
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """How far, relative to the largest entry, a formula may be from the model's own activations."""
 
+OFFSETS = (0.0, 1.0)
+"""What may be added to a norm's weight before it is multiplied with."""
+
 FEW = 4
 """So many tokens are looked at first, for what they rule out."""
 
@@ -41,6 +44,7 @@ class Norm:
         epsilon: what is added to the variance (or to the mean square).
         centered: whether the mean is taken off (LayerNorm) or not (RMSNorm).
         precision: what the module computes in; some cast to float32 whatever they are given.
+        offset: what is added to the weight before anything is multiplied with it (Gemma's norms: 1).
     """
 
     module: nn.Module
@@ -50,20 +54,27 @@ class Norm:
     epsilon: float
     centered: bool
     precision: torch.dtype
+    offset: float = 0.0
 
     def parameter(self, name: str | None) -> Tensor | None:
         """The parameter of that name as it stands now, (d,), or None."""
         return None if name is None else working(getattr(self.module, name))
 
+    def factor(self) -> Tensor | None:
+        """What the normalised vectors are multiplied with, element by element, (d,), or None for nothing."""
+        weight = self.parameter(self.weight)
+        return weight + self.offset if weight is not None and self.offset else weight
+
     def frozen(self, entering: Tensor) -> FrozenNorm:
         """The norm with its statistics frozen at what really enters it, (b, q, d)."""
-        deviation = entering - entering.mean(-1, keepdim=True) if self.centered else entering
-        power = torch.linalg.vector_norm(deviation, dim=-1).square() / entering.shape[-1]
-        return FrozenNorm(self.parameter(self.weight), (power + self.epsilon).sqrt(), self.centered)
+        power = torch.var(entering, -1, correction=0) if self.centered else entering.square().mean(-1)
+        return FrozenNorm(self.factor(), (power + self.epsilon).sqrt(), self.centered)
 
 
 def find_norm(module: nn.Module, name: str, entering: Tensor, leaving: Tensor) -> Norm | None:
     """Try the formulas of LayerNorm and RMSNorm on what a module was given and what it gave.
+
+    The weight may be what is multiplied with, or what that differs from 1 by.
 
     Args:
         module: a module without children.
@@ -78,11 +89,12 @@ def find_norm(module: nn.Module, name: str, entering: Tensor, leaving: Tensor) -
     parameters = [key for key, value in module.named_parameters(recurse=False)]
     if len(parameters) > 2 or any(getattr(module, key).shape != (width,) for key in parameters):
         return None
-    orders: list[tuple[str | None, str | None]] = [(None, None)]
+    orders: list[tuple[str | None, str | None, float]] = [(None, None, 0.0)]
     if len(parameters) == 1:
-        orders = [(parameters[0], None)]
+        orders = [(parameters[0], None, offset) for offset in OFFSETS]
     elif parameters:
-        orders = [(parameters[0], parameters[1]), (parameters[1], parameters[0])]
+        pairs = (parameters, parameters[::-1])
+        orders = [(weight, bias, offset) for offset in OFFSETS for weight, bias in pairs]
     numbers = {value for value in vars(module).values() if isinstance(value, float) and 0 <= value < 1}
     for precision in dict.fromkeys((leaving.dtype, torch.float32)):
         given, expected = working(entering.to(precision)), working(leaving.to(precision))
@@ -90,10 +102,10 @@ def find_norm(module: nn.Module, name: str, entering: Tensor, leaving: Tensor) -
             continue
         held = at_least(expected.abs().amax(0), expected.dtype)
         tried: list[tuple[float, Norm]] = []
-        for weight, bias in orders:
+        for weight, bias, offset in orders:
             for centered in (True, False):
                 for epsilon in (*sorted(numbers - {0.0}), 0.0):
-                    norm = Norm(module, name, weight, bias, epsilon, centered, precision)
+                    norm = Norm(module, name, weight, bias, epsilon, centered, precision, offset)
                     # Most modules are no norm, which a few tokens show.
                     few = (_apply(norm, given[:FEW]) - expected[:FEW]).abs().amax(0) / held
                     if bool((few <= tolerance(precision)).all()):
@@ -105,8 +117,12 @@ def find_norm(module: nn.Module, name: str, entering: Tensor, leaving: Tensor) -
             # Rounding cannot tell a small epsilon from none, so the module's own number is taken where both fit.
             level = min(max(2 * error, 8 * torch.finfo(precision).eps), tolerance(precision))
             alike = (norm for other, norm in tried if other <= level)
-            return next(norm for norm in alike if (norm.weight, norm.centered) == (best.weight, best.centered))
+            return next(norm for norm in alike if _formula(norm) == _formula(best))
     return None
+
+
+def _formula(norm: Norm) -> tuple[str | None, bool, float]:
+    return norm.weight, norm.centered, norm.offset
 
 
 def _apply(norm: Norm, entering: Tensor) -> Tensor:
@@ -138,6 +154,6 @@ def difference(left: Tensor, right: Tensor, size: Tensor | None = None) -> float
 
 
 def at_least(sizes: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sizes that a distance is divided by, (n,), none so small that rounding beside the largest would exceed it."""
+    """Sizes that a distance is divided by, (..., n), none so small that rounding beside the largest would exceed it."""
     share = min(64 * torch.finfo(dtype).eps / TOLERANCE[dtype], 1.0)
-    return sizes.clamp(min=sizes.max() * share).clamp(min=torch.finfo(sizes.dtype).tiny)
+    return sizes.maximum(sizes.amax(-1, keepdim=True) * share).clamp(min=torch.finfo(sizes.dtype).tiny)

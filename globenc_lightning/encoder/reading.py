@@ -17,20 +17,24 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from globenc_lightning.encoder.checks import Checks, brought_home
 from globenc_lightning.encoder.contexts import OwnContexts
 from globenc_lightning.encoder.layers import (
+    Distance,
     Layer,
     LayerActivations,
     LayerWeights,
+    distances,
+    errors_of,
     layer_weights,
     random_directions,
-    reconstruction_error,
 )
+from globenc_lightning.encoder.multihead import Projected
 from globenc_lightning.encoder.norms import tolerance
+from globenc_lightning.encoder.overwriting import Returned, WritesTrace
 from globenc_lightning.encoder.precision import LOW, FullPrecision, exact_products
+from globenc_lightning.encoder.recording import ModuleCall, Recording, tensors_in
 from globenc_lightning.encoder.structure import (
-    ModuleCall,
-    Recording,
     Structure,
     drawn_sets,
     makeup_of,
@@ -38,7 +42,18 @@ from globenc_lightning.encoder.structure import (
     names_of,
     prove_token_by_token,
     resolve,
-    tensors_in,
+)
+from globenc_lightning.encoder.torch_modules import (
+    Chain,
+    GivenTokens,
+    advice_on,
+    by_example,
+    final_norms,
+    holder_of,
+    is_sequence_first,
+    is_torch_encoder,
+    torch_encoders,
+    why_none,
 )
 from globenc_lightning.encoder.trace import AttentionCall, AttentionTrace
 from globenc_lightning.errors import (
@@ -61,7 +76,8 @@ class EncoderCall:
     Attributes:
         hidden: (b, s, d) its first hidden states, which require a gradient.
         mask: (b, s) true for real tokens.
-        errors: the reconstruction error of each layer in two random directions.
+        errors: (l,) the reconstruction error of each layer in two random directions; empty until
+            :class:`~globenc_lightning.encoder.checks.Checks` has looked at them.
         last: (b, s, d) its last hidden states, as it returned them.
         ids: (b, s) the token ids that it was called with, or None.
         span: the number of tokens over which it was shown to mix them by attention alone.
@@ -108,10 +124,11 @@ class LayerDone(NamedTuple):
 
 
 def find_encoders(model: nn.Module, *, inner: bool = False) -> dict[str, nn.Module]:
-    """The Hugging Face encoders inside a module, by their path.
+    """The encoders inside a module, by their path: of Hugging Face, or of torch's own modules where there are none.
 
-    They are told by what they hold. The outermost models without a head; of one that is made of several (encoder and
-    decoder, two towers) its parts, decoders left out; of a model of the user's own that holds another one, that one.
+    The former are told by what they hold. The outermost models without a head; of one that is made of several (encoder
+    and decoder, two towers) its parts, decoders left out; of a model of the user's own that holds another one, that
+    one.
 
     Args:
         model: the module.
@@ -132,6 +149,8 @@ def find_encoders(model: nn.Module, *, inner: bool = False) -> dict[str, nn.Modu
             path = next((path for path, other in module.named_modules(prefix=name) if other is base), name)
             runs = path != name and isinstance(base, nn.Module) and not isinstance(base, nn.ModuleList | nn.ModuleDict)
             found[path if runs else name] = base if runs else module
+    if not models:
+        return next(iter(torch_encoders(model)), {})
     return {name: found[name] for name in _parts_or_whole(found, _outermost(found), inner)}
 
 
@@ -161,6 +180,8 @@ def _parts_or_whole(found: Mapping[str, nn.Module], names: list[str], inner: boo
 
 def _choices(model: nn.Module) -> list[dict[str, nn.Module]]:
     """What may be meant by the encoders of a module, the likeliest first."""
+    if not any(isinstance(module, PreTrainedModel) for module in model.modules()):
+        return torch_encoders(model) or [{}]
     choices = [find_encoders(model), find_encoders(model, inner=True)]
     return choices[:1] if list(choices[0]) == list(choices[1]) else choices
 
@@ -205,8 +226,9 @@ def find_structures(
     choices = _choices(model)
     if not choices[0]:
         raise UnsupportedEncoderError(
-            f"there is no Hugging Face encoder in {type(model).__name__}: GlobEncCallback needs a module that holds a "
-            "transformers model (a PreTrainedModel such as AutoModel.from_pretrained gives), for example as self.model."
+            f"there is no encoder in {type(model).__name__}: GlobEncCallback needs a module that holds a Hugging Face "
+            "encoder (a PreTrainedModel such as AutoModel.from_pretrained gives), an nn.TransformerEncoder or blocks "
+            f"around nn.MultiheadAttention, for example as self.model.{why_none(model)}"
         )
     failures: list[tuple[bool, bool, Exception]] = []
     # Where the forward cuts or drops the autograd graph, the proof needs it whole.
@@ -230,7 +252,11 @@ def find_structures(
     # Of modules that may be meant by the encoder, those that are called have the reason.
     failures.sort(key=lambda one: not one[1])
     plain, whole = (next(error for flag, _, error in failures if flag is wanted) for wanted in (False, True))
-    raise whole if isinstance(whole, GlobEncError) else plain
+    reason = whole if isinstance(whole, GlobEncError) else plain
+    hint = advice_on(choices[0]) if isinstance(reason, UnsupportedEncoderError) else ""
+    if hint:
+        raise UnsupportedEncoderError(f"{reason} {hint}") from reason
+    raise reason
 
 
 def _structures(
@@ -248,9 +274,11 @@ def _structures(
     hook = contexts.apart
     failed: list[Exception] = []
     makeups = {path: makeup_of(encoder) for path, encoder in encoders.items()}
+    chains: list[Chain] = []
+    own = any(is_torch_encoder(encoder) for encoder in encoders.values())
     try:
         for path, encoder in encoders.items():
-            _watch(
+            chain = _watch(
                 encoder,
                 hook(recorder.encoder_entered(path, makeups[path])),
                 hook(recorder.encoder_left),
@@ -261,8 +289,16 @@ def _structures(
                 if module is not encoder:
                     handles.append(module.register_forward_pre_hook(hook(recorder.entered), with_kwargs=True))
                     handles.append(module.register_forward_hook(hook(recorder.left(name)), with_kwargs=True))
+            if chain is not None:
+                handles += chain.watch_exit()
+                chains.append(chain)
+                for name, module in final_norms(model, encoder).items():
+                    before, after = recorder.closing(name)
+                    handles.append(module.register_forward_pre_hook(hook(before), with_kwargs=True))
+                    handles.append(module.register_forward_hook(hook(after), with_kwargs=True))
         # What bfloat16 rounds off, and what a faster matrix product does, would hide a wrong structure.
-        with exact_products(), FullPrecision(_devices(model)), contexts.watched_by(AttentionTrace(recorder.attended)):
+        trace = WritesTrace(recorder.attended, recorder.returned.before_write, inside=own)
+        with exact_products(), FullPrecision(_devices(model)), contexts.watched_by(trace):
             output = call(batch)
     except RuntimeError as error:
         if isinstance(error, GlobEncError) or is_out_of_memory(error) or not contexts.hint():
@@ -271,6 +307,10 @@ def _structures(
     finally:
         _remove(handles)
     _refuse_failed(failed)
+    if any(chain.is_open for chain in chains):
+        # It was called, so that its reason is the one to tell.
+        outputs.append([])
+        _refuse_unfinished(encoders, chains)
     if not recorder.spans:
         raise UnsupportedEncoderError(
             f"{type(model).__name__} holds {names_of(encoders.items())}, and its forward pass calls none of them, "
@@ -280,7 +320,7 @@ def _structures(
     with exact_products(), FullPrecision(_devices(model)):
         place = None if chosen is None else chosen(output)
         return tuple(
-            hook(_structure)(span) if place is None or place == index else Skipped(span.encoder)
+            hook(_structure)(span, recorder.returned) if place is None or place == index else Skipped(span.encoder)
             for index, span in enumerate(recorder.spans)
         ), output
 
@@ -304,10 +344,11 @@ class _ForwardHandle:
 def _watch(
     encoder: nn.Module,
     entered: Callable[..., None],
-    left: Callable[..., None],
+    left: Callable[..., Any],
     failed: list[Exception],
     handles: list[RemovableHandle],
-) -> None:
+    closing: nn.Module | None = None,
+) -> Chain | None:
     """Report each call of an encoder once, be it ``encoder(...)`` or ``encoder.forward(...)``.
 
     Hooks alone would not see the latter. The handles take everything back.
@@ -315,10 +356,18 @@ def _watch(
     Args:
         encoder: the encoder.
         entered: called with the module, its positional and its keyword arguments.
-        left: called with the same and what the module returned.
+        left: called with the same and what the module returned; may return what the forward goes on with instead.
         failed: takes what a call raised; the forward around it may go on.
         handles: takes the handles.
+        closing: the norm that ends a list of blocks, if one does.
+
+    Returns:
+        Where the encoder is a list of blocks, what has yet to watch their end, after other hooks; else None.
     """
+    if Chain.fits(encoder):
+        chain = Chain(encoder, entered, left, closing)
+        handles += chain.watch_entry()
+        return chain
     forward = encoder.forward
     expected: list[nn.Module] = []
 
@@ -339,13 +388,13 @@ def _watch(
         except Exception as error:
             failed.append(error)
             raise
-        if not reported:
-            left(encoder, args, kwargs, output)
-        return output
+        instead = None if reported else left(encoder, args, kwargs, output)
+        return output if instead is None else instead
 
     handles.append(encoder.register_forward_pre_hook(before, with_kwargs=True))
     handles.append(encoder.register_forward_hook(left, with_kwargs=True))
     handles.append(_ForwardHandle(encoder, watched))  # type: ignore[arg-type]
+    return None
 
 
 def note_calls(
@@ -353,6 +402,8 @@ def note_calls(
     given: list[tuple[Tensor | None, Tensor | None, tuple[int, ...]]],
     handles: list[RemovableHandle],
     batch: Any,
+    model: nn.Module,
+    sequence_first: bool = False,
 ) -> None:
     """Note with which ids and mask an encoder is called, and the shape of its first output; nothing else is looked at.
 
@@ -361,12 +412,16 @@ def note_calls(
         given: takes the ids (b, s) or None, the mask (b, s) or None, and the shape (b, s, d) of each call.
         handles: takes the handles of the hooks, for the caller to remove.
         batch: the batch that the model is called with.
+        model: the model.
+        sequence_first: whether the encoder gives (s, b, d).
     """
+    tokens = GivenTokens(model, [encoder])
+    own = is_torch_encoder(encoder)
     entered: list[tuple[Tensor | None, Tensor | None]] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = _given(module, "input_ids", args, kwargs)
-        told = told_mask(module, args, kwargs, batch)
+        told = None if own else told_mask(module, args, kwargs, batch)
         # Copies: what follows may write into them.
         entered.append(
             (
@@ -378,10 +433,27 @@ def note_calls(
     def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         shape = next((tuple(tensor.shape) for tensor in tensors_in(output) if _is_hidden(tensor)), None)
         ids, mask = entered.pop()
-        if shape is not None and not entered:
-            given.append((ids, mask, shape))
+        if shape is None or entered:
+            return
+        if own:
+            shape = (shape[1], shape[0], *shape[2:]) if sequence_first else shape
+            found = tokens.take((shape[0], shape[1]), sequence_first)
+            ids, mask = (None if one is None else one.cpu() for one in found)
+        given.append((ids, mask, shape))
 
-    _watch(encoder, before, after, [], handles)
+    chain = _watch(encoder, before, after, [], handles)
+    handles += tokens.watch()
+    if chain is not None:
+        handles += chain.watch_exit()
+
+
+def _refuse_unfinished(encoders: Mapping[str, nn.Module], chains: list[Chain]) -> None:
+    for chain in chains:
+        if chain.is_open:
+            raise UnsupportedEncoderError(
+                f"{names_of(encoders.items())}: {chain.unfinished()}, one after the other; which of them are the "
+                "encoder cannot be told. Keep those that are called in an nn.ModuleList of their own."
+            )
 
 
 def _refuse_failed(failed: list[Exception]) -> None:
@@ -418,6 +490,14 @@ class _Span:
     calls: list[ModuleCall] = field(default_factory=list)
     attention: list[tuple[int, AttentionCall]] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
+    projected: list[ModuleCall] = field(default_factory=list)
+    given: dict[int | str, Tensor] = field(default_factory=dict)
+
+    def attention_mask(self) -> Tensor:
+        """Which tokens are real, (b, s)."""
+        if not self.attention:
+            return torch.ones(1, 1).bool()
+        return real_tokens(self.mask, self.attention[0][1].probabilities)
 
 
 class _Recorder:
@@ -425,26 +505,65 @@ class _Recorder:
 
     def __init__(self, batch: Any, outputs: Outputs) -> None:
         self.spans: list[_Span] = []
+        self.returned = Returned()
         self._batch = batch
         self._outputs = outputs
         self._clock = 0
         self._open: list[tuple[nn.Module, int, bool]] = []
         self._inside = 0
+        self._ended: list[Tensor] = []
 
     def encoder_entered(self, path: str, makeup: tuple[Any, ...]) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._inside += 1
             if self._inside == 1:
-                mask = told_mask(module, args, kwargs, self._batch)
-                self.spans.append(_Span(path, module, mask, makeup))
+                mask = None if is_torch_encoder(module) else told_mask(module, args, kwargs, self._batch)
+                self.spans.append(_Span(path, module, mask, makeup, given=_hidden_in(args, kwargs)))
 
         return hook
 
-    def encoder_left(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def encoder_left(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         self._inside -= 1
-        if self._inside == 0:
-            self.spans[-1].outputs.extend(tensor for tensor in tensors_in(output) if _is_hidden(tensor))
-            self._outputs.append(self.spans[-1].outputs)
+        if self._inside:
+            return None
+        output, instead = self._by_example(module, output)
+        self.spans[-1].outputs.extend(tensor for tensor in tensors_in(output) if _is_hidden(tensor))
+        self._outputs.append(self.spans[-1].outputs)
+        self._ended = [one for one in tensors_in(output if instead is None else instead) if _is_hidden(one)]
+        return instead
+
+    def _by_example(self, encoder: nn.Module, output: Any) -> tuple[Any, Any]:
+        """What an encoder returned as (b, s, d), and what the forward goes on with instead, if anything."""
+        if not is_torch_encoder(encoder) or not self.spans[-1].attention:
+            return output, None
+        b, s = self.spans[-1].attention_mask().shape
+        first = is_sequence_first(encoder)
+        return by_example(
+            output, lambda tensor: _is_hidden(tensor) and tuple(tensor.shape[:2]) == (s, b) and (b != s or first)
+        )
+
+    def closing(self, name: str) -> tuple[Callable[..., None], Callable[..., Any]]:
+        """Hooks of a module that may be the norm after an encoder's blocks, which belongs to it."""
+        left = self.left(name)
+        follows: list[bool] = []
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+            follows.append(not self._inside and any(one is other for one in given for other in self._ended))
+            if follows[-1]:
+                self._inside += 1
+                self.entered(module, args, kwargs)
+
+        def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            if not follows.pop():
+                return None
+            left(module, args, kwargs, output)
+            self._inside -= 1
+            output, instead = self._by_example(self.spans[-1].encoder, output)
+            self.spans[-1].outputs[:0] = [one for one in tensors_in(output) if _is_hidden(one)]
+            return instead
+
+        return before, after
 
     def entered(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._clock += 1
@@ -461,28 +580,62 @@ class _Recorder:
                     break
             else:
                 return
-            arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-            given = {key: value for key, value in arguments if _is_hidden(value)}
+            given = _hidden_in(args, kwargs)
             gave = [tensor for tensor in tensors_in(output) if _is_hidden(tensor)]
             if self._inside:
-                self.spans[-1].calls.append(ModuleCall(module, name, given, gave, start, self._clock, leaf))
+                flat = [tensor for tensor in tensors_in(output) if _may_be_joined(tensor)]
+                arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+                joined = ({key: value for key, value in arguments if _may_be_joined(value)}, flat)
+                call = ModuleCall(module, name, given, gave, start, self._clock, leaf, joined=joined)
+                self.spans[-1].calls.append(call)
+                self.returned.hold(gave)
 
         return hook
 
     def attended(self, found: AttentionCall) -> None:
         if self._inside:
             self._clock += 1
-            self.spans[-1].attention.append((self._clock, found))
+            span = self.spans[-1]
+            span.attention.append((self._clock, found))
+            span.mask = span.mask or _told(found)
+            if found.projected is not None:
+                self._projected(span, found, found.projected)
+
+    def _projected(self, span: _Span, found: AttentionCall, told: Projected) -> None:
+        """Note the output projection inside an attention call as a call of the module that holds its weight."""
+        holder = holder_of(told.weight, span.encoder)
+        if holder is not None:
+            path, module = holder
+            context = found.context.transpose(1, 2).flatten(2)
+            name, start = f"{span.path}.{path}".removeprefix("."), self._clock + 1
+            span.projected.append(ModuleCall(module, name, {0: context}, [told.output], start, start + 1, True))
+            self._clock += 2
 
 
-def _structure(span: _Span) -> Structure:
+def _told(found: AttentionCall) -> ToldMask | None:
+    """Which tokens are real, as far as an attention call's own masks tell it."""
+    real = None if found.projected is None else found.projected.real
+    return None if real is None else ToldMask(real, True)
+
+
+def _structure(span: _Span, returned: Returned) -> Structure:
     name = span.path or type(span.encoder).__name__
-    mask = real_tokens(span.mask, span.attention[0][1].probabilities) if span.attention else torch.ones(1, 1).bool()
+    mask = span.attention_mask()
     outputs = [tensor for tensor in span.outputs if tensor.shape[:2] == mask.shape]
     if any(not torch.isfinite(tensor[mask]).all() for tensor in outputs):
         raise NonFiniteError(_not_finite(name))
-    span.calls.sort(key=lambda one: one.start)
-    recording = Recording(name, span.calls, span.attention, outputs, mask, makeup=span.makeup)
+    calls = [call._replace(before=returned.before(call.outputs)) for call in span.calls]
+    calls.sort(key=lambda one: one.start)
+    recording = Recording(
+        name,
+        calls,
+        span.attention,
+        outputs,
+        mask,
+        makeup=span.makeup,
+        projected=span.projected,
+        given=span.given,
+    )
     return resolve(recording, span.encoder)
 
 
@@ -587,20 +740,45 @@ def real_tokens(told: ToldMask | None, probabilities: Tensor) -> Tensor:
         if told.heard or q != k:
             return mask
         reached = (probabilities != 0).any(1) & mask.unsqueeze(2) & ~mask.unsqueeze(1)
-        if not bool(reached.any()):
-            return mask
+        return torch.where(reached.any(), _attended(probabilities), mask)
     # Frames of audio have no mask of their own: nobody attends to those that are padding.
+    return _attended(probabilities)
+
+
+def _attended(probabilities: Tensor) -> Tensor:
+    """The tokens (b, k) that any token attends to; rows that attend to everything alike tell nothing."""
     attends = (probabilities != 0).any(1)
     even = (probabilities == probabilities[..., :1]).all(-1).all(1)
     even &= ~even.all(1, keepdim=True)
     return (attends & ~even.unsqueeze(-1)).any(1)
 
 
+class _Proof(NamedTuple):
+    """What a layer's identity gave, to be looked at once the whole forward pass is done.
+
+    Attributes:
+        place: which layer.
+        dtype: what it computes in.
+        allowed: how large its error may be.
+        distances: of each part of its identity.
+    """
+
+    place: int
+    dtype: torch.dtype
+    allowed: float
+    distances: list[Distance]
+
+
 class _Reading:
     """One call of an encoder in a forward pass that is being read."""
 
     def __init__(
-        self, index: int, structure: Structure, given: ToldMask | None, done: Callable[[LayerDone], None]
+        self,
+        index: int,
+        structure: Structure,
+        given: ToldMask | None,
+        done: Callable[[LayerDone], None],
+        checks: Checks,
     ) -> None:
         self.structure = structure
         self.hidden: Tensor | None = None
@@ -618,6 +796,8 @@ class _Reading:
         self._layer = 0
         self._stream: Tensor | None = None
         self._directions: Tensor | None = None
+        self._checks = checks
+        self._proofs: list[_Proof] = []
         self._tape: LayerActivations | None = None
         self._taped_stream: Tensor | None = None
         self.proves = False
@@ -628,18 +808,26 @@ class _Reading:
             "structure was found."
         )
 
-    def entry(self, tensor: Tensor) -> None:
-        if self.hidden is None:
-            if tensor.is_inference():
-                raise CutGraphError(f"{self.structure.encoder_name} is called below torch.inference_mode().")
-            # The very tensor that the model goes on with, so that nothing is replaced and every use of it is seen.
-            self.hidden = tensor if tensor.requires_grad else tensor.requires_grad_()
-            self._stream = tensor.detach()
-            self._taped_stream = self.hidden
+    def entry(self, tensor: Tensor) -> Tensor | None:
+        """Take the first hidden states; returns what the model goes on with instead, if it does."""
+        if self.hidden is not None:
+            return None
+        if tensor.is_inference():
+            raise CutGraphError(f"{self.structure.encoder_name} is called below torch.inference_mode().")
+        instead = None
+        if self.structure.sequence_first:
+            tensor = tensor.transpose(0, 1)
+        # The very tensor that the model goes on with, so that nothing is replaced and every use of it is seen.
+        self.hidden = tensor if tensor.requires_grad else tensor.requires_grad_()
+        if self.structure.sequence_first:
+            instead = self.hidden.transpose(0, 1)
+        self._stream = tensor.detach()
+        self._taped_stream = self.hidden
+        return instead
 
     def attended(self, call: AttentionCall) -> None:
         if self.mask is None:
-            self.mask = real_tokens(self._given, call.probabilities)
+            self.mask = real_tokens(self._given or _told(call), call.probabilities)
             # What was shown of the beginning of a text may not hold over longer distances.
             self.proves = torch.is_grad_enabled() and self.mask.shape[1] > self.structure.span
         if self._attention is not None:
@@ -662,50 +850,109 @@ class _Reading:
         watched = self.structure.order[self._open.pop()]
         for role in watched.roles:
             if role.gives is not None:
-                self._see(role.layer, role.gives, next(t for t in tensors_in(output) if _is_hidden(t)))
+                gave = self._returned_by(output)
+                self._see(role.layer, role.gives, gave.clone() if role.overwritten else gave)
 
     def ended(self, output: Any) -> None:
         """The encoder returned: the last pre-LN layer's stream may be its output, seen by no other module."""
         if self._current is not None and self._layer == len(self.structure.layers) - 1 and self._current.stream is None:
             gave = [t for t in tensors_in(output) if _is_hidden(t) and t.shape == self._current.residual.shape]
             if gave:
-                self._see(self._layer, "stream", gave[0])
+                self._see(self._layer, "stream", gave[0].transpose(0, 1) if self.structure.sequence_first else gave[0])
         last = self._stream
         if last is not None and self.mask is not None:
-            returned = [t for t in tensors_in(output) if _is_hidden(t) and self._is(t.detach(), last, self.mask)]
-            if not returned:
-                raise UnsupportedEncoderError(
-                    f"{self.structure.encoder_name}: what it returns is not the output of its last layer."
-                )
-            self.last = returned[0]
+            self._check(self.mask)
+            self.last = self._returned([t for t in tensors_in(output) if _is_hidden(t)], last, self.mask)
         if self.position != len(self.structure.order) or self._layer != len(self.structure.layers):
             raise self.another_way()
 
-    def _is(self, returned: Tensor, last: Tensor, mask: Tensor) -> bool:
-        if returned.shape != last.shape:
-            return False
-        allowed = tolerance(last.dtype) * last[mask].abs().max()
-        return bool((returned[mask] - last[mask]).abs().max() <= allowed)
+    def _returned(self, returned: list[Tensor], last: Tensor, mask: Tensor) -> Tensor:
+        """The one of the tensors that the encoder returned which is the output of its last layer."""
+        fitting = [one for one in returned if one.shape == last.shape]
+        # Nearly every encoder returns that very tensor, or nothing else of its shape.
+        same = [one for one in fitting if one.data_ptr() == last.data_ptr()] or fitting
+        refusal = UnsupportedEncoderError(
+            f"{self.structure.encoder_name}: what it returns is not the output of its last layer."
+        )
+        if not same:
+            raise refusal
+        apart = [self._apart(one.detach(), last, mask) for one in same]
+        if len(same) > 1:
+            for one, far in zip(same, brought_home(apart), strict=True):
+                if float(far) <= 1:
+                    return one
+            raise refusal
+
+        def judge(far: Tensor) -> None:
+            if not float(far) <= 1:
+                raise refusal
+
+        self._checks.add(apart[0], judge)
+        return same[0]
+
+    def _apart(self, returned: Tensor, last: Tensor, mask: Tensor) -> Tensor:
+        """How far two tensors are apart at the real tokens, as a multiple of what rounding explains, ()."""
+        padding = ~mask.unsqueeze(-1)
+        allowed = tolerance(last.dtype) * last.masked_fill(padding, 0.0).abs().amax()
+        return (returned - last).masked_fill(padding, 0.0).abs().amax() / allowed.clamp(
+            min=torch.finfo(last.dtype).tiny
+        )
+
+    def _check(self, mask: Tensor) -> None:
+        """Ask for the proof of all layers: whether their distances are as small as rounding lets them be."""
+        precisions = list(dict.fromkeys(one.dtype for one in self._proofs))
+        proofs = [one for dtype in precisions for one in self._proofs if one.dtype == dtype]
+        errors = [
+            errors_of([found for one in proofs if one.dtype == dtype for found in one.distances], mask, dtype)
+            for dtype in precisions
+        ]
+
+        def judge(values: Tensor) -> None:
+            given = iter(values.tolist())
+            by_layer = {one.place: max(next(given) for _ in one.distances) for one in proofs}
+            for one in self._proofs:
+                layer, error = self.structure.layers[one.place], by_layer[one.place]
+                if error == float("inf"):
+                    raise NonFiniteError(_not_finite(f"layer {one.place + 1} ({layer.name})"))
+                if not error <= one.allowed:
+                    raise UnsupportedEncoderError(misses(one.place, layer, error, one.allowed))
+                self.errors.append(error)
+
+        if errors:
+            self._checks.add(torch.cat(errors), judge)
+
+    def _returned_by(self, output: Any) -> Tensor:
+        """The hidden states in what a module returned; some join the texts of a batch."""
+        tensors = tensors_in(output)
+        found = next((tensor for tensor in tensors if _is_hidden(tensor)), None)
+        if found is None and self.structure.joined and self.mask is not None:
+            found = next((t for t in tensors if _may_be_joined(t) and len(t) == self.mask.numel()), None)
+        if found is None:
+            raise self.another_way()
+        return found
 
     def _see(self, index: int, name: str, tensor: Tensor) -> None:
         taped, tensor = tensor, tensor.detach()
         if self.structure.channels_first:
             tensor = tensor.transpose(1, 2)
-        if name == "attended":
-            if self._attention is None or self._stream is None or index != self._layer or self._current is not None:
+        elif tensor.dim() == 2 and self.mask is not None:
+            tensor = tensor.view(*self.mask.shape, -1)
+        elif self.structure.sequence_first:
+            tensor = tensor.transpose(0, 1)
+        if self._current is None:
+            if self._attention is None or self._stream is None or index != self._layer:
                 raise self.another_way()
             self._current = LayerActivations(self._attention, self._stream)
             if self.proves and self._taped_stream is not None:
                 self._tape = LayerActivations(self._attention, self._taped_stream)
             self._attention = None
-        if self._current is None or index != self._layer:
+        if index != self._layer or getattr(self._current, name) is not None:
             raise self.another_way()
         setattr(self._current, name, tensor)
         if self._tape is not None:
             setattr(self._tape, name, taped)
         layer = self.structure.layers[index]
-        last = "output" if layer.norms else "stream"
-        if name == last:
+        if name == layer.last:
             self._finish(layer, self._current)
 
     def _finish(self, layer: Layer, activations: LayerActivations) -> None:
@@ -716,18 +963,16 @@ class _Reading:
             weights = layer_weights(layer, width, activations.residual)
             if self._directions is None:
                 self._directions = random_directions(activations.residual.shape[-1], weights.projection)
-            error = reconstruction_error(layer, activations, weights, self.mask, self._directions)
-            allowed = layer.tolerance(activations.residual.dtype)
-            if not error <= allowed:
-                raise _wrong(self._layer, layer, activations, error, allowed, self.mask)
-            self.errors.append(error)
+            found = distances(layer, activations, weights, self._directions)
+            dtype = activations.residual.dtype
+            self._proofs.append(_Proof(self._layer, dtype, layer.tolerance(dtype), found))
             if self._tape is not None:
                 self._prove(layer, self._tape, self.mask)
             self._done(LayerDone(self._index, self._layer, layer, activations, weights, self.mask))
         # The final norm of a pre-LN encoder follows its last layer.
-        self._stream = activations.stream if activations.output is None else activations.output
+        self._stream = getattr(activations, layer.last)
         if self._tape is not None:
-            self._taped_stream = self._tape.stream if self._tape.output is None else self._tape.output
+            self._taped_stream = getattr(self._tape, layer.last)
         self._current = self._tape = None
         self._layer += 1
 
@@ -737,14 +982,16 @@ class _Reading:
         turned: dict[str, Any] = {}
         # The first hidden states are seen before the encoder turns them around.
         names = ("attended", "normed", "added", "stream", *(("residual",) if self._layer else ()))
+        axes = (0, 1) if self.structure.sequence_first else (1, 2)
         with torch.enable_grad():
-            for name in names if self.structure.channels_first else ():
+            other = self.structure.channels_first or self.structure.sequence_first
+            for name in names if other or self.structure.joined else ():
                 tensor = getattr(tape, name)
-                if tensor is not None:
-                    turned[name] = tensor.transpose(1, 2)
+                if tensor is not None and (other or tensor.dim() == 2):
+                    turned[name] = tensor.view(*mask.shape, -1) if tensor.dim() == 2 else tensor.transpose(*axes)
                     originals[id(turned[name])] = tensor
             tape = replace(tape, **turned)
-            prove_token_by_token(self._layer, layer, tape, mask, drawn_sets(mask), originals)
+            prove_token_by_token(self._layer, layer, tape, mask, drawn_sets(mask), originals, axes)
 
 
 def read(
@@ -755,6 +1002,7 @@ def read(
     on_layer: Callable[[LayerDone], None],
     handles: list[RemovableHandle],
     contexts: OwnContexts | None = None,
+    checks: Checks | None = None,
 ) -> ReadForward:
     """Run the model on a batch and report each layer as soon as it is done.
 
@@ -768,6 +1016,8 @@ def read(
         on_layer: called with each layer, in call order.
         handles: takes the handles of the hooks, for the caller to remove.
         contexts: what becomes of the contexts that the forward opens; autocast alone is set aside when None.
+        checks: takes the proofs of the layers, for the caller to look at before anything is handed out; they are looked
+            at here when None.
 
     Returns:
         What the model returned, and the hidden states to take gradients with respect to.
@@ -777,6 +1027,7 @@ def read(
             structure pass.
         NonFiniteError: the model's activations are not finite.
     """
+    asked = Checks() if checks is None else checks
     readings: list[_Reading | None] = []
     current: list[_Reading | None] = []
     own = [structure for structure in structures if isinstance(structure, Structure)]
@@ -793,22 +1044,38 @@ def read(
             )
         structure, reading = structures[index], None
         if isinstance(structure, Structure):
-            reading = _Reading(index, structure, told_mask(module, args, kwargs, batch), done)
+            told = None if is_torch_encoder(module) else told_mask(module, args, kwargs, batch)
+            reading = _Reading(index, structure, told, done, asked)
             ids = _given(module, "input_ids", args, kwargs)
             reading.ids = ids if ids is not None and ids.dim() == 2 else None
         readings.append(reading)
         current.append(reading)
 
-    def encoder_left(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def encoder_left(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         reading = current.pop()
-        if reading is not None:
-            reading.ended(output)
+        if reading is None:
+            return None
+        instead = None
+        if reading.structure.sequence_first:
+            shape = None if reading.mask is None else tuple(reading.mask.shape[::-1])
+            output, instead = by_example(output, lambda one: _is_hidden(one) and tuple(one.shape[:2]) == shape)
+        reading.ended(output)
+        if reading.mask is not None and is_torch_encoder(module):
+            b, s = reading.mask.shape
+            reading.ids = tokens.take((b, s), reading.structure.sequence_first)[0]
+        return instead
 
-    def entry(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def entry(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         reading = current[-1] if current else None
-        if reading is not None and reading.structure.entry is module:
-            argument = reading.structure.entry_argument
-            reading.entry(args[argument] if isinstance(argument, int) else kwargs[argument])
+        if reading is None or reading.structure.entry is not module:
+            return None
+        argument = reading.structure.entry_argument
+        instead = reading.entry(args[argument] if isinstance(argument, int) else kwargs[argument])
+        if instead is None:
+            return None
+        if isinstance(argument, int):
+            return (*args[:argument], instead, *args[argument + 1 :]), kwargs
+        return args, {**kwargs, argument: instead}
 
     def entered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         reading = current[-1] if current else None
@@ -825,7 +1092,7 @@ def read(
         if reading is not None:
             reading.attended(found)
 
-    trace = AttentionTrace(attended)
+    trace = AttentionTrace(attended, inside=any(is_torch_encoder(structure.encoder) for structure in own))
     if any(makeup_of(structure.encoder) != structure.makeup for structure in own):
         raise UnsupportedEncoderError("the encoder has been changed since its structure was found.")
     contexts = OwnContexts(model, connected=False) if contexts is None else contexts
@@ -834,13 +1101,19 @@ def read(
     known = {id(structure.encoder) for structure in structures}
     choices = [list(choice.values()) for choice in _choices(model)]
     encoders = next((some for some in choices if known <= {id(encoder) for encoder in some}), choices[0])
+    tokens = GivenTokens(model, encoders)
+    handles += tokens.watch(hook)
+    chains = []
     for encoder in encoders:
-        _watch(encoder, hook(encoder_entered), hook(encoder_left), failed, handles)
+        closing = next((one.closing for one in own if one.encoder is encoder), None)
+        chains.append(_watch(encoder, hook(encoder_entered), hook(encoder_left), failed, handles, closing))
     for module in _distinct(structure.entry for structure in own):
         handles.append(module.register_forward_pre_hook(hook(entry), with_kwargs=True))
     for module in _distinct(one.module for structure in own for one in structure.order):
         handles.append(module.register_forward_pre_hook(hook(entered), with_kwargs=True))
         handles.append(module.register_forward_hook(hook(left), with_kwargs=True))
+    for chain in chains:
+        handles += [] if chain is None else chain.watch_exit()
     with ExitStack() as stack:
         if contexts.connected and not any(_computes_low(structure.encoder) for structure in own):
             # Casts to half precision that belong to an autocast which is set aside.
@@ -860,20 +1133,19 @@ def read(
         calls.append(EncoderCall(reading.hidden, reading.mask, reading.errors, last, reading.ids, span))
     if len(readings) != len(structures):
         raise UnsupportedEncoderError("the forward pass called fewer encoders than when their structure was found.")
+    if checks is None:
+        asked.settle()
     return ReadForward(output, tuple(calls))
-
-
-def _wrong(
-    index: int, layer: Layer, activations: LayerActivations, error: float, allowed: float, mask: Tensor
-) -> UnsupportedEncoderError | NonFiniteError:
-    parts = (activations.residual, activations.attended, activations.stream)
-    if not all(torch.isfinite(part[mask]).all() for part in parts if part is not None):
-        return NonFiniteError(_not_finite(f"layer {index + 1} ({layer.name})"))
-    return UnsupportedEncoderError(misses(index, layer, error, allowed))
 
 
 def _not_finite(where: str) -> str:
     return f"{where}: the hidden states of real tokens hold NaN or infinity, so there is nothing to attribute."
+
+
+def _hidden_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[int | str, Tensor]:
+    """The tensors of three axes among a call's arguments, by position or keyword."""
+    arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    return {key: value for key, value in arguments if _is_hidden(value)}
 
 
 def _computes_low(encoder: nn.Module) -> bool:
@@ -887,6 +1159,10 @@ def _devices(model: nn.Module) -> set[str]:
 
 def _is_hidden(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point()
+
+
+def _may_be_joined(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 2 and value.is_floating_point()
 
 
 def _distinct(modules: Any) -> list[nn.Module]:

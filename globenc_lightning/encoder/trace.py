@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from globenc_lightning.encoder import multihead
 from globenc_lightning.functional.attribution import chunks
+from globenc_lightning.functional.devices import chunk_of
 
 _SOFTMAX = (F.softmax, torch.softmax, torch.Tensor.softmax)
 _PRODUCT = (torch.matmul, torch.bmm, torch.Tensor.matmul, torch.Tensor.bmm, torch.Tensor.__matmul__)
@@ -31,11 +33,13 @@ class AttentionCall(NamedTuple):
         probabilities: (b, h, q, k) detached.
         values: (b, h, k, v), as the model computed them: still in the autograd graph, key-value heads not repeated.
         context: (b, h, q, v) what the model itself made of them, detached.
+        projected: what else is known of an attention that projects its output itself; None of any other.
     """
 
     probabilities: Tensor
     values: Tensor
     context: Tensor
+    projected: multihead.Projected | None = None
 
     def repeated_values(self) -> Tensor:
         """The values with one head per query head, (b, h, k, v), detached."""
@@ -72,20 +76,22 @@ def attention_probabilities(
         groups = query.shape[1] // key.shape[1]
         if groups > 1:
             key = key.repeat_interleave(groups, 1)
-        query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+        # Side by side in memory, as the product wants them.
+        query = torch.mul(query, query.shape[-1] ** -0.5 if scale is None else scale, out=query.new_empty(query.shape))
         key = key.transpose(-2, -1)
         b, h, q, k = *query.shape[:3], key.shape[-1]
         seen = torch.ones(q, k, dtype=torch.bool, device=query.device).tril() if is_causal else None
-        mask = None if attn_mask is None else attn_mask.broadcast_to(b, h, q, k)
+        hidden = attn_mask is not None and attn_mask.dtype == torch.bool
+        mask = None if attn_mask is None else (~attn_mask if hidden else attn_mask).broadcast_to(b, h, q, k)
         fits = out is not None and (out.shape, out.dtype, out.device) == ((b, h, q, k), query.dtype, query.device)
         probabilities = out if out is not None and fits else query.new_empty(b, h, q, k)
         # A few heads at a time, so that the scores stay in the cache until they are probabilities.
-        for part in chunks(b, h, q * k):
+        for part in chunks(b, h, q * k, chunk_of(query.device)):
             scores = torch.matmul(query[part], key[part])
             if seen is not None:
                 scores.masked_fill_(~seen, float("-inf"))
-            if mask is not None and mask.dtype == torch.bool:
-                scores.masked_fill_(~mask[part], float("-inf"))
+            if mask is not None and hidden:
+                scores.masked_fill_(mask[part], float("-inf"))
             elif mask is not None:
                 scores += mask[part]
             torch.softmax(scores, -1, out=probabilities[part])
@@ -97,11 +103,15 @@ class AttentionTrace(TorchFunctionMode):
 
     Args:
         report: called with each :class:`AttentionCall`, in call order.
+        inside: whether the attention inside ``F.multi_head_attention_forward`` counts. That of transformers' models
+            pools what their layers gave.
     """
 
-    def __init__(self, report: Callable[[AttentionCall], None]) -> None:
+    def __init__(self, report: Callable[[AttentionCall], None], *, inside: bool = False) -> None:
         super().__init__()
         self._report = report
+        self._inside = inside
+        self._heads: int | None = None
         self._ours: Tensor | None = None
         self._spare: Tensor | None = None
         self._pending: tuple[Tensor, list[Tensor]] | None = None
@@ -111,6 +121,8 @@ class AttentionTrace(TorchFunctionMode):
     ) -> Any:
         """Run the function as it is, then look at what it was."""
         kwargs = kwargs or {}
+        if func is multihead.FUNCTION and self._inside:
+            return self._multihead(args, kwargs)
         result = func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             self._fused(result, *args, **kwargs)
@@ -131,6 +143,20 @@ class AttentionTrace(TorchFunctionMode):
         """
         if call.probabilities is self._ours:
             self._ours, self._spare = None, call.probabilities
+
+    def _multihead(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Report the attention in a call of ``F.multi_head_attention_forward`` with what else this tells."""
+        report = self._report
+        found: list[AttentionCall] = []
+        self._report, self._heads = found.append, multihead.heads_of(args, kwargs)
+        try:
+            result = multihead.run(self, args, kwargs)
+        finally:
+            self._report, self._heads, self._pending = report, None, None
+        told = multihead.projected(args, kwargs, result)
+        for call in found:
+            report(call._replace(projected=told))
+        return result
 
     def _fused(
         self,
@@ -153,7 +179,8 @@ class AttentionTrace(TorchFunctionMode):
     def _softmax(self, result: Tensor, *args: Any, **kwargs: Any) -> None:
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
         # The tensor is kept, so that nothing else can take its place in memory while we wait for the product.
-        if result.dim() == 4 and dim in (-1, 3):
+        whole = result.dim() == 4 or (self._heads is not None and result.dim() == 3)
+        if whole and dim in (-1, result.dim() - 1):
             self._pending = (result.detach(), [result])
 
     def _is_pending(self, tensor: Any) -> bool:
@@ -170,6 +197,9 @@ class AttentionTrace(TorchFunctionMode):
         # Many models make the softmax in float32 and multiply in what they were given, which may be float64.
         probabilities = self._pending[0].to(torch.promote_types(self._pending[0].dtype, right.dtype))
         self._pending = None
+        if self._heads is not None:
+            # (b * h, q, k)
+            probabilities = probabilities.reshape(-1, self._heads, *probabilities.shape[-2:])
         b, h, q, k = probabilities.shape
         if right.numel() % (b * k) == 0 and right.shape[-2] == k:
             values = right.reshape(b, -1, k, right.shape[-1])

@@ -1,8 +1,15 @@
 """The maths of GlobEnc: tensors in, tensors out; no model, no Trainer, no files."""
 
-from globenc_lightning.functional.attribution import METHODS, FrozenNorm, gram_kernel, local_maps
+from globenc_lightning.functional.attribution import METHODS, FrozenNorm, gram_kernel, local_maps, padding_of
 from globenc_lightning.functional.correlation import CorrelationSummary, spearman, summarize
-from globenc_lightning.functional.rollout import READOUTS, normalize_rows, readout_row, rollout, rollout_step
+from globenc_lightning.functional.rollout import (
+    READOUTS,
+    normalize_rows,
+    readout_place,
+    readout_row,
+    rollout,
+    rollout_step,
+)
 from globenc_lightning.functional.saliency import gradient_x_input
 
 __all__ = [
@@ -14,6 +21,8 @@ __all__ = [
     "gram_kernel",
     "local_maps",
     "normalize_rows",
+    "padding_of",
+    "readout_place",
     "readout_row",
     "rollout",
     "rollout_step",

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from globenc_lightning.functional.devices import chunk_of
+
 METHODS = ("W", "W-FixedRes", "W-Res", "N", "N-FixedRes", "N-Res", "N-ResLN", "N-Enc")
 """The eight local maps: attention weights (W) and norms (N), from attention alone to the whole encoder layer."""
 
@@ -87,6 +89,8 @@ def gram_kernel(projection: Tensor, norms: Sequence[FrozenNorm] = ()) -> Tensor:
             projection = projection - projection.mean(0, keepdim=True)
         if norm.weight is not None:
             projection = projection * norm.weight.unsqueeze(-1)
+    if projection.device.type != "cpu":
+        return projection.T @ projection
     width = projection.shape[1]
     kernel = projection.new_empty(width, width)
     panel = max(PANEL, -(-width // 4))
@@ -115,6 +119,8 @@ def source_gram(values: Tensor, kernel: Tensor) -> Tensor:
     """
     b, h, k, v = values.shape
     flat = values.transpose(1, 2).reshape(b * k, h * v)
+    if values.device.type != "cpu":
+        return _gram_at_once(flat, kernel, h).view(b, k, h, h)
     gram = flat.new_empty(b * k, h, h)
     room = flat.new_empty(flat.numel())
     for head in range(h):
@@ -125,25 +131,43 @@ def source_gram(values: Tensor, kernel: Tensor) -> Tensor:
         row = product.mul_(flat[:, start:]).view(b * k, others, v).sum(-1)
         gram[:, head, head:] = row
         gram[:, head:, head] = row
-    return gram.view(b, k, h, h)
+    return gram.reshape(b, k, h, h)
 
 
-CHUNK = 1 << 18
-"""How many entries of a (b, h, q, k) tensor are worked on at once: few enough to stay in a processor's cache."""
+def _gram_at_once(flat: Tensor, kernel: Tensor, heads: int) -> Tensor:
+    """Twice the work of :func:`source_gram`, all heads at once, where starting an operation costs more than its work.
+
+    Args:
+        flat: (t, h * v) the values of all attended tokens.
+        kernel: (h * v, h * v).
+        heads: how many heads there are.
+
+    Returns:
+        (t, h, h).
+    """
+    width = flat.shape[1] // heads
+    by_head, blocks = flat.view(-1, heads, width).transpose(0, 1), kernel.view(heads, width, -1)
+    grams = flat.new_empty(len(flat), heads, heads)
+    for tokens, _ in chunks(len(flat), 1, heads * kernel.shape[1], chunk_of(flat.device)):
+        part = flat[tokens]
+        product = torch.bmm(by_head[:, tokens], blocks).mul_(part)
+        torch.sum(product.view(heads, len(part), heads, width), -1, out=grams[tokens].transpose(0, 1))
+    return grams
 
 
-def chunks(outer: int, inner: int, entries: int) -> Iterator[tuple[slice, slice]]:
-    """Cut the first two axes of a tensor into parts of at most ``CHUNK`` entries, or of one row.
+def chunks(outer: int, inner: int, entries: int, most: int) -> Iterator[tuple[slice, slice]]:
+    """Cut the first two axes of a tensor into parts of at most so many entries, or of one row.
 
     Args:
         outer: the size of the first axis.
         inner: the size of the second axis.
         entries: how many entries there are in all further axes.
+        most: how many entries a part may have, see :func:`~globenc_lightning.functional.devices.chunk_of`.
 
     Yields:
         What to index the two axes with.
     """
-    rows = max(1, CHUNK // max(1, entries))
+    rows = max(1, most // max(1, entries))
     outer_step, inner_step = max(1, rows // max(1, inner)), min(rows, max(1, inner))
     for first in range(0, outer, outer_step):
         for second in range(0, inner, inner_step):
@@ -161,17 +185,26 @@ def _lengths(attention: Tensor, grams: Sequence[Tensor]) -> list[Tensor]:
         (b, q, k) for each of them.
     """
     b, h, q, k = attention.shape
-    lengths = [attention.new_empty(b, q, k) for _ in grams]
     if not grams:
-        return lengths
+        return []
+    most = chunk_of(attention.device)
+    if attention.numel() <= most:
+        part = attention.permute(0, 3, 2, 1).contiguous()
+        return [_length(part, gram) for gram in grams]
+    lengths = [attention.new_empty(b, q, k) for _ in grams]
     # Examples and attended tokens.
-    for examples, tokens in chunks(b, k, h * q):
+    for examples, tokens in chunks(b, k, h * q, most):
         part = attention[examples, :, :, tokens].permute(0, 3, 2, 1).contiguous()
         for gram, length in zip(grams, lengths, strict=True):
-            squared = torch.matmul(part, gram[examples, tokens]).mul_(part).sum(-1)
-            # Rounding can push the square of a vector that nearly vanishes below zero.
-            length[examples, :, tokens] = squared.clamp_(min=0).sqrt_().transpose(1, 2)
+            length[examples, :, tokens] = _length(part, gram[examples, tokens])
     return lengths
+
+
+def _length(attention: Tensor, gram: Tensor) -> Tensor:
+    """Lengths (b, q, k) of ``M a_qk``: of attention (b, k, q, h) and the Gram matrices (b, k, h, h)."""
+    squared = torch.matmul(attention, gram).mul_(attention).sum(-1)
+    # Rounding can push the square of a vector that nearly vanishes below zero.
+    return squared.clamp_(min=0).sqrt_().transpose(1, 2)
 
 
 def _row_share(matrix: Tensor) -> Tensor:
@@ -207,6 +240,17 @@ def _check_methods(methods: Collection[str]) -> None:
         raise ValueError(f"unknown method {unknown[0]!r}: choose from {', '.join(METHODS)}")
 
 
+def padding_of(real: Tensor) -> Tensor | None:
+    """Returns where the row or the column of a map is padding, (b, q, k); None where a processor sees that none is.
+
+    Args:
+        real: (b, s) true for real tokens.
+    """
+    # Elsewhere to ask costs more than to work on all of them.
+    whole = real.device.type == "cpu" and bool(real.all())
+    return None if whole else ~(real.unsqueeze(1) & real.unsqueeze(2))
+
+
 @torch.no_grad()
 def local_maps(
     attention: Tensor,
@@ -219,6 +263,7 @@ def local_maps(
     methods: Collection[str] = METHODS,
     kernel: Callable[[Tensor, Sequence[FrozenNorm]], Tensor] = gram_kernel,
     out: Tensor | None = None,
+    padding: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The local maps of one layer: how much token ``k`` contributes to token ``q``; outside the autograd graph.
 
@@ -240,12 +285,13 @@ def local_maps(
         residual: (b, q, d) what the residual connection adds to the attention's output: the layer's input.
         mixed: (b, q, d) the sum of ``r_qk`` over all ``k``: what enters LayerNorm 1 less the projection's bias. Only
             W-Res needs it; None where it is not asked for.
-        norms: the frozen norms of ``"N-Res"`` (none in the paper), ``"N-ResLN"`` and ``"N-Enc"``, in the order of the
-            forward pass; a method that is left out has none.
+        norms: the frozen norms of ``"N"`` and ``"N-Res"`` (none in the paper), ``"N-ResLN"`` and ``"N-Enc"``, in the
+            order of the forward pass; a method that is left out has none. N-FixedRes has those of N.
         mask: (b, s) true for real tokens, with s = q = k.
         methods: any of :data:`METHODS`.
         kernel: gives :func:`gram_kernel`'s result, where the caller keeps it while the weights stand still.
         out: (m, b, q, k) to write the maps of the m methods into; allocated when None.
+        padding: what :func:`padding_of` tells of the mask, where the caller knows it.
 
     Returns:
         For each method (b, q, k), a view of ``out``; zero wherever ``q`` or ``k`` is padding.
@@ -260,7 +306,7 @@ def local_maps(
     maps = torch.empty(len(methods), b, s, s, dtype=attention.dtype, device=attention.device) if out is None else out
     found = dict(zip(methods, maps.unbind(0), strict=True))
     real = mask.bool()
-    padding = None if bool(real.all()) else ~(real.unsqueeze(1) & real.unsqueeze(2))
+    padding = padding_of(real) if padding is None else padding
 
     if any(method in methods for method in ("W", "W-FixedRes", "W-Res")):
         weights = _without_padding(attention.mean(1), padding)
@@ -272,29 +318,31 @@ def local_maps(
     chains = {method: tuple(norms.get(method, ())) for method in ("N-Res", "N-ResLN", "N-Enc")}
     norm_based = {method: chain for method, chain in chains.items() if method in found}
     if norm_based or "W-Res" in found:
-        itself = torch.diagonal(attention, dim1=2, dim2=3).unsqueeze(-1) * values
-        own = (itself.transpose(1, 2).flatten(2) @ projection.T).add_(residual)
+        itself = torch.diagonal(attention, dim1=2, dim2=3).transpose(1, 2).unsqueeze(-1) * values.transpose(1, 2)
+        own = torch.addmm(residual.flatten(0, 1), itself.reshape(b * s, -1), projection.T).view_as(residual)
 
-    plain = [method for method in ("N", "N-FixedRes") if method in found]
-    wanted = {**({"N": ()} if plain else {}), **norm_based}
+    plain, alone = [method for method in ("N", "N-FixedRes") if method in found], tuple(norms.get("N", ()))
+    wanted = {**({"N": alone} if plain else {}), **norm_based}
     distinct = {_identity(chain): chain for chain in wanted.values()}
     grams = [source_gram(values, kernel(projection, chain)) for chain in distinct.values()]
     lengths = dict(zip(distinct, _lengths(attention, grams), strict=True))
-    for method, chain in norm_based.items():
-        length, diagonal, scale = lengths[_identity(chain)], _norm(_unscaled(own, chain)), _scale(chain)
-        if scale is None:
-            found[method].copy_(length)
-        else:
-            torch.div(length, scale.unsqueeze(-1), out=found[method])
-            diagonal /= scale
-        torch.diagonal(found[method], dim1=1, dim2=2).copy_(diagonal)
-        _without_padding(found[method], padding)
     if plain:
-        length = _without_padding(lengths[()], padding)
+        length, scale = lengths[_identity(alone)], _scale(alone)
+        length = _without_padding(length if scale is None else length / scale.unsqueeze(-1), padding)
         if "N" in found:
             found["N"].copy_(length)
         if "N-FixedRes" in found:
             _half_fixed(found["N-FixedRes"], _row_share(length), real)
+    for method, chain in norm_based.items():
+        length, diagonal, scale = lengths[_identity(chain)], _norm(_unscaled(own, chain)), _scale(chain)
+        if scale is None:
+            found[method].copy_(length)
+            torch.diagonal(found[method], dim1=1, dim2=2).copy_(diagonal)
+        else:
+            # N, which has no diagonal of its own, is done with it.
+            torch.diagonal(length, dim1=1, dim2=2).copy_(diagonal)
+            torch.div(length, scale.unsqueeze(-1), out=found[method])
+        _without_padding(found[method], padding)
 
     if "W-Res" in found and mixed is not None:
         chain = chains["N-Enc"]

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from globenc_lightning.functional.devices import with_float64
+
 
 class CorrelationSummary(NamedTuple):
     """Correlations over the probe set.
@@ -40,7 +42,8 @@ def masked_ranks(values: Tensor, mask: Tensor) -> Tensor:
     real = mask.sum(-1, keepdim=True)
     same = ordered[..., 1:] == ordered[..., :-1]
     ranks = (place + 1).double().expand(values.shape)
-    if bool((same & (place[1:] <= real)).any()):
+    # A processor is asked whether there are ties at all; elsewhere to ask costs more than to look for them.
+    if values.device.type != "cpu" or bool((same & (place[1:] <= real)).any()):
         edge = same.new_zeros((*values.shape[:-1], 1))
         places = place.expand(values.shape)
         first = places.masked_fill(torch.cat([edge, same], -1), 0).cummax(-1).values
@@ -58,8 +61,10 @@ def spearman(left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
         mask: (..., k) true for the tokens that count, broadcastable with both.
 
     Returns:
-        (...) float64 in [-1, 1]; NaN where it is undefined: fewer than two tokens, a constant input, a NaN.
+        (...) float64 in [-1, 1]; NaN where it is undefined: fewer than two tokens, a constant input, a NaN. On the CPU
+        where the device has no float64.
     """
+    left, right, mask = (with_float64(one) for one in (left, right, mask))
     if left.shape[-1] == 0:
         shape = torch.broadcast_shapes(left.shape, right.shape, mask.shape)[:-1]
         return torch.full(shape, float("nan"), dtype=torch.float64, device=left.device)

@@ -1,6 +1,6 @@
 """Gram kernels, kept from one batch to the next for as long as the weights stand still."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,9 +19,15 @@ class KernelCache:
 
     Attributes:
         keep: whether kernels are kept at all; where each is used once, that would be memory for nothing.
+        doubt: called with a (), true where a kernel that is used again is still the right one. Whoever looks at it has
+            to do without the figures where it is not. On a processor nobody is called: there the kernel is built anew
+            at once.
+        counters: whatever tells its owner that the weights have moved, without a look at them.
     """
 
     keep: bool = True
+    doubt: Callable[[Tensor], None] | None = None
+    counters: Hashable = None
     _kept: dict[Hashable, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _vectors: dict[Hashable, Tensor] = field(default_factory=dict)
 
@@ -41,8 +47,14 @@ class KernelCache:
         key = (layer, tuple((norm.centered, norm.weight is None) for norm in norms))
         mark = torch.cat([projection @ self._vector(projection), *[n.weight for n in norms if n.weight is not None]])
         kept = self._kept.get(key)
-        if kept is not None and torch.equal(kept[0], mark):
-            return kept[1]
+        # A model that has been moved since has its weights elsewhere, or in another type.
+        if kept is not None and all(getattr(kept[0], x) == getattr(mark, x) for x in ("device", "dtype", "shape")):
+            same = kept[0] == mark
+            if projection.device.type != "cpu" and self.doubt is not None:
+                self.doubt(same.all())
+                return kept[1]
+            if bool(same.all()):
+                return kept[1]
         # Without its graph, which may lead to whatever made the weights.
         kernel = gram_kernel(projection, norms).detach()
         self._kept[key] = (mark.detach(), kernel)

@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+from globenc_lightning.functional.devices import binary_exponent, inverse_power_of_two, with_float64
+
 READOUTS = ("cls", "last", "mean")
 """Which row of a rollout is read: the first real token's, the last real token's, or the mean of all real tokens'."""
 
@@ -38,15 +40,13 @@ def rollout_step(local: Tensor, previous: Tensor | None = None) -> tuple[Tensor,
         previous: (b, q, k) the scaled rollout of the layers below, or None for the first layer.
 
     Returns:
-        The scaled rollout (b, q, k), and the exponent of the power of two it was divided by, (b,) int32.
+        The scaled rollout (b, q, k), and its largest entry before it was scaled, (b,), which tells the scale: see
+        :func:`log_scale`.
     """
     product = local if previous is None else torch.matmul(local, previous)
     peak = product.flatten(1).amax(1) if product.shape[-1] else product.new_zeros(len(product))
-    exponent = torch.frexp(torch.where(torch.isfinite(peak), peak, torch.zeros_like(peak))).exponent
-    # Of what lies below the normal numbers, the inverse would be infinite.
-    exponent = exponent.clamp(min=round(math.log2(torch.finfo(peak.dtype).tiny)))
-    factor = torch.ldexp(torch.ones_like(peak), -exponent).view(-1, 1, 1)
-    return local * factor if previous is None else product.mul_(factor), exponent
+    factor = inverse_power_of_two(peak).view(-1, 1, 1)
+    return local * factor if previous is None else product.mul_(factor), peak
 
 
 def rollout(local: Tensor, *, normalize: bool = False) -> tuple[Tensor, Tensor]:
@@ -61,26 +61,26 @@ def rollout(local: Tensor, *, normalize: bool = False) -> tuple[Tensor, Tensor]:
         The rollout (b, l, q, k) up to one positive scale per example and layer, and the natural logarithm of that
         scale, (b, l) float64: ``rollout * exp(log_scale)`` is the raw product.
     """
-    layers, exponents = [], []
+    layers, peaks = [], []
     previous = None
     for layer in range(local.shape[1]):
         current = normalize_rows(local[:, layer]) if normalize else local[:, layer]
-        previous, exponent = rollout_step(current, previous)
+        previous, peak = rollout_step(current, previous)
         layers.append(previous)
-        exponents.append(exponent)
-    return torch.stack(layers, 1), log_scale(torch.stack(exponents, 1))
+        peaks.append(peak)
+    return torch.stack(layers, 1), log_scale(torch.stack(peaks, 1))
 
 
-def log_scale(exponents: Tensor) -> Tensor:
+def log_scale(peaks: Tensor) -> Tensor:
     """Natural logarithm of the scale of each layer's rollout.
 
     Args:
-        exponents: (..., l) those of :func:`rollout_step`, layer by layer.
+        peaks: (..., l) the largest entries that :func:`rollout_step` tells, layer by layer.
 
     Returns:
-        (..., l) float64.
+        (..., l) float64, on the CPU where the device has none.
     """
-    return exponents.double().cumsum(-1) * math.log(2.0)
+    return binary_exponent(with_float64(peaks)).double().cumsum(-1) * math.log(2.0)
 
 
 def readout_row(matrix: Tensor, mask: Tensor, readout: str = "cls") -> Tensor:
@@ -104,7 +104,22 @@ def readout_row(matrix: Tensor, mask: Tensor, readout: str = "cls") -> Tensor:
     if readout == "mean":
         rows = matrix.masked_fill(~real.view(len(real), *inner, -1, 1), 0.0)
         return rows.sum(-2) / real.sum(1).clamp(min=1).view(-1, *inner, 1)
-    order = real.int() if readout == "cls" else real.int() * torch.arange(1, real.shape[1] + 1, device=mask.device)
-    place = order.argmax(1).view(-1, *inner, 1, 1).expand(*matrix.shape[:-2], 1, matrix.shape[-1])
+    place = readout_place(mask, readout).view(-1, *inner, 1, 1).expand(*matrix.shape[:-2], 1, matrix.shape[-1])
     row = matrix.gather(-2, place).squeeze(-2)
     return row.masked_fill(~real.any(1).view(-1, *inner, 1), 0.0)
+
+
+def readout_place(mask: Tensor, readout: str) -> Tensor:
+    """Which token's row is read.
+
+    Args:
+        mask: (b, s) true for real tokens.
+        readout: ``"cls"``, the first real token, or ``"last"``, the last one.
+
+    Returns:
+        (b,) its place; 0 for an example without a real token.
+    """
+    real = mask.bool().int()
+    if readout == "cls":
+        return real.argmax(1)
+    return (real * torch.arange(1, real.shape[1] + 1, device=mask.device)).argmax(1)

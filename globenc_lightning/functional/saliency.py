@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from globenc_lightning.functional.devices import inverse_power_of_two
+
 
 def gradient_x_input(gradient: Tensor, hidden: Tensor, mask: Tensor) -> Tensor:
     """Length over the hidden axis of gradient times input, as in Modarressi et al., NAACL 2022, section 4.2.
@@ -18,6 +20,6 @@ def gradient_x_input(gradient: Tensor, hidden: Tensor, mask: Tensor) -> Tensor:
     product = gradient * hidden
     # The length squares its input: scale first, by a power of two that changes no digit, or small gradients vanish.
     peak = product.abs().nan_to_num(0.0, 0.0, 0.0).amax(-1)
-    exponent = torch.frexp(peak).exponent
-    length = torch.linalg.vector_norm(torch.ldexp(product, -exponent.unsqueeze(-1)), dim=-1)
-    return torch.where(mask.bool(), torch.ldexp(length, exponent), length.new_zeros(()))
+    factor = inverse_power_of_two(peak)
+    length = torch.linalg.vector_norm(product * factor.unsqueeze(-1), dim=-1) / factor
+    return torch.where(mask.bool(), length, 0.0)

@@ -139,7 +139,7 @@ class Replay:
         self.history.about = told
         if to is not None:
             scalars = {**monitored(measurement, to.tag), **by_layer(measurement, to.tag)}
-            self._output.write(to, measurement, probe, self.history, names, scalars)
+            self._output.write(to, measurement, probe, self.history, names, scalars, done=[])
         return entry
 
     def _collect(self, model: nn.Module, places: Callable[[], list[Any]]) -> None:

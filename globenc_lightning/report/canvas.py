@@ -20,12 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from globenc_lightning.report import fonts as system_fonts
 from globenc_lightning.report.fonts import Fonts
+from globenc_lightning.report.ink import INK, PAPER, Picture, stamp, stamp_all
 
-Picture = NDArray[np.uint8]
-"""A picture (height, width, 3) or a coverage mask (height, width)."""
-
-PAPER = 255
-INK = (32, 36, 42)
 MUTED = (96, 103, 112)
 MISSING = 236
 MISSING_HATCH = 176
@@ -183,6 +179,7 @@ def _other_mask(text: str, size: int, file: str) -> Picture:
     return mask
 
 
+@lru_cache(maxsize=4096)
 def _length(text: str, size: int, bold: bool, fonts: Fonts) -> float:
     """The width of a text in pixels, in fractions where one font draws it."""
     if all(file is None for _, file in fonts.runs(text)):
@@ -201,17 +198,6 @@ def _slanted_mask(text: str, size: int, fonts: Fonts) -> tuple[Picture, int, int
     mask = np.asarray(small)
     mask.flags.writeable = False
     return mask, round(end_x), round(end_y)
-
-
-def stamp(picture: Picture, mask: Picture, x: int, y: int, ink: tuple[int, int, int] = INK) -> None:
-    """Blend `ink` into `picture` (height, width, 3), in place, where `mask` (h, w), placed at x, y, covers it."""
-    x0, y0 = max(x, 0), max(y, 0)
-    x1, y1 = min(x + mask.shape[1], picture.shape[1]), min(y + mask.shape[0], picture.shape[0])
-    if x1 <= x0 or y1 <= y0:
-        return
-    cover = mask[y0 - y : y1 - y, x0 - x : x1 - x, None].astype(np.int32)
-    place = picture[y0:y1, x0:x1]
-    place[:] = place + (np.array(ink, dtype=np.int32) - place) * cover // 255
 
 
 def wrap(text: str, size: int, width: int, bold: bool = False, fonts: Fonts | None = None) -> list[str]:
@@ -542,7 +528,8 @@ def scale_bar(
     keys += [("mark", mark_label)] if mark_label else []
     lines = len(name) + len(keys)
     picture = blank(max(bar_height + 4 + line_height(SMALL_SIZE - 1), lines * pitch) + 12, width)
-    ramp = colour_table(table)[np.round(np.linspace(0, 255, bar_width)).astype(np.intp)]
+    # Every third colour: no eye tells it from all of them, and a picture has so many colours less.
+    ramp = colour_table(table)[np.round(np.linspace(0, 85, bar_width)).astype(np.intp) * 3]
     picture[2 : 2 + bar_height, MARGIN : MARGIN + bar_width] = ramp
     for share, text in ((0.0, "0"), (0.5, "0.5"), (1.0, "1")):
         x = MARGIN + round(share * (bar_width - 1))
@@ -623,7 +610,8 @@ def labelled_grid(
         ]
     )
     layout = grid_layout(row_texts, tokens, cell_height=cell_height, cell_width=cell_width, top=len(above))
-    picture = np.concatenate([above, blank(layout.height - len(above), width)])
+    picture = blank(layout.height, width)
+    picture[: len(above)] = above
     painted = cells(part, cell_height, cell_width, table)
     for row in others:
         _paint_other(painted, row * cell_height, cell_height, other_label)
@@ -634,11 +622,12 @@ def labelled_grid(
     columns: NDArray[np.bool_] = np.asarray(marks.any(axis=0) & (not whole_rows.any()))
     for start, end in runs(columns):
         _point_down(picture, layout.left + (start + end) * cell_width // 2, layout.top - 3)
+    plain = [label for label in layout.labels if label.column is not None and not columns[label.column]]
+    stamp_all(picture, [(label.mask, label.x, label.y) for label in plain])
     for label in layout.labels:
-        decided = (label.column is not None and columns[label.column]) or (
-            label.row is not None and whole_rows[label.row]
-        )
-        stamp(picture, label.mask, label.x, label.y, MARK if decided else INK)
+        decided = columns[label.column] if label.column is not None else whole_rows[label.row]
+        if decided or label.column is None:
+            stamp(picture, label.mask, label.x, label.y, MARK if decided else INK)
     row_name = text_mask(row_axis, SMALL_SIZE)
     # Beside the grid's corner the name would float; it ends at the grid's edge where the labels leave room for that.
     stamp(picture, row_name, max(MARGIN, layout.left - 8 - row_name.shape[1]), layout.row_axis_y, MUTED)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from globenc_lightning.report import canvas
+from globenc_lightning.report.averages import mean_and_interval
 
 _Floats = NDArray[np.float64]
 
@@ -166,38 +167,6 @@ def _style(method: str) -> Style:
     if method not in STYLES:
         raise ValueError(f"There is no method {method!r}; the methods are {', '.join(STYLES)}.")
     return STYLES[method]
-
-
-def mean_and_interval(values: ArrayLike) -> tuple[_Floats, _Floats, NDArray[np.int64], NDArray[np.int64]]:
-    """Average over the examples that have a value, with a 95 % confidence interval of the mean (Student's t).
-
-    Args:
-        values: (b, ...), NaN where undefined.
-
-    Returns:
-        Four arrays of shape (...): the mean, NaN where no value is defined; half the interval's width, NaN where fewer
-        than two are; the number of defined values; the number of undefined ones.
-
-    Raises:
-        ValueError: If there is no axis b.
-    """
-    from scipy.special import stdtrit
-
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim == 0:
-        raise ValueError("`values` must have the examples as its first axis, got a single number.")
-    defined = np.isfinite(array)
-    count = defined.sum(axis=0, dtype=np.int64)
-    mean = np.where(defined, array, 0.0).sum(axis=0) / np.maximum(count, 1)
-    squares = np.where(defined, array - mean, 0.0) ** 2
-    freedom = np.maximum(count - 1, 1)
-    half = stdtrit(freedom, 0.975) * np.sqrt(squares.sum(axis=0) / freedom / np.maximum(count, 1))
-    return (
-        np.where(count > 0, mean, np.nan),
-        np.where(count > 1, half, np.nan),
-        np.asarray(count, dtype=np.int64),
-        np.asarray(len(array) - count, dtype=np.int64),
-    )
 
 
 def correlation_by_layer(
@@ -401,7 +370,10 @@ def _picture(curves: Curves, title: str, subtitle: str) -> canvas.Picture:
     plot = arranged(curves)
     agg = FigureCanvasAgg(plotted(plot))
     agg.draw()
-    picture = np.ascontiguousarray(np.asarray(agg.buffer_rgba())[..., :3])
+    drawn = np.asarray(agg.buffer_rgba())
+    picture = canvas.blank(*drawn.shape[:2])
+    for channel in range(3):
+        picture[..., channel] = drawn[..., channel]
     for word in plot.words:
         mask = canvas.text_mask(word.text, word.size, word.bold)
         height, width = mask.shape
@@ -441,53 +413,52 @@ def plotted(plot: Plot, head: int = 0, foot: int = 0) -> Any:
     Returns:
         The matplotlib figure, (head + HEIGHT + foot, WIDTH) pixels at DPI dots per inch.
     """
-    from matplotlib.collections import PolyCollection
+    from matplotlib.collections import LineCollection, PolyCollection
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.transforms import Affine2D, Bbox, TransformedBbox
 
     (x, means, halves, *_), x_limits, ends, heights = plot.curves, plot.x_limits, plot.ends, plot.heights
     scale = plot.curves.scale
     height = head + HEIGHT + foot
     figure = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI, facecolor="white", layout=cast(Any, "none"))
-    axes = figure.add_axes(
-        (_MARGIN_LEFT / WIDTH, (foot + _BELOW) / height, _AXES_WIDTH / WIDTH, _AXES_HEIGHT / height), xscale="linear"
-    )
-    axes.set_axis_off()
-    axes.set_xlim(*x_limits)
-    axes.set_ylim(scale.low, scale.high)
+    # Matplotlib's own axes would take longer to make than all lines in them.
+    edge = _MARGIN_LEFT + _AXES_WIDTH
+    to_page = Affine2D().scale(1 / WIDTH, -1 / height).translate(0, 1 - head / height) + figure.transFigure
+    to_pixels = Affine2D().translate(-x_limits[0], -scale.high)
+    to_pixels.scale(_AXES_WIDTH / (x_limits[1] - x_limits[0]), _AXES_HEIGHT / (scale.low - scale.high))
+    to_pixels.translate(_MARGIN_LEFT, ABOVE)
+    axes = TransformedBbox(Bbox([[_MARGIN_LEFT, ABOVE], [edge, ABOVE + _AXES_HEIGHT]]), to_page)
+    dotted_leaders: list[Any] = []
+    leaders: list[Any] = []
+    leader_colours: list[Any] = []
+
+    def add(artist: Any, inside: bool = True) -> None:
+        artist.set_transform(to_pixels + to_page if inside else to_page)
+        if inside:
+            artist.set_clip_box(axes)
+        figure.add_artist(artist)
 
     def line(xs: Any, ys: Any, inside: bool = True, **properties: Any) -> None:
-        artist = Line2D(xs, ys, **{"linestyle": "-", "marker": "None", **properties})
-        if inside:
-            artist.set_transform(axes.transData)
-            axes.add_artist(artist)
-        else:
-            figure.add_artist(artist)
-
-    def from_corner(px: float, py: float) -> tuple[float, float]:
-        return px / WIDTH, 1 - (head + py) / height
+        add(Line2D(xs, ys, **{"linestyle": "-", "marker": "None", **properties}), inside)
 
     def leader(at_x: float, at_y: float, name: str, colour: Any, drawing: Mapping[str, Any]) -> None:
         """From the end of a line to its label, and a sample of the line beside that."""
-        edge = _MARGIN_LEFT + _AXES_WIDTH
-        at_end = axes.transData.transform((at_x, at_y))
-        start = from_corner(at_end[0], height - at_end[1] - head)
-        stop = from_corner(edge + _LEADER_WIDTH - 2, heights[name])
-        bend = from_corner(edge, 0)[0], start[1]
-        # Dotted inside the axes, so that nobody takes a leader for a line of data where the data end early.
-        thin: dict[str, Any] = {"inside": False, "color": colour, "linewidth": 0.9, "alpha": 0.6}
-        line((start[0], bend[0]), (start[1], bend[1]), linestyle=(0, (1, 3)), **thin)
-        line((bend[0], stop[0]), (bend[1], stop[1]), **thin)
-        left = from_corner(edge + _LEADER_WIDTH, heights[name])
-        right = from_corner(edge + _LEADER_WIDTH + _SAMPLE_WIDTH, heights[name])
-        line((left[0], (left[0] + right[0]) / 2, right[0]), (left[1],) * 3, inside=False, markevery=[1], **drawing)
+        start = tuple(to_pixels.transform((at_x, at_y)))
+        bend, stop = (edge, start[1]), (edge + _LEADER_WIDTH - 2, heights[name])
+        dotted_leaders.append((start, bend))
+        leaders.append((bend, stop))
+        leader_colours.append(colour)
+        left, right = edge + _LEADER_WIDTH, edge + _LEADER_WIDTH + _SAMPLE_WIDTH
+        places, middle = (left, (left + right) / 2, right), (heights[name],) * 3
+        line(places, middle, inside=False, markevery=[1], zorder=102, **drawing)
 
     for value in scale.ticks:
         shade, width = ("#9aa0a6", 1.2) if value == 0 else ("#e3e6e9", 0.8)
         line(x_limits, (value, value), color=shade, linewidth=width, zorder=1)
     for place in plot.tick_places:
-        start, stop = from_corner(place, ABOVE + _AXES_HEIGHT), from_corner(place, ABOVE + _AXES_HEIGHT + 5)
-        line((start[0], stop[0]), (start[1], stop[1]), inside=False, color="#9aa0a6", linewidth=0.8)
+        below = ABOVE + _AXES_HEIGHT
+        line((place, place), (below, below + 5), inside=False, color="#9aa0a6", linewidth=0.8)
 
     for order, method in enumerate(plot.drawn):
         style, mean = STYLES[method], means[method]
@@ -505,8 +476,7 @@ def plotted(plot: Plot, head: int = 0, foot: int = 0) -> Any:
                     continue
                 outline = np.concatenate([np.stack([x[run], low], 1), np.stack([x[run], high], 1)[::-1]])
                 band = PolyCollection([outline], facecolors=[(*colour, 0.13)], edgecolors="none", zorder=2)
-                band.set_transform(axes.transData)
-                axes.add_artist(band)
+                add(band)
         dashes: Any = (0, (4.5, 1.8)) if style.weights else "-"
         drawing: dict[str, Any] = {
             "color": colour,
@@ -526,6 +496,10 @@ def plotted(plot: Plot, head: int = 0, foot: int = 0) -> Any:
         dotted: dict[str, Any] = {"color": _REFERENCE, "linewidth": 1.3, "linestyle": _REFERENCE_DASHES}
         line(x_limits, (value, value), zorder=5, **dotted)
         leader(x_limits[1], value, name, _REFERENCE, dotted)
+    thin: dict[str, Any] = {"colors": leader_colours, "linewidths": 0.9, "alpha": 0.6, "zorder": 101}
+    # Dotted inside the axes, so that nobody takes a leader for a line of data where the data end early.
+    add(LineCollection(dotted_leaders, linestyles=[(0, (1, 3))], **thin), inside=False)
+    add(LineCollection(leaders, **thin), inside=False)
     return figure
 
 

@@ -4,6 +4,7 @@ Axes: ``l`` layer, ``q`` token that receives, ``k`` token that is attended to.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,15 +12,19 @@ from numpy.typing import NDArray
 from globenc_lightning.analysis import Attributions, Settings
 from globenc_lightning.measurement import About, HistoryEntry, Measurement, score_in_words
 from globenc_lightning.probe import ProbeSet
+from globenc_lightning.report.averages import mean_and_interval
 from globenc_lightning.report.canvas import Picture
-from globenc_lightning.report.curves import correlation_by_layer, correlation_over_training, mean_and_interval
+from globenc_lightning.report.curves import correlation_by_layer, correlation_over_training
 from globenc_lightning.report.filmstrip import filmstrip
 from globenc_lightning.report.heatmap import layers_by_tokens, tokens_by_tokens
 from globenc_lightning.report.texts import texts_of
 from globenc_lightning.report.verdicts import MARKS, marked, verdicts
 
 TAG = "globenc"
-EXTENSION = {"post-LN": "", "pre-LN": " (pre-LN, an extension of the paper)"}
+EXTENSION = {
+    "post-LN": "",
+    **{rule: f" ({rule}, an extension of the paper)" for rule in ("pre-LN", "sublayer-norm", "parallel")},
+}
 READOUT_NAMES = {
     "cls": "first token's row",
     "last": "last token's row",
@@ -163,8 +168,8 @@ def timeline(
         The readout rows of the last layer, and the steps.
     """
     validations = moments(history, missing_steps)
-    rows = [None if entry is None else entry.rows[method][example].double().numpy() for _, entry in validations]
-    nothing = np.full_like(history[-1].rows[method][example].double().numpy(), np.nan)
+    rows = [None if entry is None else entry.row(method, example).double().numpy() for _, entry in validations]
+    nothing = np.full_like(history[-1].row(method, example).double().numpy(), np.nan)
     kept = [nothing if row is None or row.shape != nothing.shape else row for row in rows]
     return np.stack(kept), [step for step, _ in validations]
 
@@ -185,12 +190,12 @@ def told_apart(
     """
     others, places = [], []
     newest = history[-1]
-    count = len(newest.saliency[example])
+    count = newest.length(example)
     for row, (_, entry) in enumerate(moments(history, missing_steps)):
         decided: tuple[int, ...] = ()
         if entry is not None:
             # Earlier versions kept neither texts nor answers.
-            length = len(entry.saliency[example])
+            length = entry.length(example)
             same = not entry.texts or not newest.texts or entry.texts[example] == newest.texts[example]
             if length != count or not same:
                 others.append(row)
@@ -214,10 +219,8 @@ def over_training(
     validations = moments(history, missing_steps)
     means, spread = {}, {}
     for method in history[-1].correlation:
-        found = [
-            None if entry is None else mean_and_interval(entry.by_example[method][:, -1:].numpy())
-            for _, entry in validations
-        ]
-        means[method] = np.array([np.nan if one is None else one[0][0] for one in found])
-        spread[method] = np.array([np.nan if one is None else one[1][0] for one in found])
+        found = [[] if entry is None else entry.by_example[method][:, -1].tolist() for _, entry in validations]
+        # (b, n): one column per validation, all averaged at once.
+        values = np.array(list(zip_longest(*found, fillvalue=np.nan)), dtype=np.float64)
+        means[method], spread[method], _, _ = mean_and_interval(values.reshape(-1, len(found)))
     return [step for step, _ in validations], means, spread

@@ -26,6 +26,7 @@ class Destination:
         session: a number of this process's training.
         layouts: tag -> methods, of each callback whose layout for Custom Scalars is written.
         is_trial: whether the loggers swallow everything (``fast_dev_run``).
+        now: the time that the tab's records are written at; that of the machine's clock when None.
     """
 
     loggers: Sequence[Any]
@@ -33,6 +34,7 @@ class Destination:
     session: float
     layouts: Mapping[str, Sequence[str]]
     is_trial: bool = False
+    now: float | None = None
 
 
 def monitored(measurement: Measurement, tag: str) -> dict[str, float]:
@@ -75,6 +77,7 @@ class Output:
         history: History,
         names: Sequence[str] | None,
         scalars: Mapping[str, float],
+        done: list[str],
     ) -> None:
         """Write the newest entry of a history; each kind of result is tried, whatever becomes of the others.
 
@@ -85,11 +88,18 @@ class Output:
             history: the validations so far, the newest included.
             names: the names of the model's classes, or None.
             scalars: tag -> figure, beside the pictures and records.
+            done: the kinds of results that were written before the training was interrupted; completed one by one.
         """
         step = history[-1].step
-        self._reasons.attempt(lambda: publish.log_scalars(to.loggers, scalars, step))
-        self._reasons.attempt(lambda: self._draw(to, measurement, probe, history, names))
-        self._reasons.attempt(lambda: self._record(to, measurement, probe, history, names))
+        jobs: dict[str, Callable[[], Any]] = {
+            "scalars": lambda: publish.log_scalars(to.loggers, scalars, step),
+            "pictures": lambda: self._draw(to, measurement, probe, history, names),
+            "tab": lambda: self._record(to, measurement, probe, history, names),
+        }
+        for kind, job in jobs.items():
+            if kind not in done:
+                self._reasons.attempt(job)
+                done.append(kind)
         self.describe(to, history, step)
 
     def _draw(
@@ -128,7 +138,7 @@ class Output:
             # Whoever sees the summary asks for the other: it comes last.
             written = {"detail": store.to_bytes(detail), "summary": store.to_bytes(summary)}
             tagged = {store.tag(to.tag, kind, moment.ordinal): data for kind, data in written.items()}
-            publish.log_records(able, tagged, newest.step)
+            publish.log_records(able, tagged, newest.step, to.now)
 
     def describe(self, to: Destination, history: History, step: int) -> None:
         """Write what the figures are of: once to a run, and again when it is no longer what that run shows."""
@@ -164,7 +174,7 @@ class Output:
         able = [logger for logger in to.loggers if publish.can_keep_records(logger)]
         if able:
             tag = store.tag(to.tag, "summary", missing.moment.ordinal)
-            publish.log_records(able, {tag: store.to_bytes(missing)}, missing.moment.step)
+            publish.log_records(able, {tag: store.to_bytes(missing)}, missing.moment.step, to.now)
 
     def _quietly(self, job: Callable[[], None]) -> None:
         """Do something that never stops a training: one process alone does it, and the others would wait for it."""

@@ -150,7 +150,7 @@ def _choices(about: About, as_code: Any = code) -> list[tuple[str, str]]:
         *found,
         ("encoder", as_code(about.encoder)),
         *text,
-        ("rule", f"{about.rule}, **an extension that is not in the paper**" if extension else "post-LN, the paper's"),
+        ("rule", _rule(about.rule) if extension else "post-LN, the paper's"),
         ("methods", ", ".join(map(as_code, about.methods))),
         ("drawn in the pictures", as_code(drawn_method(about))),
         ("rollout", f"{rollout_name(about)} (normalize={about.normalize})"),
@@ -160,6 +160,15 @@ def _choices(about: About, as_code: Any = code) -> list[tuple[str, str]]:
         ("probe", f"{as_code(about.probe)}: {about.origin}"),
         *([("shown one by one", shown_words(len(about.tokens)))] if len(about.tokens) > MAX_EXAMPLES else []),
     ]
+
+
+def _rule(rule: str) -> str:
+    """An extension of the paper, and which terms it takes in where its name does not say so."""
+    terms = {
+        "sublayer-norm": ": attention through its own norm, residual, the last norm",
+        "parallel": ": attention, residual, the last norm; not the feed-forward network, which works on the same input",
+    }
+    return f"{rule}, **an extension that is not in the paper**{terms.get(rule, '')}"
 
 
 def shown_words(size: int) -> str:

@@ -4,7 +4,8 @@ Scalars go through ``log_metrics``, which every Lightning logger has. For pictur
 used, once per picture; ``experiment`` is ``logger.experiment``, ``image`` a Pillow image (some of these loggers stretch
 the contrast of an array), and names in brackets are looked for in the signature:
 
-1. ``experiment.add_image(tag, array, step, dataformats="HWC")``, as TensorBoard's ``SummaryWriter`` has it;
+1. ``experiment.add_image(tag, array, step, dataformats="HWC")``, as TensorBoard's ``SummaryWriter`` has it; where that
+   method is the writer's own, the picture goes into the event file as a PNG made here, smaller and sooner (`png`);
 2. ``logger.log_image(key=tag, images=[image], step=step)`` (`key`, `images`, `step`): the public method of Lightning's
    ``WandbLogger``, and the one to write in a logger of your own;
 3. ``experiment.log_image(logger.run_id, image, key=tag, step=step)`` (`run_id`, `image`, `key`, `step`): MLflow;
@@ -24,10 +25,12 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 from PIL import Image
 
+from globenc_lightning.report import png
 from globenc_lightning.report.canvas import Picture
 from globenc_lightning.report.dashboard.store import PLUGIN
 from globenc_lightning.report.room import require_room
@@ -71,7 +74,7 @@ def can_show_images(logger: Any) -> bool:
         be reached.
     """
     try:
-        return _image_writer(logger) is not None
+        return _image_writer(logger, {}) is not None
     except Exception:
         return False
 
@@ -106,9 +109,16 @@ def _home(experiment: Any, *packages: str) -> Any:
     return next((sys.modules.get(root) for root in roots if root in packages), None)
 
 
-def _image_writer(logger: Any) -> WritePicture | None:
-    """The first way of writing a picture that the logger has, in the order that the module names."""
+def _image_writer(logger: Any, files: dict[str, bytes]) -> WritePicture | None:
+    """The first way of writing a picture that the logger has, in the order that the module names.
+
+    Args:
+        logger: A Lightning logger or anything like one.
+        files: The PNG of each tag that has been encoded for another logger already.
+    """
     logger, experiment = _reached(logger)
+    if _adds_images_as_events(experiment) and (found := _event_writer(logger)) is not None:
+        return partial(_write_event, *found, files)
     if callable(getattr(experiment, "add_image", None)):
         return lambda tag, picture, step: experiment.add_image(tag, picture, step, dataformats="HWC")
     if _takes(getattr(logger, "log_image", None), "key", "images", "step"):
@@ -130,6 +140,33 @@ def _image_writer(logger: Any) -> WritePicture | None:
     if callable(getattr(experiment, "add_figure", None)):
         return lambda tag, picture, step: experiment.add_figure(tag, _as_figure(picture), step)
     return None
+
+
+def _adds_images_as_events(experiment: Any) -> bool:
+    """Whether a writer's ``add_image`` does no more than write an event: nobody has put another in its place."""
+    own = getattr(getattr(experiment, "add_image", None), "__func__", None)
+    events = getattr(getattr(experiment, "_get_file_writer", None), "__func__", None)
+    if own is None or events is None or own.__module__ != events.__module__:
+        return False
+    # That of tensorboardX sends pictures to Comet as well, if it is told to.
+    return bool((getattr(experiment, "_comet_config", None) or {"disabled": True}).get("disabled"))
+
+
+def _write_event(writer: Any, event: Any, files: dict[str, bytes], tag: str, picture: Picture, step: int) -> None:
+    """Write a picture into an event file, in the form that ``add_image`` gives it."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    height, width, channels = picture.shape
+    if tag not in files:
+        files[tag] = png.encoded(picture)
+    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=files[tag])
+    _add_event(writer, event, Event(summary=Summary(value=[Summary.Value(tag=tag, image=image)])), step)
+
+
+def _add_event(writer: Any, event: Any, message: Any, step: int, wall_time: float | None = None) -> None:
+    """Write an event of TensorBoard's own class into an event file, as one of the class that its writer takes."""
+    writer.add_event(event.FromString(message.SerializeToString()), step, wall_time)
 
 
 def _as_figure(picture: Picture) -> Any:
@@ -220,10 +257,11 @@ def log_images(loggers: Iterable[Any], images: Mapping[str, Picture], step: int)
     """
     unable: list[str] = []
     failures: list[tuple[str, Exception]] = []
+    files: dict[str, bytes] = {}
     for logger in loggers:
         name = type(logger).__name__
         try:
-            write = _image_writer(logger)
+            write = _image_writer(logger, files)
             if write is None:
                 unable.append(name)
                 continue
@@ -324,7 +362,9 @@ def run_of(logger: Any) -> tuple[str, ...]:
     return (type(logger).__name__, *(str(getattr(logger, name, "")) for name in ("save_dir", "name", "version")))
 
 
-def log_records(loggers: Iterable[Any], records: Mapping[str, bytes], step: int) -> None:
+def log_records(
+    loggers: Iterable[Any], records: Mapping[str, bytes], step: int, wall_time: float | None = None
+) -> None:
     """Write the dashboard's `records` to every logger that keeps event files (see `can_keep_records`).
 
     Touches `logger.experiment`: for the process of rank zero alone.
@@ -333,6 +373,7 @@ def log_records(loggers: Iterable[Any], records: Mapping[str, bytes], step: int)
         loggers: The Trainer's loggers.
         records: What `report.dashboard.store.to_bytes` made, by tag.
         step: The training step at which they are logged.
+        wall_time: The time at which they are logged, in seconds; that of the machine's clock when None.
 
     Raises:
         PublishError: After the last logger, if any of them failed; the first failure is its cause.
@@ -349,17 +390,17 @@ def log_records(loggers: Iterable[Any], records: Mapping[str, bytes], step: int)
     failures: list[tuple[str, Exception]] = []
     for logger in loggers:
         try:
-            found = _event_writer(logger)
-            if found is None:
+            if _event_writer(logger) is None:
                 continue
-            writer, event = found
             require_room(logger, 2 * sum(len(data) for data in records.values()))
             for tag, data in records.items():
+                # Anew each time: a signal's handler may close the writer in between, as Lightning's for SLURM does.
+                writer, event = cast(tuple[Any, Any], _event_writer(logger))
                 tensor = TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[data])
                 value = Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
-                writer.add_event(event.FromString(Event(summary=Summary(value=[value])).SerializeToString()), step)
-            # Who watches a training does not want to wait for a buffer to be full.
-            writer.flush()
+                _add_event(writer, event, Event(summary=Summary(value=[value])), step, wall_time)
+                # Who watches a training does not want to wait for a buffer to be full.
+                writer.flush()
         except Exception as error:
             failures.append((type(logger).__name__, error))
     if failures:

@@ -160,10 +160,21 @@ class Decision:
             found = nothing if ends is None else found + _cross_entropy(later, ends, self.ignored)
         return found
 
+    def of(self, units: Tensor) -> "Decision":
+        """Returns the decision on some units (n,) alone, in their order: a unit's number is its place among them."""
+
+        def part(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[units]
+
+        logits, labels = self.logits[units], self.labels
+        paired = self.kind == "similarity" and logits.shape[1] > 1
+        labels = self._partners(units) if paired else part(labels)
+        return replace(self, logits=logits, labels=labels, ends=part(self.ends), end_labels=part(self.end_labels))
+
     def _partners(self, units: Tensor) -> Tensor:
         if self.labels is None or self.labels.dim() != 1:
             return units.to(self.logits.device)
-        return self.labels[units].long()
+        return self.labels[units].long().to(self.logits.device)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, ignored: int) -> Tensor:

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from globenc_lightning.encoder.checks import Checks
 from globenc_lightning.encoder.norms import tolerance, working
 from globenc_lightning.encoder.reading import Outputs, find_encoders
+from globenc_lightning.encoder.torch_modules import is_torch_encoder, parts_called
 from globenc_lightning.encoder.undisturbed import random_states_kept
 from globenc_lightning.errors import CutGraphError, ModelCallError, NonFiniteError
 from globenc_lightning.task.batches import fresh, leaves, size_of
@@ -230,7 +232,7 @@ class Replay:
         if self.task is None:
             raise AssertionError("the step was run before")
         seen = replace(
-            self.task.seen, vocabulary=_vocabulary(encoder), causal=causal, generates=_generates(model, encoder)
+            self.task.seen, vocabulary=_vocabulary(model, encoder), causal=causal, generates=_generates(model, encoder)
         )
         self.task = replace(self.task, seen=seen)
         return self.task
@@ -563,7 +565,7 @@ def prove_units(decision: Decision, layout: Layout, counts: Mapping[int, int], n
             raise ModelCallError(f"the token that is explained is not the one that the labels of {name} tell.")
 
 
-def prove_rows(scores: Tensor, rows: Tensor, last: Tensor) -> Callable[[Tensor | None], None]:
+def prove_rows(scores: Tensor, rows: Tensor, last: Tensor) -> Callable[[Tensor | None, Checks], None]:
     """Prove that each example is decided from its own row, and none from another's, on every run anew.
 
     Args:
@@ -572,7 +574,8 @@ def prove_rows(scores: Tensor, rows: Tensor, last: Tensor) -> Callable[[Tensor |
         last: (r, s, d) the encoder's last hidden states, in the same graph.
 
     Returns:
-        The proof, for the gradient (r, s, d) of the sum of the scores with respect to ``last``.
+        The proof, for the gradient (r, s, d) of the sum of the scores with respect to ``last``; it raises
+        ModelCallError once the checks that it is given are looked at.
     """
     # The gradient of a sum with a factor for each score is in each row the factor of the score that reads it, times the
     # gradient of the sum without.
@@ -580,26 +583,33 @@ def prove_rows(scores: Tensor, rows: Tensor, last: Tensor) -> Callable[[Tensor |
     total = (scores * factors).sum()
     scaled: Tensor | None = torch.autograd.grad(total, last, retain_graph=True, allow_unused=True)[0]
 
-    def prove(plain: Tensor | None) -> None:
+    def prove(plain: Tensor | None, checks: Checks) -> None:
         if plain is None or scaled is None:
             return
-        own, other, read = (working(one)[rows.to(one.device)].flatten(1) for one in (plain, scaled, last.detach()))
+        own, other, read = (working(one)[rows].flatten(1) for one in (plain, scaled, last.detach()))
         effect = (torch.linalg.vector_norm(own, dim=1) * torch.linalg.vector_norm(read, dim=1)).max()
-        if bool((own != 0).any()) and bool(effect < 8 * torch.finfo(scores.dtype).eps * scores.detach().abs().max()):
-            raise ModelCallError(
-                "the score is the same whatever the texts are, but for rounding (the similarity of a text with itself, "
-                "say), so it has no saliency."
-            )
+        least = 8 * torch.finfo(scores.dtype).eps * scores.detach().abs().max()
         size = torch.linalg.vector_norm(other, dim=1)
         apart = torch.linalg.vector_norm(other - own * working(factors).unsqueeze(1), dim=1)
         # Neighbours' factors are 1 / (n - 1) apart.
-        if bool((apart > size * min(1e-3, 0.1 / len(scores))).any()):
-            raise ModelCallError(
-                "the examples are decided from other texts than those that are shown for them, or several from one: "
-                "their saliency cannot be told apart."
-            )
+        mixed = (apart > size * min(1e-3, 0.1 / len(scores))).any()
+        checks.add(torch.stack([(own != 0).any() & (effect < least), mixed]), _refuse_mixed)
 
     return prove
+
+
+def _refuse_mixed(found: Tensor) -> None:
+    constant, mixed = found.tolist()
+    if constant:
+        raise ModelCallError(
+            "the score is the same whatever the texts are, but for rounding (the similarity of a text with itself, "
+            "say), so it has no saliency."
+        )
+    if mixed:
+        raise ModelCallError(
+            "the examples are decided from other texts than those that are shown for them, or several from one: "
+            "their saliency cannot be told apart."
+        )
 
 
 def prove_head(ran: Ran, task: Task, decision: Decision, name: str, trained: Sequence[Tensor] = ()) -> None:
@@ -882,9 +892,9 @@ def _run(step: Step, chunk: Chunk, model: nn.Module, wanted: Callable[[list[Loss
         for module in model.modules()
         if isinstance(module, PreTrainedModel) and module.base_model is not module
     ]
-    for encoder in find_encoders(model).values():
-        handles.append(encoder.register_forward_pre_hook(entered_encoder))
-        handles.append(encoder.register_forward_hook(left_encoder, always_call=True))
+    for part in (part for encoder in find_encoders(model).values() for part in parts_called(encoder)):
+        handles.append(part.register_forward_pre_hook(entered_encoder))
+        handles.append(part.register_forward_hook(left_encoder, always_call=True))
     returned = None
     try:
         # What a step draws at random, which tokens it masks say, is the same each time.
@@ -1003,20 +1013,34 @@ def rows_by_digits(scores: Tensor, last: Tensor) -> list[int]:
     Returns:
         One row per score; -1 where a score depends on no token that no other score depends on.
     """
+    return rows_of_digits(digits_read(scores, last).cpu(), len(scores))
+
+
+def digits_read(scores: Tensor, last: Tensor) -> Tensor:
+    """Which of many scores each token is read by, (rows, s); -1 where it is none of them, or several.
+
+    See :func:`rows_by_digits`; nothing has been looked at yet.
+    """
     units = len(scores)
     number = torch.zeros(last.shape[:2], dtype=torch.long, device=last.device)
     read = [_tokens_read(scores, last)]
     for digit in range(max(units - 1, 0).bit_length()):
-        chosen = torch.tensor([unit >> digit & 1 for unit in range(units)], device=scores.device).bool()
-        with_digit, without = _tokens_read(scores[chosen], last), _tokens_read(scores[~chosen], last)
+        with_digit, without = (
+            _tokens_read(scores[[unit for unit in range(units) if (unit >> digit & 1) == wanted]], last)
+            for wanted in (1, 0)
+        )
         number += with_digit.long() << digit
         # A token that is read by scores of both kinds belongs to none alone.
         read.append(~(with_digit & without))
-    alone = torch.stack(read).all(0)
+    return torch.where(torch.stack(read).all(0), number, -1)
+
+
+def rows_of_digits(read: Tensor, units: int) -> list[int]:
+    """The row that each of many scores depends on, of what :func:`digits_read` tells, on the CPU; -1 for none."""
     rows = [-1] * units
-    for row, token in reversed(alone.nonzero().tolist()):
+    for row, token in reversed((read >= 0).nonzero().tolist()):
         # Of several texts of an example the first.
-        rows[int(number[row, token])] = row
+        rows[int(read[row, token])] = row
     return rows
 
 
@@ -1065,10 +1089,13 @@ def seen_of(model: nn.Module, encoder: nn.Module, mask: Tensor, causal: bool, ca
         The call.
     """
     rows, tokens = mask.shape
-    return Seen(rows, tokens, _vocabulary(encoder), causal, _generates(model, encoder), calls)
+    return Seen(rows, tokens, _vocabulary(model, encoder), causal, _generates(model, encoder), calls)
 
 
-def _vocabulary(encoder: nn.Module) -> int | None:
+def _vocabulary(model: nn.Module, encoder: nn.Module) -> int | None:
+    if is_torch_encoder(encoder):
+        # Its embeddings stand beside it, and those of words are more than those of places or of segments.
+        return max((one.num_embeddings for one in model.modules() if isinstance(one, nn.Embedding)), default=None)
     try:
         table = encoder.get_input_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -221,6 +222,38 @@ def test_logging_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     for one in [one for several in results.values() for one in several]:
         assert min(one.values()) > 0
         assert sum(one.values()) == pytest.approx(2 * one["total"])
+    assert [row.split()[0] for row in rows_below(printed, "One validation: kB")][-2:] == ["pictures", "total"]
+    for sizes in figures_of(tmp_path / "out.json")["bytes"].values():
+        assert min(sizes.values()) > 0
+        assert sizes["pictures"] == sum(sizes[kind] for kind in logging_cost.KINDS) < sizes["total"]
+
+
+def test_logging_cost_of_two_checkouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(common.ROOT / "globenc_lightning", other / "globenc_lightning")
+    source = other / "globenc_lightning" / "report" / "png.py"
+    changed = source.read_text(encoding="utf-8").replace("\nLEVEL = 6\n", "\nLEVEL = 0\n")
+    assert changed != source.read_text(encoding="utf-8")
+    source.write_text(changed, encoding="utf-8")
+    sizes = ["--examples", "2", "--drawn", "1", "--tokens", "5", "--layers", "2", "--validations", "2"]
+    asked = ["--against", str(other), "--pairs", "2", "--json", str(tmp_path / "out.json")]
+    logging_cost.main([*THREADS, *sizes, *asked])
+
+    printed = capsys.readouterr().out
+    rows = rows_below(printed, "2 examples, 1 drawn, 5 tokens, 2 layers, 8 methods, after 2 validations: milliseconds")
+    kinds = len(logging_cost.KINDS)
+    assert [row.split("  ")[0] for row in rows][kinds:] == [
+        "all pictures",
+        "the whole validation",
+        "its processor time",
+    ]
+    assert all(len(SPREAD.findall(row)) == 3 for row in rows)
+    pairs = figures_of(tmp_path / "out.json")["against"]["2"]
+    assert len(pairs) == 1 + 2
+    # Each process has the package of its own checkout: that of the other one compresses nothing.
+    before, after = (one["bytes"] for one in pairs[0])
+    assert all(before[kind] > 5 * after[kind] for kind in logging_cost.KINDS)
+    assert before["scalars"] == after["scalars"]
 
 
 def test_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from globenc_lightning import METHODS
 from globenc_lightning.analysis import Reader, Settings, analyze
-from globenc_lightning.encoder import layers, reading, structure
-from globenc_lightning.encoder.layers import LayerActivations
+from globenc_lightning.encoder import layers, reading, rules
+from globenc_lightning.encoder.layers import Branch, LayerActivations
 from globenc_lightning.encoder.norms import Norm
 from globenc_lightning.encoder.reading import read
 from globenc_lightning.encoder.structure import Structure
@@ -20,8 +20,9 @@ from globenc_lightning.encoder.undisturbed import undisturbed
 from globenc_lightning.errors import UnsupportedEncoderError
 from tests.families import FAMILIES, Classifier, build, example_inputs
 
-# One with LayerNorm and biases everywhere for each rule, one with RMSNorm and shared key-value heads, one with gains.
-NAMES = ("bert", "roberta_prelayernorm", "vit", "dinov2", "llama")
+# One with LayerNorm and biases everywhere for each rule, one with RMSNorm and shared key-value heads, one with gains,
+# one with numbers, one whose attention's output is normed, one with parallel sub-layers.
+NAMES = ("bert", "roberta_prelayernorm", "vit", "dinov2", "llama", "granite", "gemma3", "gpt_neox")
 BIASED = ("bert", "roberta_prelayernorm", "vit", "dinov2")
 
 
@@ -67,7 +68,7 @@ def read_alone(reader: Reader, name: str, structures: tuple[Structure, ...] | No
         )
 
 
-def assert_caught(reader: Reader, name: str, reason: str = "the .*-LN decomposition through .* misses") -> None:
+def assert_caught(reader: Reader, name: str, reason: str = "the .* decomposition through .* misses") -> None:
     with pytest.raises(UnsupportedEncoderError, match=reason):
         read_alone(reader, name)
     # Once more with everything found anew: the error is made there, too.
@@ -93,7 +94,7 @@ def test_dropped_norm_weight(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("name", NAMES)
 def test_base_weight_under_an_adapter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ends = ("attention.output.dense", "attention.o_proj", "self_attn.o_proj")
+    ends = ("attention.output.dense", "attention.o_proj", "self_attn.o_proj", "attention.dense")
 
     def adapt(model: Classifier) -> None:
         for path, module in [*model.encoder.named_modules()]:
@@ -115,11 +116,11 @@ def test_base_weight_under_an_adapter(name: str, monkeypatch: pytest.MonkeyPatch
 def test_swapped_residual(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = known(name)
 
-    def swapped(attention: AttentionCall, residual: Tensor, *rest: Any) -> LayerActivations:
-        return LayerActivations(attention, residual.roll(1, 1), *rest)
+    def swapped(attention: AttentionCall, residual: Tensor, *rest: Any, **named: Any) -> LayerActivations:
+        return LayerActivations(attention, residual.roll(1, 1), *rest, **named)
 
     monkeypatch.setattr(reading, "LayerActivations", swapped)
-    monkeypatch.setattr(structure, "LayerActivations", swapped)
+    monkeypatch.setattr(rules, "LayerActivations", swapped)
     assert_caught(reader, name)
 
 
@@ -151,22 +152,40 @@ def test_forgotten_value_bias(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_attention_calls_off_by_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, original = known(name), AttentionTrace.__init__
 
-    def late(self: AttentionTrace, report: Callable[[AttentionCall], None]) -> None:
+    def late(self: AttentionTrace, report: Callable[[AttentionCall], None], **options: bool) -> None:
         seen: list[AttentionCall] = []
 
         def previous(call: AttentionCall) -> None:
             seen.append(call)
             report(seen[max(0, len(seen) - 2)])
 
-        original(self, previous)
+        original(self, previous, **options)
 
     monkeypatch.setattr(AttentionTrace, "__init__", late)
     assert_caught(reader, name, "layer 2 .* misses")
 
 
+def wrong_branches(part: str, first: Branch, second: Branch) -> tuple[Branch, Branch]:
+    if part in ("own norm", "norm left out"):
+        wrong = None if first.norm is None or part == "norm left out" else replace(first.norm, offset=0.0)
+        return first._replace(norm=wrong), second
+    if part == "network":
+        return first, second._replace(factor=second.factor * 1.01)
+    changed = {part: getattr(first, part) * 1.01}
+    return first._replace(**changed), second
+
+
 @pytest.mark.parametrize(
     ("name", "part"),
-    [*((name, part) for name in NAMES for part in ("projection", "order")), ("bert", "norms"), ("dinov2", "gains")],
+    [
+        *((name, part) for name in NAMES for part in ("projection", "order")),
+        ("bert", "norms"),
+        ("dinov2", "branches"),
+        *((name, part) for name in ("granite", "gemma3", "gpt_neox") for part in ("factor", "kept", "network")),
+        *(("bert", part) for part in ("factor", "kept")),
+        ("gemma3", "own norm"),
+        ("gemma3", "norm left out"),
+    ],
 )
 def test_a_wrong_structure_is_caught_and_then_found_anew(name: str, part: str) -> None:
     reader = known(name)
@@ -177,8 +196,12 @@ def test_a_wrong_structure_is_caught_and_then_found_anew(name: str, part: str) -
         changed = [replace(layer, projection=own[index - 1].projection) for index, layer in enumerate(own)]
     elif part == "norms":
         changed = [replace(layer, norms=layer.norms[::-1]) for layer in own]
+    elif part == "branches":
+        changed = [replace(layer, branches=layer.branches[::-1]) for layer in own]
+    elif part == "order":
+        changed = [*own]
     else:
-        changed = [replace(layer, gains=layer.gains[::-1]) for layer in own]
+        changed = [replace(layer, branches=wrong_branches(part, *layer.branches)) for layer in own]
     wrong = replace(found, layers=tuple(changed))
     if part == "order":
         wrong = replace(found, order=(*found.order[1:], found.order[0]))

@@ -105,6 +105,32 @@ def test_torch_rms_norm() -> None:
     assert not norm.centered
 
 
+class OnePlusWeight(nn.Module):
+    """A norm whose weight says what its factor differs from 1 by, as Gemma's and Nemotron's do."""
+
+    def __init__(self, centered: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(16))
+        self.eps, self.centered = 1e-6, centered
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - x.mean(-1, keepdim=True) if self.centered else x
+        return x / (x.square().mean(-1, keepdim=True) + self.eps).sqrt() * (1 + self.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("centered", [False, True])
+def test_a_weight_that_is_added_to_one(centered: bool, dtype: torch.dtype) -> None:
+    module = redrawn(OnePlusWeight(centered), dtype)
+    norm = found(module, hidden(dtype=dtype))
+    assert norm is not None
+    assert (norm.weight, norm.offset, norm.centered) == ("weight", 1.0, centered)
+    torch.testing.assert_close(norm.factor(), 1 + module.weight.detach().to(torch.promote_types(dtype, torch.float32)))
+    plain = found(redrawn(nn.LayerNorm(16), dtype), hidden(dtype=dtype))
+    assert plain is not None
+    assert plain.offset == 0.0
+
+
 def test_parameters_under_other_names_and_in_another_order() -> None:
     norm = found(redrawn(BiasFirst(16)), hidden())
     assert norm is not None

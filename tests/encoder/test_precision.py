@@ -7,7 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, GraniteConfig, GraniteModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPTNeoXConfig,
+    GPTNeoXModel,
+    GraniteConfig,
+    GraniteModel,
+    XmodConfig,
+    XmodModel,
+)
 
 from globenc_lightning import attribute
 from globenc_lightning.encoder.norms import tolerance
@@ -82,11 +91,51 @@ def granite(outlier: float) -> GraniteModel:
     return encoder
 
 
-def with_scaled_branch(encoder: BertModel) -> BertModel:
-    """Adds but a part of the attention's output to the residual, as DeepNorm and its relatives do."""
-    for layer in encoder.encoder.layer:
-        out = layer.attention.output
-        out.forward = lambda context, x, out=out: out.LayerNorm(x + 0.5 * out.dense(context))
+def parallel(outlier: float) -> GPTNeoXModel:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    encoder = GPTNeoXModel(GPTNeoXConfig(vocab_size=99, max_position_embeddings=64, **sizes))
+    models.redraw(encoder)
+    with torch.no_grad():
+        encoder.embed_in.weight[:, 3] = outlier
+        for layer in encoder.layers:
+            for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+                norm.weight[3] = 0.02
+    return encoder
+
+
+def with_attention_twice(encoder: GPTNeoXModel) -> GPTNeoXModel:
+    for layer in encoder.layers:
+        layer.attention.register_forward_hook(lambda module, given, output: (2 * output[0], *output[1:]))
+    return encoder
+
+
+def with_network_after(encoder: GPTNeoXModel) -> GPTNeoXModel:
+    """The feed-forward network reads a share of the attention's output."""
+    for layer in encoder.layers:
+        given: list[Tensor] = []
+        layer.attention.register_forward_hook(lambda module, args, output, given=given: given.append(output[0]))
+        network = layer.mlp.forward
+        layer.mlp.forward = lambda x, network=network, given=given: network(x + 0.05 * given.pop())
+    return encoder
+
+
+def with_gates(encoder: GraniteModel) -> GraniteModel:
+    """What the attention's output is multiplied by depends on the token."""
+    for layer in encoder.layers:
+        layer.self_attn.register_forward_hook(
+            lambda module, args, output: (output[0] * (1 + 0.2 * output[0][..., :1].tanh()), *output[1:])
+        )
+    return encoder
+
+
+def xmod(outlier: float) -> XmodModel:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = XmodConfig(vocab_size=99, max_position_embeddings=64, languages=("a",), default_language="a", **sizes)
+    encoder = XmodModel(config)
+    models.redraw(encoder)
+    with torch.no_grad():
+        for norm in (module for module in encoder.modules() if isinstance(module, nn.LayerNorm)):
+            norm.bias[3] = outlier
     return encoder
 
 
@@ -100,11 +149,13 @@ def with_mean_of_all(encoder: BertModel) -> BertModel:
 
 @pytest.mark.parametrize("outlier", [0.0, 30.0, 300.0, 3000.0])
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
-@pytest.mark.parametrize("kind", ["granite", "scaled branch", "mean of all"])
+@pytest.mark.parametrize("kind", ["gates", "attention twice", "network after", "xmod", "mean of all"])
 def test_a_wrong_structure_hides_behind_no_rounding(kind: str, dtype: torch.dtype, outlier: float) -> None:
     made = {
-        "granite": lambda: granite(outlier),
-        "scaled branch": lambda: with_scaled_branch(bert(outlier=outlier)),
+        "gates": lambda: with_gates(granite(outlier)),
+        "attention twice": lambda: with_attention_twice(parallel(outlier)),
+        "network after": lambda: with_network_after(parallel(outlier)),
+        "xmod": lambda: xmod(outlier),
         "mean of all": lambda: with_mean_of_all(bert(outlier=outlier)),
     }[kind]
     model = Headed(made()).to(dtype).eval()
@@ -114,10 +165,17 @@ def test_a_wrong_structure_hides_behind_no_rounding(kind: str, dtype: torch.dtyp
 
 @pytest.mark.parametrize("outlier", [0.0, 30.0, 300.0])
 @pytest.mark.parametrize("dtype", HALF)
-def test_a_right_structure_is_read_beside_a_large_channel(dtype: torch.dtype, outlier: float) -> None:
-    model = Headed(bert(outlier=outlier)).to(dtype).eval()
+@pytest.mark.parametrize("kind", ["bert", "granite", "parallel"])
+def test_a_right_structure_is_read_beside_a_large_channel(kind: str, dtype: torch.dtype, outlier: float) -> None:
+    made = {
+        "bert": lambda: bert(outlier=outlier),
+        "granite": lambda: granite(outlier),
+        "parallel": lambda: parallel(outlier),
+    }
+    model = Headed(made[kind]()).to(dtype).eval()
     found = attribute(model, models.batch((11, 8)))
     expected = attribute(copy.deepcopy(model).float(), models.batch((11, 8)))
+    assert found.rule == expected.rule == {"bert": "post-LN", "granite": "pre-LN", "parallel": "parallel"}[kind]
     torch.testing.assert_close(found.local["N-Enc"][:, 0], expected.local["N-Enc"][:, 0], rtol=0.1, atol=0.05)
 
 

@@ -18,6 +18,7 @@ from globenc_lightning.functional import (
     METHODS,
     FrozenNorm,
     attribution,
+    devices,
     gradient_x_input,
     gram_kernel,
     local_maps,
@@ -524,16 +525,15 @@ def test_the_figures_of_the_authors_code(dtype: torch.dtype, rtol: float, atol_r
 def test_the_size_of_a_chunk_changes_no_figure(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = make_layer((9, 5, 7), heads=3, width=4, hidden=10)
     expected = layer.naive_maps()
-    monkeypatch.setattr(attribution, "CHUNK", chunk)
+    monkeypatch.setattr(devices, "CHUNK", chunk)
     assert_maps_close(layer.maps(), expected, rtol=1e-9, floor=1e-12)
 
 
 @pytest.mark.parametrize("entries", [0, 1, 3, 50])
 @pytest.mark.parametrize("shape", [(1, 1), (4, 6), (7, 1), (1, 9), (3, 0)])
-def test_chunks_cover_everything_once(shape: tuple[int, int], entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attribution, "CHUNK", 12)
+def test_chunks_cover_everything_once(shape: tuple[int, int], entries: int) -> None:
     seen = torch.zeros(shape)
-    for part in attribution.chunks(*shape, entries):
+    for part in attribution.chunks(*shape, entries, 12):
         assert 0 < seen[part].numel() <= max(1, 12 // max(1, entries))
         seen[part] += 1
     assert bool((seen == 1).all())

@@ -236,6 +236,18 @@ def test_reasons_are_a_table_for_those_who_show_tables() -> None:
     assert list(page.tables(about(), [(4, WHY)])) == ["choices", "probe", "reasons"]
 
 
+@pytest.mark.parametrize(
+    ("rule", "terms"),
+    [
+        ("sublayer-norm", "attention through its own norm, residual, the last norm"),
+        ("parallel", "attention, residual, the last norm; not the feed-forward network, which works on the same input"),
+    ],
+)
+def test_an_extension_says_which_terms_it_takes_in(rule: str, terms: str) -> None:
+    shown = {row[0]: row[1] for row in rendered(page.markdown(about(rule=rule))).rows}
+    assert shown["rule"] == f"{rule}, an extension that is not in the paper: {terms}"
+
+
 def test_plain_tables() -> None:
     tables = page.tables(about(tokens=(("a|b", "\n"), ("*",)), rule="pre-LN"))
     assert tables["probe"] == (["example", "label", "tokens"], [["0", "1", r"a|b \n"], ["1", "0", "*"]])

@@ -13,7 +13,9 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.logger import DummyExperiment, DummyLogger
+from tensorboard.backend.event_processing import event_file_loader
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils import tensorboard as torch_tensorboard
 
 from globenc_lightning.report import filmstrip, publish
 
@@ -94,6 +96,95 @@ def test_images_arrive_pixel_by_pixel(tmp_path: Path) -> None:
     for tag, expected in (("globenc/filmstrip/0", strip), ("globenc/other", PICTURE)):
         decoded = np.asarray(Image.open(io.BytesIO(written.Images(tag)[0].encoded_image_string)).convert("RGB"))
         np.testing.assert_array_equal(decoded, expected)
+
+
+def shown_in(folder: str | Path, tag: str) -> tuple[str, np.ndarray, Any]:
+    """How the newest picture of a tag is encoded, its pixels, and its step, height and width as they were written."""
+    (*_, event) = events(folder).Images(tag)
+    image = Image.open(io.BytesIO(event.encoded_image_string))
+    return image.mode, np.asarray(image.convert("RGB")), (event.step, event.height, event.width)
+
+
+FEW_COLOURS = (PICTURE // 64 * 64).astype(np.uint8)
+
+
+def own_writer(package: str, folder: Path) -> Any:
+    if package == "torch":
+        return torch_tensorboard.SummaryWriter(str(folder))
+    return pytest.importorskip("tensorboardX").SummaryWriter(str(folder))
+
+
+@pytest.mark.parametrize("package", ["torch", "tensorboardX"])
+def test_pictures_go_into_event_files_with_a_table_of_colours(package: str, tmp_path: Path) -> None:
+    writer = own_writer(package, tmp_path)
+    assert publish.log_images([Answers(writer)], {"few": FEW_COLOURS, "many": PICTURE}, 9) == []
+    writer.close()
+    for tag, expected, mode in (("few", FEW_COLOURS, "P"), ("many", PICTURE, "RGB")):
+        found, pixels, written = shown_in(tmp_path, tag)
+        assert (found, written) == (mode, (9, *PICTURE.shape[:2]))
+        np.testing.assert_array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize("package", ["torch", "tensorboardX"])
+def test_an_event_with_a_picture_is_like_the_one_that_add_image_writes(package: str, tmp_path: Path) -> None:
+    theirs, ours = own_writer(package, tmp_path / "theirs"), own_writer(package, tmp_path / "ours")
+    theirs.add_image("tag", FEW_COLOURS, 9, dataformats="HWC")
+    publish.log_images([Answers(ours)], {"tag": FEW_COLOURS}, 9)
+    found = []
+    for writer, folder in ((theirs, tmp_path / "theirs"), (ours, tmp_path / "ours")):
+        writer.close()
+        (file,) = folder.glob("*tfevents*")
+        (event,) = [one for one in event_file_loader.LegacyEventFileLoader(str(file)).Load() if one.summary.value]
+        (value,) = event.summary.value
+        pixels = np.asarray(Image.open(io.BytesIO(value.image.encoded_image_string)).convert("RGB"))
+        value.image.ClearField("encoded_image_string")
+        found.append((event.step, str(value), pixels.tobytes()))
+    assert found[0] == found[1]
+
+
+def test_a_writer_whose_add_image_does_more_gets_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class that overrides it, a package that replaces it, and Comet behind tensorboardX."""
+    seen: list[Any] = []
+
+    class Watching(torch_tensorboard.SummaryWriter):
+        def add_image(self, tag: str, img_tensor: Any, *args: Any, **kwargs: Any) -> None:
+            seen.append(("class", img_tensor))
+            super().add_image(tag, img_tensor, *args, **kwargs)
+
+    inherited = Watching(str(tmp_path / "class"))
+    replaced = torch_tensorboard.SummaryWriter(str(tmp_path / "instance"))
+    monkeypatch.setattr(replaced, "add_image", lambda tag, picture, *_, **__: seen.append(("instance", picture)))
+    comet = own_writer("tensorboardX", tmp_path / "comet")
+    comet._comet_config = {"disabled": False}
+
+    def send(data: bytes, tag: str, step: int) -> None:
+        seen.append(("comet", Image.open(io.BytesIO(data))))
+
+    sent = SimpleNamespace(log_image_encoded=send, end=lambda: None)
+    monkeypatch.setattr(comet, "_comet_logger", sent)
+    writers = [inherited, replaced, comet]
+    assert publish.log_images([Answers(writer) for writer in writers], {"tag": FEW_COLOURS}, 9) == []
+    for writer in (inherited, comet):
+        writer.close()
+    assert [name for name, _ in seen] == ["class", "instance", "comet"]
+    assert all(np.array_equal(np.asarray(picture), FEW_COLOURS) for _, picture in seen)
+    np.testing.assert_array_equal(shown_in(tmp_path / "class", "tag")[1], FEW_COLOURS)
+
+
+def test_several_event_files_get_one_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded, asked = publish.png.encoded, []
+    monkeypatch.setattr(publish.png, "encoded", lambda picture: asked.append(1) or encoded(picture))
+    loggers = [TensorBoardLogger(str(tmp_path), name=name, version="0") for name in ("a", "b", "c")]
+    pictures = {"x": FEW_COLOURS, "y": PICTURE}
+    assert (
+        publish.log_images([loggers[0], Answers(log_image=lambda key, images, step: None), *loggers[1:]], pictures, 1)
+        == []
+    )
+    for logger in loggers:
+        logger.finalize("success")
+        for tag, expected in pictures.items():
+            np.testing.assert_array_equal(shown_in(logger.log_dir, tag)[1], expected)
+    assert len(asked) == 2
 
 
 def test_only_a_real_image_writer_can_show_images(tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ def test_both_formats_are_written_and_the_path_comes_back(name: str, tmp_path: P
 
 def test_a_sentence_shows_its_tokens_steps_rho_and_what_it_is(tmp_path: Path) -> None:
     made = history(missing=[7])
-    made[0].by_example["N-Enc"][2, -1] = -0.456
-    made[1].by_example["N-Enc"][2, -1] = float("nan")
+    for entry, rho in zip(made[:2], (-0.456, float("nan")), strict=True):
+        entry.rho[list(entry.correlation).index("N-Enc"), 2, -1] = rho
     shown = texts(made.save_sentence(tmp_path / "a.svg", 2))
     assert "Example 2: the last layer's readout over training" in shown
     assert "N-Enc, unnormalised rollout, first token's row; label 0" in shown

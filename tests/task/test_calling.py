@@ -294,7 +294,7 @@ def test_logits_without_an_encoder_behind_them() -> None:
         def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
             return self.embedding(input_ids).mean(1)
 
-    with pytest.raises(UnsupportedEncoderError, match="no Hugging Face encoder in Bag"):
+    with pytest.raises(UnsupportedEncoderError, match="there is no encoder in Bag"):
         attribute(Bag(), batch())
 
 

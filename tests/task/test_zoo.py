@@ -12,12 +12,15 @@ from pytorch_lightning import seed_everything
 from torch import Tensor, nn
 
 from globenc_lightning import GlobEncCallback, attribute
+from tests.task.torch_zoo import TORCH_CASES, TorchModule
+from tests.task.torch_zoo import by_hand as by_hand_of_torch
 from tests.task.zoo import CASES, TRAINING, VALIDATION, Case
 from tests.task.zoo_table import PAGE, told
 from tests.test_callback import assert_same
 from tests.training import build_trainer, final_state, said
 
-BY_NAME = {case.name: case for case in CASES}
+EVERY_CASE = (*CASES, *TORCH_CASES)
+BY_NAME = {case.name: case for case in EVERY_CASE}
 EVERY = pytest.mark.parametrize("name", list(BY_NAME))
 INFORMATIVE = re.compile(r"\(pre-LN\)|calls of an encoder")
 """What is said of figures that are right."""
@@ -76,6 +79,8 @@ def expected(name: str) -> list[Expected]:
 
 
 def by_hand(case: Case, module: Any, batch: Any) -> Expected:
+    if isinstance(module, TorchModule):
+        return Expected(*by_hand_of_torch(case, module, batch))
     encoder = case.encoder(module)
     first = next(one for one in encoder.modules() if isinstance(one, nn.ModuleList) and len(one) == 2)[0]
     hidden: list[Tensor] = []
@@ -183,8 +188,8 @@ def test_a_resumed_training_goes_on_with_the_same_probe(name: str, tmp_path: Pat
 
 def test_the_page_tells_of_every_case() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert told(page) == [(case.what.replace("|", "/"), case.form, case.task) for case in CASES]
+    assert told(page) == [(case.what.replace("|", "/"), case.form, case.task) for case in EVERY_CASE]
 
 
 def test_every_case_has_a_name_of_its_own() -> None:
-    assert len(BY_NAME) == len(CASES) >= 32
+    assert len(BY_NAME) == len(EVERY_CASE) >= 32

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from globenc_lightning import GlobEncCallback
+from tests.task.torch_zoo import TORCH_CASES
 from tests.task.zoo import CASES, TRAINING, VALIDATION, Case
 from tests.training import build_trainer
 
@@ -49,7 +50,7 @@ def row(case: Case) -> str:
 
 def page() -> str:
     """The page, from a training of every module."""
-    return HEADER + "\n".join(row(case) for case in CASES) + "\n"
+    return HEADER + "\n".join(row(case) for case in (*CASES, *TORCH_CASES)) + "\n"
 
 
 def told(text: str) -> list[tuple[str, str, str]]:

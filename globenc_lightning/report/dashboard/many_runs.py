@@ -18,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from globenc_lightning import dynamics
-from globenc_lightning.report.dashboard import store
+from globenc_lightning.report.dashboard import shown, store
 from globenc_lightning.report.dashboard.answering import Answer, numbers
 from globenc_lightning.report.dashboard.trainings import Training, Validation, only_item
 
 COMPARED = ("target", "readout", "normalize", "exclude_special_tokens")
 """Runs that differ in one of these settings are not averaged."""
+TOLD_BY = 64
+"""So many sentences tell a probe from others of its size: all versions of the package show them of a large one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,13 +72,17 @@ def table_of(run: str, tag: str, training: Training) -> Answer:
     seen = [(one.record.moment.step, one.summary) for one in training.validations if one.record is not None]
     # A run that chooses among several texts shows other tokens at each validation.
     chooses = newest.words.get("task") == "choice" and newest.settings.get("probe")
-    shown = newest.settings["probe"] if chooses else [[*one.tokens] for one in newest.sentences]
+    examples = shown.examples_of(newest)
+    told: Any = newest.settings["probe"] if chooses else [[*one.tokens] for one in newest.sentences[:TOLD_BY]]
+    if examples > TOLD_BY:
+        told = [told, examples]
     return answer | {
         "steps": [step for step, _ in seen],
         "methods": newest.methods,
         "layers": newest.layers,
-        "examples": len(newest.sentences),
-        "probe": hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:12],
+        "examples": examples,
+        "shown": len(newest.sentences),
+        "probe": hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12],
         "settings": {name: newest.settings.get(name) for name in COMPARED},
         "places": [place for place, one in enumerate(training.validations) if one.record is not None],
         "mean": {
@@ -114,7 +120,12 @@ def dynamics_of(
     chosen = [dynamics.marked(one.tokens, one.special, wanted) for one in sentences]
     known = [one.summary is not None and one.summary.sentences == sentences for one in training.validations]
     pairs = dynamics.partners(known, against)
-    answer: Answer = {"drift": {}, "mass": {}, "chance": dynamics.chance([sum(one) for one in plain], by)}
+    answer: Answer = {
+        "drift": {},
+        "mass": {},
+        "sentences": {},
+        "chance": dynamics.chance([sum(one) for one in plain], by),
+    }
     answer["chosen"] = [sum(one) for one in chosen]
     for method in methods:
         each = rows.of(list(newest.methods).index(method), layer)
@@ -122,6 +133,7 @@ def dynamics_of(
         shares = [dynamics.mass(one, of) for one, of in zip(each, chosen, strict=True)]
         answer["drift"][method] = dynamics.mean(np.stack(moved))
         answer["mass"][method] = dynamics.mean(np.stack(shares))
+        answer["sentences"][method] = int(rows.known[:, list(newest.methods).index(method)].any(0).sum())
     return answer
 
 
@@ -139,12 +151,13 @@ def fill(rows: Rows, place: int, validation: Validation, newest: store.Summary, 
         detail = store.detail_from_bytes(only_item(data))
     except store.RecordError:
         return
-    lengths = tuple(len(one.tokens) for one in newest.sentences)
-    if validation.summary is None or detail.moment != validation.summary.moment or detail.lengths != lengths:
+    if validation.summary is None or detail.moment != validation.summary.moment:
+        return
+    if not shown.lengths_agree(detail, newest):
         return
     for number, method in enumerate(newest.methods):
         for sentence, codes in detail.rows.get(method, {}).items():
-            if len(codes) == newest.layers:
+            if sentence < len(newest.sentences) and len(codes) == newest.layers:
                 rows.codes[place, number, :, rows.starts[sentence] : rows.starts[sentence + 1]] = codes
                 rows.known[place, number, sentence] = True
 

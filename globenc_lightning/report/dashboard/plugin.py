@@ -8,29 +8,28 @@ Axes: ``l`` layer, ``q`` token that receives, ``k`` token that is attended to. L
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
 from tensorboard.data import provider
 from tensorboard.plugins import base_plugin
 
 from globenc_lightning import dynamics
-from globenc_lightning.report.dashboard import many_runs, store
+from globenc_lightning.report.dashboard import many_runs, shown, store
 from globenc_lightning.report.dashboard.answering import (
     Answer,
     Recent,
     RefusalError,
     Request,
+    all_as_shares,
     as_app,
     as_json,
     as_shares,
     numbers,
     static_file,
 )
+from globenc_lightning.report.dashboard.moving import movements
 from globenc_lightning.report.dashboard.trainings import (
     Training,
     Validation,
@@ -46,7 +45,9 @@ ENTRY = "/static/index.js"
 # wrote some of its validations again.
 POINTS = 1000
 KEPT_VALIDATIONS = 8000
-KEPT_DETAILS = 48
+"""So many validations of 16 sentences are kept, or fewer of more."""
+KEPT_DETAILS = 64 * 2**20
+"""So many bytes of attributions of single validations are kept."""
 KEPT_INDICES = 64
 KEPT_ROWS = 512 * 2**20
 """So many bytes of readout rows are kept: 30 runs of 50 validations, 16 sentences of 24 tokens, take 97 MB."""
@@ -153,10 +154,10 @@ class GlobEncPlugin(base_plugin.TBPlugin):
             "sentence": sentence,
             "step": summary.moment.step,
             "rows": {method: as_shares(codes, store.ROW_LEVELS) for method, codes in rows.items()},
-            "rows_note": _note("rows", summary.methods, rows, detail.budget),
+            "rows_note": shown.note("rows", summary.methods, rows, detail.budget),
             "saliency": as_shares(detail.saliency[sentence], store.ROW_LEVELS),
             "rollout": {method: as_shares(codes, store.MAP_LEVELS) for method, codes in maps.items()},
-            "rollout_note": _note("maps", summary.methods, maps, detail.budget),
+            "rollout_note": shown.note("maps", summary.methods, maps, detail.budget),
             "rho": {method: numbers(summary.rho[place, sentence]) for place, method in enumerate(summary.methods)},
         }
 
@@ -170,15 +171,14 @@ class GlobEncPlugin(base_plugin.TBPlugin):
         detail = self._read_detail(request, summary)
         rows = detail.rows.get(method, {})
         count = len(newest.sentences)
+        looked_at = [rows[one][layer] if one in rows else None for one in range(count)]
         return {
             "index": index,
             "step": summary.moment.step,
-            "rows": [
-                as_shares(rows[sentence][layer], store.ROW_LEVELS) if sentence in rows else None
-                for sentence in range(count)
-            ],
-            "saliency": [as_shares(detail.saliency[sentence], store.ROW_LEVELS) for sentence in range(count)],
+            "rows": all_as_shares(looked_at, store.ROW_LEVELS),
+            "saliency": all_as_shares(detail.saliency[:count], store.ROW_LEVELS),
             "rho": numbers(summary.rho[list(summary.methods).index(method), :, layer]),
+            **shown.stored_rows(detail, summary.methods, count, method),
         }
 
     def _movement(self, request: Request) -> Answer:
@@ -192,11 +192,14 @@ class GlobEncPlugin(base_plugin.TBPlugin):
         details = [self._read_detail(request, seen(training, index)) for index in indices]
         before, after = (detail.rows.get(method, {}) for detail in details)
         old, new = (seen(training, index).sentences for index in indices)
-        moved: list[Answer] = [
-            {"sentence": sentence, "other_text": False}
-            | movement(before[sentence][layer], after[sentence][layer], most)
+        places = [
+            sentence
             for sentence in range(len(newest.sentences))
             if sentence in before and sentence in after and old[sentence].tokens == new[sentence].tokens
+        ]
+        found = movements([(before[one][layer], after[one][layer]) for one in places], most)
+        moved: list[Answer] = [
+            {"sentence": place, "other_text": False} | one for place, one in zip(places, found, strict=True)
         ]
         moved.sort(key=lambda one: (one["distance"] is None, -(one["distance"] or 0.0), one["overlap"]))
         # Two texts have no tokens in common that could gain or lose.
@@ -205,7 +208,9 @@ class GlobEncPlugin(base_plugin.TBPlugin):
             for sentence in range(len(newest.sentences))
             if old[sentence].tokens != new[sentence].tokens
         ]
-        return {"sentences": moved}
+        lacking = {one for one in range(len(newest.sentences)) if one not in before or one not in after}
+        lacking -= {one["sentence"] for one in moved}
+        return {"sentences": moved, "lacking": sorted(lacking), "room": details[-1].budget}
 
     def _table(self, request: Request) -> str:
         """A run's correlations alone, every method and layer, and what tells whether it can be averaged with others."""
@@ -320,7 +325,7 @@ class GlobEncPlugin(base_plugin.TBPlugin):
                     one = replace(one, record=replace(one.summary, sentences=probe))
                 read[names[name]] = one
         training = put_together(written, read)
-        self._trainings.put(key, training, len(written))
+        self._trainings.put(key, training, sum(_size(one) for one in training.validations))
         return training
 
     def _read_detail(self, request: Request, summary: store.Summary) -> store.Detail:
@@ -337,53 +342,17 @@ class GlobEncPlugin(base_plugin.TBPlugin):
             detail = store.detail_from_bytes(only_item(found[1]))
         except store.RecordError as error:
             raise RefusalError(f"The attributions of this validation cannot be read: {error}.", 404) from error
-        if detail.moment != summary.moment or detail.lengths != tuple(len(one.tokens) for one in summary.sentences):
+        if detail.moment != summary.moment or not shown.lengths_agree(detail, summary):
             raise RefusalError("The attributions of this validation belong to another one.", 404)
         if any(rows.shape[0] != summary.layers for of in detail.rows.values() for rows in of.values()):
             raise RefusalError("The attributions of this validation are of another model.", 404)
-        self._details.put(key, detail)
+        self._details.put(key, detail, shown.nbytes(detail))
         return detail
 
 
-def movement(before: ArrayLike, after: ArrayLike, most: int) -> Answer:
-    """How far a sentence's attributions moved.
-
-    Args:
-        before: (k) attributions, not negative.
-        after: (k) the same tokens' later.
-        most: how many of the largest are compared.
-
-    Returns:
-        ``distance``, 1 - Spearman's rho of the two, None where it is undefined; ``overlap``, the share of the ``most``
-        largest tokens in common; ``gained`` and ``lost``, the tokens whose share of the sum grew and shrank, the most
-        first.
-    """
-    old, new = (np.asarray(values, dtype=np.float64) for values in (before, after))
-    most = min(most, len(old))
-    tops = [set(np.argsort(-values, kind="stable")[:most].tolist()) for values in (old, new)]
-    gain = new / max(new.sum(), 1e-300) - old / max(old.sum(), 1e-300)
-    order = np.argsort(-gain, kind="stable")
-    rho = _spearman(old, new)
-    return {
-        "distance": None if rho is None else round(1 - rho, 4),
-        "overlap": round(len(tops[0] & tops[1]) / most, 4) if most else 1.0,
-        "gained": [int(place) for place in order if gain[place] > 0][:most],
-        "lost": [int(place) for place in order[::-1] if gain[place] < 0][:most],
-    }
-
-
-def _spearman(left: NDArray[np.float64], right: NDArray[np.float64]) -> float | None:
-    ranks = [_ranks(values) for values in (left, right)]
-    x, y = (one - one.mean() if len(one) else one for one in ranks)
-    scale = math.sqrt(float((x * x).sum() * (y * y).sum()))
-    return float((x * y).sum()) / scale if scale > 0 else None
-
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks from 1; ties share their mean rank."""
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return ((last - counts + 1 + last) / 2)[which.reshape(-1)]
+def _size(validation: Validation) -> int:
+    """How much of the room for validations one takes."""
+    return 1 if validation.summary is None else -(-len(validation.summary.sentences) // 16)
 
 
 def _index_of(run: str, tag: str, training: Training) -> Answer:
@@ -399,6 +368,7 @@ def _index_of(run: str, tag: str, training: Training) -> Answer:
             "class_names": None,
             "words": {},
             "sentences": [],
+            "examples": 0,
             "correlation": {},
         }
     return answer | {
@@ -412,6 +382,7 @@ def _index_of(run: str, tag: str, training: Training) -> Answer:
             _sentence_of(one, newest.decided[place] if newest.decided else None)
             for place, one in enumerate(newest.sentences)
         ],
+        "examples": shown.examples_of(newest),
         "correlation": {
             method: {
                 name: [
@@ -469,11 +440,3 @@ def _in_words(decided: store.Decided) -> list[Any]:
         decided.where,
         decided.marked,
     ]
-
-
-def _note(things: str, methods: Sequence[str], stored: Mapping[str, Any], budget: int) -> str | None:
-    absent = [method for method in methods if method not in stored]
-    if not absent:
-        return None
-    which = "all methods" if len(absent) == len(methods) else ", ".join(absent)
-    return f"The {things} of {which} are not stored for this sentence: a validation takes at most {budget // 1024} kB."

@@ -3,7 +3,7 @@
 Axes: ``b`` sentence, ``l`` layer, ``q`` token that receives, ``k`` token that is attended to.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,23 +12,17 @@ from globenc_lightning.analysis import Settings
 from globenc_lightning.measurement import Measurement, class_of, score_in_words
 from globenc_lightning.probe import ProbeSet
 from globenc_lightning.report.curves import mean_and_interval
-from globenc_lightning.report.dashboard import store
+from globenc_lightning.report.dashboard import packing, store
 from globenc_lightning.report.images import READOUT_NAMES, drawn_method, target_words
-from globenc_lightning.report.page import MAX_EXAMPLES, shown_words
 from globenc_lightning.report.texts import texts_of
 from globenc_lightning.report.verdicts import MARKS, verdicts
-
-ROWS_ROOM = 384 * 1024
-"""Bytes that one validation's readout rows may take: 16 sentences of 128 tokens, 12 layers and 8 methods fit."""
-MAPS_ROOM = 256 * 1024
-"""Bytes for the last layer's maps: those of 16 sentences of 128 tokens and one method fit."""
 
 
 def kept_maps(lengths: Sequence[int], settings: Settings, drawn: int) -> dict[int, tuple[str, ...]]:
     """Which of the last layer's maps are kept: those of the method that is drawn first, then the others'.
 
     Args:
-        lengths: (b) how many tokens each sentence has.
+        lengths: (b) how many tokens each sentence has; of many, the first are looked at.
         settings: what is computed.
         drawn: so many of the first sentences get pictures, whether or not they fit the room.
 
@@ -36,7 +30,7 @@ def kept_maps(lengths: Sequence[int], settings: Settings, drawn: int) -> dict[in
         Sentence -> methods.
     """
     kept: dict[int, list[str]] = {index: [drawn_method(settings)] for index in range(min(drawn, len(lengths)))}
-    for index, method in _fitting([length**2 for length in lengths[:MAX_EXAMPLES]], _methods(settings), MAPS_ROOM):
+    for index, method in packing.maps_that_fit(lengths, _methods(settings)):
         if method not in kept.setdefault(index, []):
             kept[index].append(method)
     return {index: tuple(methods) for index, methods in sorted(kept.items())}
@@ -49,7 +43,7 @@ def records(
     moment: store.Moment,
     class_names: Sequence[str] | None = None,
 ) -> tuple[store.Summary, store.Detail]:
-    """What one validation found, as it is written: means over the whole probe, and a large one's first examples.
+    """What one validation found, as it is written: means over the whole probe, and the examples that there is room for.
 
     Args:
         measurement: the figures.
@@ -59,7 +53,7 @@ def records(
         class_names: the model's names of its classes, or None.
 
     Returns:
-        The summary, and the attributions as far as they fit.
+        The summary, and the attributions as far as they fit, both of the same sentences.
 
     Raises:
         ValueError: an attribution that is no magnitude.
@@ -67,8 +61,9 @@ def records(
     methods = tuple(measurement.correlation)
     intervals = [mean_and_interval(rho.numpy()) for rho in measurement.correlation.values()]
     mean, half, n, _ = (np.stack(parts) for parts in zip(*intervals, strict=True))
-    shown = shown_words(len(measurement.names))
-    measurement = measurement.first(MAX_EXAMPLES)
+    size = len(measurement.names)
+    fitting = _rows_that_fit(measurement, settings)
+    measurement = measurement.first(fitting.sentences)
     texts = texts_of(measurement, probe)
     said = verdicts(measurement, probe, class_names)
     score = score_in_words(measurement.task, settings.target_name, measurement.distance)
@@ -106,25 +101,35 @@ def records(
             "readout": READOUT_NAMES[measurement.readout],
             "text": texts.shown,
             "marked": MARKS.get(measurement.task, ""),
-            "shown": shown,
+            # How many there are. A reader of an earlier version finds it in the words alone.
+            **({"examples": str(size)} if fitting.sentences < size else {}),
+            "shown": f"the first {fitting.sentences} of {size:,} examples" if fitting.sentences < size else "",
         },
     )
-    return summary, _detail(measurement, settings, moment)
+    return summary, _detail(measurement, settings, moment, fitting.rows)
 
 
-def _detail(measurement: Measurement, settings: Settings, moment: store.Moment) -> store.Detail:
+def _rows_that_fit(measurement: Measurement, settings: Settings) -> packing.Rows:
+    lengths = [len(one) for one in measurement.saliency]
+    layers = next(iter(measurement.correlation.values())).shape[1]
+    return packing.rows_that_fit(lengths, layers, _methods(settings))
+
+
+def _detail(
+    measurement: Measurement, settings: Settings, moment: store.Moment, fitting: Sequence[packing.Part]
+) -> store.Detail:
     lengths = tuple(len(one) for one in measurement.saliency)
     order = _methods(settings)
-    layers = len(next(iter(measurement.rows[0].values())))
     rows: dict[str, dict[int, np.ndarray]] = {method: {} for method in order}
-    for index, method in _fitting([2 * layers * length for length in lengths], order, ROWS_ROOM):
+    for index, method in fitting:
         rows[method][index] = store.shares(measurement.rows[index][method].numpy(), store.ROW_LEVELS)
     maps: dict[str, dict[int, np.ndarray]] = {method: {} for method in order}
-    for index, method in _fitting([length**2 for length in lengths], order, MAPS_ROOM):
+    for index, method in packing.maps_that_fit(lengths, order):
         if method in measurement.last.get(index, ()):
             maps[method][index] = store.shares(measurement.last[index][method].numpy(), store.MAP_LEVELS)
     saliency = tuple(store.shares(one.numpy(), store.ROW_LEVELS) for one in measurement.saliency)
-    return store.Detail(moment, lengths, saliency, _stored(rows), _stored(maps), ROWS_ROOM + MAPS_ROOM)
+    budget = packing.ROWS_ROOM + packing.MAPS_ROOM
+    return store.Detail(moment, lengths, saliency, _stored(rows), _stored(maps), budget)
 
 
 def _sentence(measurement: Measurement, probe: ProbeSet, index: int) -> store.Sentence:
@@ -135,18 +140,8 @@ def _sentence(measurement: Measurement, probe: ProbeSet, index: int) -> store.Se
 
 
 def _methods(settings: Settings) -> list[str]:
-    """The method that is drawn, then the others."""
-    drawn = drawn_method(settings)
-    return [drawn, *(method for method in settings.methods if method != drawn)]
-
-
-def _fitting(sizes: Sequence[int], methods: Sequence[str], room: int) -> Iterator[tuple[int, str]]:
-    """Sentences and methods, the first method's sentences first, as long as there is room for them."""
-    for method in methods:
-        for index, size in enumerate(sizes):
-            if size <= room:
-                room -= size
-                yield index, method
+    """The methods in the order in which they get room."""
+    return packing.by_importance(settings.methods, drawn_method(settings))
 
 
 def _stored(parts: Mapping[str, dict[int, np.ndarray]]) -> dict[str, dict[int, np.ndarray]]:

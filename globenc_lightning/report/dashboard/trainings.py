@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from globenc_lightning.report.dashboard import store
+from globenc_lightning.report.dashboard import shown, store
 from globenc_lightning.report.dashboard.answering import RefusalError
 
 MAX_REASONS = 20
@@ -98,6 +98,9 @@ def put_together(written: Mapping[int, float | None], read: Mapping[int, Validat
     newest = next((one.summary for one in reversed(validations) if one.summary is not None), None)
     if newest is not None:
         validations = [_if_comparable(one, newest) for one in validations]
+        count = min(len(one.summary.sentences) for one in validations if one.summary is not None)
+        validations = [_cut(one, count) for one in validations]
+        newest = next(one.summary for one in reversed(validations) if one.summary is not None)
     messages = []
     troubles = [one.trouble for one in validations if one.trouble is not None]
     if troubles:
@@ -131,5 +134,10 @@ def _if_comparable(validation: Validation, newest: store.Summary) -> Validation:
 def _are_of_one_probe(summary: store.Summary, newest: store.Summary) -> bool:
     """Whether two validations show the same examples: where several texts can be chosen, another one may be shown."""
     if summary.words.get("task") == newest.words.get("task") == "choice":
-        return len(summary.sentences) == len(newest.sentences)
-    return summary.sentences == newest.sentences
+        return bool(summary.sentences) == bool(newest.sentences)
+    return shown.begin_alike(summary, newest)
+
+
+def _cut(validation: Validation, count: int) -> Validation:
+    summary = validation.summary
+    return validation if summary is None else replace(validation, record=shown.cut(summary, count))

@@ -405,7 +405,7 @@ def test_movement_is_sorted_by_rank_correlation(tab: Tab, logdir: Path) -> None:
     assert tab.texts(".moved .number") == [str(one + 1) for one in order]
     assert tab.texts(".moved .distance") == [f"{moved[one]:.3f}" for one in order]
     before, after = (shares(details[at].rows["N-Enc"][order[0]][-1]) for at in (0, -1))
-    first, second = tab.all(".moved li")[0].find_elements(By.CSS_SELECTOR, ".chips")
+    first, second = tab.all(".moved .sentence")[0].find_elements(By.CSS_SELECTOR, ".chips")
     for line, values in ((first, before), (second, after)):
         chips = "return [...arguments[0].querySelectorAll('.chip')].map((e) => getComputedStyle(e).backgroundColor)"
         found = [[int(n) for n in re.findall(r"\d+", one)] for one in tab.script(chips, line)]
@@ -867,7 +867,7 @@ def test_every_kind_is_shown_as_what_it_is(tab: Tab, logdir: Path, kind: str) ->
         assert chips == [len(one) for one in shown]
     keys = [one for one in tab.all(".tokens-view .mark-key") if one.is_displayed()]
     assert [one.text for one in keys] == ([found[-1].words["marked"]] if found[-1].words["marked"] else [])
-    assert found[-1].words["score"] in tab.text(".tokens-view .token-heads > div:last-child .hint")
+    assert found[-1].words["score"] in tab.text(".tokens-view .token-heads > div:last-of-type .hint")
     others = [text for one in found[-1].decided for _, text in one.others]
     assert len(tab.all(".tokens-view .other-text")) == len(others)
     tab.shot(f"kind-{kind.replace(' ', '-')}")

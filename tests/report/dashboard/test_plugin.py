@@ -22,8 +22,7 @@ from benchmarks.dashboard import CLASS_NAMES, application, large_run, reader, sy
 from globenc_lightning import METHODS
 from globenc_lightning.report import publish
 from globenc_lightning.report.curves import mean_and_interval
-from globenc_lightning.report.dashboard import answering, plugin, store
-from globenc_lightning.report.dashboard import records as dashboard_records
+from globenc_lightning.report.dashboard import answering, moving, packing, plugin, store
 from tests.report.dashboard.serving import PLUGIN, ROOT, Answer, ask, fetch, tensorboard, until_runs
 from tests.training import events
 
@@ -31,6 +30,8 @@ SIZES: dict[str, Any] = {"sentences": 3, "layers": 2, "tokens": 7}
 VALIDATIONS = 5
 ODD = "a run & <b>#%?é"
 WHERE = {"run": ODD, "tag": "globenc"}
+LADDER = packing.by_importance(METHODS, "N-Enc")
+ROOM = packing.ROWS_ROOM + packing.MAPS_ROOM
 BLOCKED = ("torch", "lightning", "pytorch_lightning", "transformers", "scipy", "PIL", "matplotlib")
 
 
@@ -160,7 +161,7 @@ def test_detail_holds_what_was_measured(client: Client) -> None:
             assert (answer["rows_note"], answer["rollout_note"]) == (None, None)
             saliency = measured.saliency[sentence]
             np.testing.assert_allclose(answer["saliency"], saliency / saliency.max(), atol=2e-5)
-            assert list(answer["rows"]) == list(answer["rollout"]) == ["N-Enc", *METHODS[:-1]]
+            assert list(answer["rows"]) == list(answer["rollout"]) == LADDER
             for method in METHODS:
                 rows, whole = measured.rows[sentence][method], measured.last[sentence][method]
                 np.testing.assert_allclose(answer["rows"][method], rows / rows.amax(1, keepdim=True), atol=2e-5)
@@ -179,23 +180,102 @@ def test_tokens_of_all_sentences_are_those_of_each(client: Client) -> None:
             "rows": [one["rows"]["N"][1] for one in each],
             "saliency": [one["saliency"] for one in each],
             "rho": [one["rho"]["N"][1] for one in each],
+            "stored": dict.fromkeys(METHODS, 3),
+            "instead": {},
+            "room": ROOM,
         }
 
 
 def test_rows_that_had_no_room_are_null_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dashboard_records, "ROWS_ROOM", 2 * 2 * (7 + 6 + 5) + 2 * 2 * 7)
-    monkeypatch.setattr(dashboard_records, "MAPS_ROOM", 7 * 7 + 5 * 5)
+    monkeypatch.setattr(packing, "ROWS_ROOM", 2 * 2 * (7 + 6 + 5) + 2 * 2 * 7)
+    monkeypatch.setattr(packing, "MAPS_ROOM", 7 * 7 + 5 * 5)
     write_run(tmp_path, [0])
     client, where = application(reader(tmp_path)), {"run": "run", "tag": "globenc", "index": 0}
     first, second, third = (ask(client, "detail", sentence=i, **where).content for i in range(3))
-    assert [list(one["rows"]) for one in (first, second, third)] == [["N-Enc", "W"], ["N-Enc"], ["N-Enc"]]
+    assert [list(one["rows"]) for one in (first, second, third)] == [["N-Enc", "N-ResLN"], ["N-Enc"], ["N-Enc"]]
     assert [list(one["rollout"]) for one in (first, second, third)] == [["N-Enc"], [], ["N-Enc"]]
-    assert first["rows_note"].startswith("The rows of W-FixedRes, W-Res, N, N-FixedRes, N-Res, N-ResLN are not stored")
+    assert first["rows_note"].startswith("The rows of W, W-FixedRes, W-Res, N, N-FixedRes, N-Res are not stored")
     assert second["rollout_note"].startswith("The maps of all methods are not stored for this sentence")
-    rows = ask(client, "tokens", method="W", layer=0, **where).content["rows"]
-    assert [row is None for row in rows] == [False, True, True]
-    moved = ask(client, "movement", run="run", tag="globenc", from_=0, to=0, method="W", layer=0).content["sentences"]
-    assert [one["sentence"] for one in moved] == [0]
+    tokens = ask(client, "tokens", method="N-ResLN", layer=0, **where).content
+    assert [row is None for row in tokens["rows"]] == [False, True, True]
+    assert tokens["stored"] == {**dict.fromkeys(METHODS, 0), "N-ResLN": 1, "N-Enc": 3}
+    assert tokens["instead"] == {"1": ["N-Enc"], "2": ["N-Enc"]}
+    choice = {"run": "run", "tag": "globenc", "layer": 0}
+    moved = ask(client, "movement", from_=0, to=0, method="N-ResLN", **choice).content
+    assert [one["sentence"] for one in moved["sentences"]] == [0]
+    assert moved["lacking"] == [1, 2]
+    assert ask(client, "movement", from_=0, to=0, method="N-Enc", **choice).content["lacking"] == []
+    choices = {**CHOICES, **choice, "methods": '["N-Enc", "N-ResLN", "W"]'}
+    assert ask(client, "dynamics", **choices).content["sentences"] == {"N-Enc": 3, "N-ResLN": 1, "W": 0}
+
+
+def earlier(kind: str, ordinal: int) -> bytes:
+    """A record of 70 examples as an earlier version of the package wrote it: 64 are shown, of some methods."""
+    return (Path(__file__).parent / "earlier" / f"{kind}_{ordinal:06d}").read_bytes()
+
+
+def write_earlier(folder: Path, ordinals: Sequence[int]) -> None:
+    for ordinal in ordinals:
+        tagged = {store.tag("globenc", kind, ordinal): earlier(kind, ordinal) for kind in ("detail", "summary")}
+        write_raw(folder, tagged, step=10 * ordinal)
+
+
+def test_an_earlier_version_s_records_of_a_large_probe_are_shown(tmp_path: Path) -> None:
+    write_earlier(tmp_path, [0, 1])
+    client, where = application(reader(tmp_path)), {"run": "run", "tag": "globenc"}
+    index = ask(client, "index", **where).content
+    assert (len(index["sentences"]), index["examples"], index["messages"]) == (64, 70, [])
+    for place in (0, 1):
+        measured = synthetic_measurement(place, 2, sentences=70, layers=2, tokens=6)
+        tokens = ask(client, "tokens", index=place, method="N-FixedRes", layer=1, **where).content
+        assert tokens["stored"] == dict.fromkeys(METHODS, 64) | {"N-FixedRes": 11, "N-Res": 0, "N-ResLN": 0}
+        assert tokens["instead"]["63"] == ["W", "W-FixedRes", "W-Res", "N", "N-Enc"]
+        row = measured.rows[10]["N-FixedRes"][1]
+        np.testing.assert_allclose(tokens["rows"][10], row / row.max(), atol=2e-5)
+        assert tokens["rows"][11] is None
+        np.testing.assert_allclose(
+            index["correlation"]["N"]["mean"][place], measured.correlation["N"].mean(0), atol=1e-5
+        )
+    moved = ask(client, "movement", from_=0, to=1, method="N-FixedRes", layer=1, **where).content
+    assert (len(moved["sentences"]), moved["lacking"]) == (11, [*range(11, 64)])
+    table = ask(client, "table", **where).content
+    assert (table["examples"], table["shown"]) == (70, 64)
+
+
+def test_a_training_that_went_on_with_another_version_shows_what_both_hold(tmp_path: Path) -> None:
+    write_earlier(tmp_path, [0])
+    logger = logger_of(tmp_path)
+    measured = [synthetic_measurement(place, 2, sentences=70, layers=2, tokens=6) for place in (0, 1)]
+    write(logger, measured[1], store.Moment(1, 10, 0, 1.0))
+    logger.experiment.close()
+    client, where = application(reader(tmp_path)), {"run": "run", "tag": "globenc"}
+    index = ask(client, "index", **where).content
+    assert (len(index["sentences"]), index["examples"], index["messages"]) == (64, 70, [])
+    assert not any(one["damaged"] or one["other_texts"] for one in index["validations"])
+    for place in (0, 1):
+        tokens = ask(client, "tokens", index=place, method="N-Enc", layer=1, **where).content
+        row = measured[place].rows[63]["N-Enc"][1]
+        np.testing.assert_allclose(tokens["rows"][63], row / row.max(), atol=2e-5)
+        assert [len(tokens[name]) for name in ("rows", "saliency", "rho")] == [64] * 3
+    moved = ask(client, "movement", from_=0, to=1, method="N-Enc", layer=1, **where).content
+    assert len(moved["sentences"]) == 64
+    drift = ask(client, "dynamics", **{**CHOICES, **where}).content
+    assert drift["drift"]["N-Enc"][1] is not None
+    assert drift["sentences"] == {"N-Enc": 64, "W": 64}
+    assert ask(client, "detail", index=1, sentence=64, **where).code == 404
+
+
+def test_runs_that_show_different_parts_of_one_probe_are_averaged(tmp_path: Path) -> None:
+    write_earlier(tmp_path, [0, 1])
+    logger = logger_of(tmp_path, "later")
+    write(logger, synthetic_measurement(1, 2, sentences=70, layers=2, tokens=6), store.Moment(0, 10, 0, 1.0))
+    logger.experiment.close()
+    write_run(tmp_path, [0], "smaller", sentences=66, layers=2, tokens=6)
+    client = application(reader(tmp_path))
+    tables = [ask(client, "table", run=run, tag="globenc").content for run in ("run", "later", "smaller")]
+    assert [one["shown"] for one in tables] == [64, 70, 66]
+    assert [one["examples"] for one in tables] == [70, 70, 66]
+    assert tables[0]["probe"] == tables[1]["probe"] != tables[2]["probe"]
 
 
 def test_movement_against_scipy(client: Client) -> None:
@@ -222,16 +302,24 @@ def test_movement_against_scipy(client: Client) -> None:
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=12))
 def test_ties_share_their_rank_as_in_scipy(pairs: list[tuple[int, int]]) -> None:
     before, after = zip(*pairs, strict=True)
-    distance = plugin.movement(before, after, 3)["distance"]
+    distance = moving.movement(before, after, 3)["distance"]
     if len(set(before)) == 1 or len(set(after)) == 1:
         assert distance is None
     else:
         assert distance == pytest.approx(1 - spearmanr(before, after).statistic, abs=1e-4)
 
 
+def test_many_movements_at_once_are_those_of_each() -> None:
+    draw = np.random.default_rng(0)
+    pairs = [(draw.integers(0, 6, size), draw.integers(0, 6, size)) for size in (7, 1, 4, 7, 2, 30, 4, 7)]
+    pairs.append((np.zeros(4), draw.random(4)))
+    assert moving.movements(pairs, 3) == [moving.movement(*pair, 3) for pair in pairs]
+    assert moving.movements([], 3) == []
+
+
 def test_movement_of_nothing() -> None:
-    assert plugin.movement([], [], 5) == {"distance": None, "overlap": 1.0, "gained": [], "lost": []}
-    assert plugin.movement([0, 0], [0, 0], 1) == {"distance": None, "overlap": 1.0, "gained": [], "lost": []}
+    assert moving.movement([], [], 5) == {"distance": None, "overlap": 1.0, "gained": [], "lost": []}
+    assert moving.movement([0, 0], [0, 0], 1) == {"distance": None, "overlap": 1.0, "gained": [], "lost": []}
 
 
 @pytest.mark.parametrize(

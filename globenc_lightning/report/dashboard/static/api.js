@@ -22,10 +22,15 @@
  */
 /**
  * @typedef {{run: string, tag: string, methods: string[], drawn_method: string, layers: number, settings: object,
- *   class_names: string[]|null, words: Record<string, string>, sentences: Sentence[], validations: Validation[], correlation: Record<string, Curves>,
+ *   class_names: string[]|null, words: Record<string, string>, sentences: Sentence[],
+ *   examples: number, validations: Validation[], correlation: Record<string, Curves>,
  *   messages: string[]}} Index
  */
-/** @typedef {{rows: (number[]|null)[], saliency: number[][], rho: (number|null)[]}} Tokens one entry per sentence */
+/**
+ * @typedef {{rows: (number[]|null)[], saliency: number[][], rho: (number|null)[], stored: Record<string, number>,
+ *   instead: Record<string, string[]>, room: number}} Tokens one entry per sentence; stored is by method the number of
+ *   sentences whose rows are, instead by sentence without a row the methods that it has, room is in bytes
+ */
 /**
  * @typedef {{rows: Record<string, number[][]>, rows_note: string|null, saliency: number[],
  *   rollout: Record<string, number[][]>, rollout_note: string|null, rho: Record<string, (number|null)[]>}} Detail
@@ -37,12 +42,13 @@
 
 /**
  * @typedef {{run: string, tag: string, steps: number[], methods: string[], layers: number, probe: string|null,
- *   examples: number, settings: Record<string, string|number|boolean|null>, places: number[], mean: Record<string, ((number|null)[]|null)[]>}} Table the correlations of a
+ *   examples: number, shown: number, settings: Record<string, string|number|boolean|null>, places: number[], mean: Record<string, ((number|null)[]|null)[]>}} Table the correlations of a
  *   run, [validation][layer]; places are those of its validations in the index
  */
 /**
  * @typedef {{drift: Record<string, (number|null)[]>, mass: Record<string, (number|null)[]>, chance: number|null,
- *   chosen: number[]}} Dynamics one entry per validation of the index; chosen are tokens per sentence
+ *   chosen: number[], sentences: Record<string, number>}} Dynamics one entry per validation of the index; chosen are
+ *   tokens per sentence; sentences is by method the number whose rows are stored
  */
 
 const KEPT = 600;
@@ -127,7 +133,7 @@ export function createApi() {
     /** @returns {Promise<{rho: Record<string, (number|null)[][]>}>} one sentence over all validations */
     sentence: (run, tag, sentence, written) => once("sentence", { run, tag, sentence }, written),
 
-    /** @returns {Promise<{sentences: Moved[]}>} */
+    /** @returns {Promise<{sentences: Moved[], lacking: number[], room: number}>} lacking are those without rows */
     movement: (run, tag, from, to, method, layer) =>
       once(
         "movement",

@@ -3,6 +3,7 @@
 import { methodStyle } from "./colours.js";
 import { html, notice, replaceButtons, setText } from "./dom.js";
 import { createLineChart, sample } from "./line_chart.js";
+import { counted, createShare, partOf } from "./shares.js";
 import { hasFigures, whyEmpty } from "./state.js";
 import { shorten, visible } from "./text.js";
 
@@ -19,6 +20,7 @@ const SENTENCE_STYLE = { marker: "circle", dash: "1 4", hollow: true };
 /** @param {import("./index.js").Context} context */
 export function createCorrelationView({ api, update, theme, tooltip, runs }) {
   const message = html("div");
+  const share = createShare();
   const methodChips = html("div", { "class": "toggles", "role": "group", "aria-label": "Methods that are drawn" });
   const runChips = html("div", { "class": "toggles", "role": "group", "aria-label": "Runs that are drawn" });
   const runRow = html("div", { class: "toggle-row" }, html("span", { class: "field-name" }, "Runs"), runChips);
@@ -64,6 +66,7 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
       ),
       runRow,
     ),
+    share.element,
     message,
     html(
       "div",
@@ -201,14 +204,16 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
     paintToggles(shown);
     const width = layersCard.clientWidth - 2 * Number.parseFloat(getComputedStyle(layersCard).paddingLeft);
     const usable = hasFigures(validation);
-    const all = index.sentences.length;
+    const all = index.examples;
+    const part = partOf(index);
+    share.say(part ? `Means are of all ${counted(all)} sentences; the first ${part} can be drawn on their own.` : "");
     const undefinedCount = all - (index.correlation[method].n[position]?.[layer] ?? 0);
     setText(layersTitle, `By layer, at step ${validation.step}`);
     setText(
       layersHint,
       !usable
         ? whyEmpty(validation)
-        : `Mean over ${all} sentences, bands: 95 % interval of the mean. ${method}, layer ${layer + 1}: ` +
+        : `Mean over ${counted(all)} sentences, bands: 95 % interval of the mean. ${method}, layer ${layer + 1}: ` +
             (undefinedCount ? `${undefinedCount} undefined.` : "no ρ is undefined."),
     );
     setText(trainingTitle, `Over the training, layer ${layer + 1}`);

@@ -90,3 +90,42 @@ export function notice(title, ...texts) {
   const paragraphs = texts.filter((text) => text).map((text) => html("p", {}, text));
   return html("div", { class: "notice", role: "status" }, html("strong", {}, title), ...paragraphs);
 }
+
+/**
+ * @param {Node} node
+ * @returns {[number, number]|null} where a selection begins and ends in a node's text; null where it is not within
+ */
+export function selectedIn(node) {
+  const selected = window.getSelection();
+  if (!selected?.rangeCount || selected.isCollapsed) return null;
+  const range = selected.getRangeAt(0);
+  if (!node.contains(range.startContainer) || !node.contains(range.endContainer)) return null;
+  const before = document.createRange();
+  before.setStart(node, 0);
+  before.setEnd(range.startContainer, range.startOffset);
+  const start = before.toString().length;
+  return [start, start + range.toString().length];
+}
+
+/**
+ * Selects a part of a node's text.
+ * @param {Node} node
+ * @param {number} start
+ * @param {number} end
+ */
+export function selectIn(node, start, end) {
+  const range = document.createRange();
+  const walker = document.createTreeWalker(node, NodeFilter.SHOW_TEXT);
+  let at = 0;
+  for (let text = walker.nextNode(); text; text = walker.nextNode()) {
+    const length = text.textContent?.length ?? 0;
+    if (start >= at && start < at + length) range.setStart(text, start - at);
+    if (end > at && end <= at + length) {
+      range.setEnd(text, end - at);
+      break;
+    }
+    at += length;
+  }
+  window.getSelection()?.removeAllRanges();
+  window.getSelection()?.addRange(range);
+}

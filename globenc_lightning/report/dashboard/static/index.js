@@ -65,6 +65,8 @@ function createTab(host) {
   let turn = 0;
   let playing = 0;
   let pointed = false;
+  /** @type {{of: import("./api.js").Sentence[]|null, made: {value: string, label: string}[]}} */
+  let options = { of: null, made: [] };
   /** @type {(() => void)[]} */
   const themeListeners = [];
 
@@ -252,6 +254,7 @@ function createTab(host) {
     if (!stage.contains(view.element)) {
       stage.replaceChildren(view.element);
       window.scrollTo(0, 0);
+      view.attached?.();
     }
     await view.show(selection, isCurrent, state);
   }
@@ -278,6 +281,15 @@ function createTab(host) {
     notes.lastElementChild?.replaceChildren(...messages.map((text) => html("li", {}, text)));
   }
 
+  /** The sentences as options, made once: there may be many. @param {import("./api.js").Sentence[]} sentences */
+  function sentenceOptions(sentences) {
+    if (options.of !== sentences) {
+      const label = (one, i) => shorten(`${i + 1}  ${plain(one)}`, SENTENCE_LIMIT);
+      options = { of: sentences, made: sentences.map((one, i) => ({ value: String(i), label: label(one, i) })) };
+    }
+    return options.made;
+  }
+
   /** @param {import("./state.js").Selection} chosen */
   function paintControls(chosen) {
     const { index, position, validation } = chosen;
@@ -300,14 +312,7 @@ function createTab(host) {
       String(chosen.layer),
     );
     sentence.element.hidden = state.view !== "maps" && state.view !== "correlation";
-    setOptions(
-      sentence.select,
-      index.sentences.map((one, i) => ({
-        value: String(i),
-        label: shorten(`${i + 1}  ${plain(one)}`, SENTENCE_LIMIT),
-      })),
-      String(chosen.sentence),
-    );
+    if (!sentence.element.hidden) setOptions(sentence.select, sentenceOptions(index.sentences), String(chosen.sentence));
     slider.max = String(validations.length - 1);
     slider.value = String(position);
     slider.disabled = validations.length < 2;

@@ -3,6 +3,7 @@
 import { createLegend } from "./chips.js";
 import { html, notice, setText } from "./dom.js";
 import { createGrid } from "./grid.js";
+import { counted, createShare, partOf } from "./shares.js";
 import { decisionOf, hasFigures, whyEmpty } from "./state.js";
 import { valueAndRank, visible } from "./text.js";
 
@@ -17,6 +18,7 @@ export function createMapsView({ api, update, theme, tooltip }) {
   const layersTitle = html("h2");
   const tokensTitle = html("h2");
   const message = html("div");
+  const share = createShare();
   const missingLayers = html("div");
   const missingMap = html("div");
   /** @type {{selection: import("./state.js").Selection, detail: import("./api.js").Detail}|null} */
@@ -66,7 +68,7 @@ export function createMapsView({ api, update, theme, tooltip }) {
     tokensGrid.element,
   );
   const cards = html("div", { class: "cards" }, layersCard, tokensCard);
-  const element = html("section", { "class": "view maps-view", "aria-label": "Maps" }, message, cards);
+  const element = html("section", { "class": "view maps-view", "aria-label": "Maps" }, share.element, message, cards);
 
   function describe(at, values, k, name) {
     const { selection, detail } = /** @type {NonNullable<typeof shown>} */ (shown);
@@ -91,6 +93,7 @@ export function createMapsView({ api, update, theme, tooltip }) {
     cards.classList.toggle("stacked", !beside);
     const width = layersCard.clientWidth - 2 * Number.parseFloat(getComputedStyle(layersCard).paddingLeft);
     const layers = detail.rows[method];
+    share.say(placeOf(index, sentence), layers && detail.rows_note, detail.rollout[method] && detail.rollout_note);
     layersGrid.element.hidden = !layers;
     missingLayers.replaceChildren(...(layers ? [] : [notice("These rows were not stored", detail.rows_note ?? "")]));
     for (const key of [layersKey, tokensKey]) {
@@ -146,9 +149,16 @@ export function createMapsView({ api, update, theme, tooltip }) {
       const detail = usable ? await api.detail(run, tag, position, sentence) : null;
       if (!isCurrent()) return;
       shown = detail ? { selection, detail } : null;
+      if (!detail) share.say(placeOf(selection.index, sentence));
       cards.hidden = !usable;
       message.replaceChildren(...(usable ? [] : [notice("No figures here", whyEmpty(validation))]));
       paint();
     },
   };
+}
+
+/** Which sentence of how many this is, where not all can be chosen. */
+function placeOf(index, sentence) {
+  const part = partOf(index);
+  return part ? `Sentence ${counted(sentence + 1)}; the first ${part} can be chosen.` : "";
 }

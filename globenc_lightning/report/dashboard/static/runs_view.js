@@ -5,6 +5,7 @@ import { methodStyle } from "./colours.js";
 import { dot } from "./correlation_view.js";
 import { html, labelledSelect, notice, replaceButtons, setOptions, setText } from "./dom.js";
 import { createLineChart, sample } from "./line_chart.js";
+import { counted } from "./shares.js";
 import { decimal, shorten, visible } from "./text.js";
 
 const HEIGHT = 340;
@@ -238,7 +239,7 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
       tables.length > 1
         ? `Mean over ${tables.length} runs; band: ± 1 standard deviation over runs.`
         : `One run, so no band over runs: the band is the 95 % interval of the mean over its ` +
-          `${tables[0]?.examples} sentences.`;
+          `${counted(tables[0]?.examples ?? 0)} sentences.`;
     const ends = (method, place, l) => {
       const of = alone?.correlation[method];
       return of ? { low: of.low[place]?.[l] ?? null, high: of.high[place]?.[l] ?? null } : { low: null, high: null };
@@ -271,6 +272,9 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
       x: readScene.tables[place].steps,
       y: answers[place].drift[method],
     }));
+    const part = partsOf(readScene.tables);
+    const averaged = part || "sentences";
+    const lacking = lackingOf(methods, readScene.tables, answers);
     const chance = answers[0]?.chance ?? null;
     const far = state.near && chance !== null;
     setText(drift.title, `Drift, layer ${layer + 1}`);
@@ -278,8 +282,8 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
       drift.hint,
       dynamics === null
         ? reads
-        : `How far a sentence’s row is from that of ${AGAINST[state.against]}: mean over sentences, special tokens ` +
-            `left out.${bandName} ` +
+        : `How far a sentence’s row is from that of ${AGAINST[state.against]}: mean over ${averaged}, special tokens ` +
+            `left out.${lacking}${bandName} ` +
             (far ? `Chance, shuffled tokens: ${decimal(chance)}, not drawn here.` : "Dotted: chance, shuffled tokens.") +
             besides,
     );
@@ -312,14 +316,16 @@ export function createRunsView({ api, update, theme, tooltip, runs }) {
     }));
     const counts = answers[0]?.chosen ?? [];
     const found = counts.reduce((sum, one) => sum + one, 0);
+    const among = part ? averaged : `${counted(counts.length)} sentences`;
     setText(mass.title, `Share of chosen tokens, layer ${layer + 1}`);
     setText(
       mass.hint,
       words.length && dynamics === null
         ? reads
         : words.length
-        ? `${found} tokens in ${counts.filter((one) => one).length} of ${counts.length} sentences: their share of the ` +
-            `attribution of ${methods.length === 1 ? methods[0] : "each method"}, mean over all sentences.${bandName}${besides}`
+        ? `${counted(found)} tokens in ${counts.filter((one) => one).length} of ${among}: their share of the ` +
+            `attribution of ${methods.length === 1 ? methods[0] : "each method"}, mean over ` +
+            `${part ? "these" : "all"} sentences.${lacking}${bandName}${besides}`
         : "Type tokens or whole words, parted by spaces or commas, or choose a set.",
     );
     mass.chart.element.hidden = !words.length;
@@ -442,4 +448,27 @@ function floorOf({ tables, methods, alone }) {
 /** The method whose line stands out. */
 function prominent({ methods, selection }) {
   return methods.includes(selection.method) ? selection.method : (methods[0] ?? selection.method);
+}
+
+/** Which sentences the attributions are of, where they are not of all. @param {import("./api.js").Table[]} tables */
+function partsOf(tables) {
+  const shown = tables.map((table) => table.shown);
+  const [least, most, all] = [Math.min(...shown), Math.max(...shown), tables[0]?.examples ?? 0];
+  if (!tables.length || least >= all) return "";
+  return `the first ${least === most ? counted(most) : `${counted(least)} to ${counted(most)}`} of ${counted(all)} sentences`;
+}
+
+/**
+ * Which methods’ rows are stored of fewer sentences than are shown.
+ * @param {string[]} methods
+ * @param {import("./api.js").Table[]} tables
+ * @param {import("./api.js").Dynamics[]} answers of the same runs
+ */
+function lackingOf(methods, tables, answers) {
+  const fewer = methods.flatMap((method) => {
+    const of = answers.map(({ sentences }) => sentences[method] ?? 0);
+    const least = of.findIndex((count, place) => count < tables[place].shown);
+    return least < 0 ? [] : [`${method} is stored for ${counted(Math.min(...of))} of ${counted(tables[least].shown)} of them`];
+  });
+  return fewer.length ? ` ${fewer.join("; ")}.` : "";
 }

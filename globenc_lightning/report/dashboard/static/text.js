@@ -1,5 +1,9 @@
 /** Tokens and numbers as a person can read them. */
 
+const REWRITTEN = 50_000;
+/** @type {Map<string, string>} tokens and how they are read: the same ones come again and again */
+const rewritten = new Map();
+
 const JOINERS = /[\u200c\u200d]/u;
 const JOINED = /[\p{L}\p{M}\p{Extended_Pictographic}\p{Emoji_Modifier}\ufe0f]/u;
 const INVISIBLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\p{Zl}\p{Zp}]/u;
@@ -13,6 +17,16 @@ const EMOJI_TAG = /[\u{e0020}-\u{e007f}]/u;
  * @returns {string}
  */
 export function visible(token) {
+  const known = rewritten.get(token);
+  if (known !== undefined) return known;
+  const text = rewrite(token);
+  if (rewritten.size >= REWRITTEN) rewritten.clear();
+  rewritten.set(token, text);
+  return text;
+}
+
+/** @param {string} token */
+function rewrite(token) {
   if (token === "") return "(empty)";
   const characters = Array.from(token);
   const spaces = characters.map((character) => /\s/u.test(character));

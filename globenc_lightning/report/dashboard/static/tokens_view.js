@@ -1,13 +1,25 @@
 /** Every probe sentence in coloured tokens, what the method says on the left and the saliency on the right. */
 
-import { createChips, createLegend } from "./chips.js";
+import { createLegend } from "./chips.js";
 import { html, notice, setText } from "./dom.js";
+import { createSentenceRow } from "./sentence_row.js";
+import { createShare, shownOf, storedOf } from "./shares.js";
 import { decisionOf, hasFigures, whyEmpty } from "./state.js";
-import { className, decimal, percent, valueAndRank, visible } from "./text.js";
+import { valueAndRank, visible } from "./text.js";
+import { createLineCounter, createWindowedList, frameOf } from "./windowed.js";
 
+const ALL = 1500; // so many tokens are drawn at once, wherever the window is
 const PREFETCHED = [1, -1, 2, -2, 3];
 const REST_MS = 150;
+const STACK_GAP = 8;
+const OTHER = { letter: 6.3, line: 19, above: 6 }; // of another text of an example, about
 const NOTHING = { name: "predicted", answer: "–", right: null, chance: null, chanceName: "", where: "", marked: [] };
+
+/**
+ * What is on the page; the data are null where the validation has no figures.
+ * @typedef {{selection: import("./state.js").Selection, data: import("./api.js").Tokens|null, own: number[]|null,
+ *   note: string}} Scene own is the row of the chosen token, note why there is none
+ */
 
 /** @param {import("./index.js").Context} context */
 export function createTokensView({ api, update, theme, tooltip }) {
@@ -15,7 +27,8 @@ export function createTokensView({ api, update, theme, tooltip }) {
   const markKey = html("span", { class: "mark-key", hidden: true });
   const saliencyHint = html("p", { class: "hint" });
   const message = html("div");
-  const list = html("div", { class: "sentences" });
+  const list = html("div", { "class": "sentences", "role": "feed", "aria-label": "Sentences" });
+  const share = createShare();
   const element = html(
     "section",
     { "class": "view tokens-view", "aria-label": "Tokens" },
@@ -30,6 +43,7 @@ export function createTokensView({ api, update, theme, tooltip }) {
         html("h2", {}, "Saliency"),
         saliencyHint,
       ),
+      share.element,
     ),
     message,
     list,
@@ -37,109 +51,57 @@ export function createTokensView({ api, update, theme, tooltip }) {
   const methodHint = html("p", { class: "hint" });
   methodTitle.after(methodHint);
 
-  /** @type {ReturnType<typeof createRow>[]} */
+  /** @type {ReturnType<typeof createSentenceRow>[]} */
   let rows = [];
-  let built = "";
-  /** @type {{selection: import("./state.js").Selection, own: number[]|null, data: import("./api.js").Tokens}|null} */
+  let chosenRow = -1;
+  /** @type {{key: string, sentences: import("./api.js").Sentence[]}|null} */
+  let built = null;
+  /** @type {Scene|null} */
   let shown = null;
+  const lines = createLineCounter();
+  const windowed = createWindowedList(list, {
+    draw(i) {
+      rows[i].draw();
+      paintRow(i);
+    },
+    release: (i) => rows[i].release(),
+  });
 
-  function createRow(sentence, i, names) {
-    const attribution = createChips(sentence, `Sentence ${i + 1}, attribution`);
-    const saliency = createChips(sentence, `Sentence ${i + 1}, saliency`);
-    const answerName = html("span", { class: "fact" });
-    const predicted = html("span", { class: "predicted" });
-    const where = html("p", { class: "where" });
-    const verdict = html("span", { class: "verdict" });
-    const fill = html("span");
-    const probability = html("span");
-    const chanceName = html("span", { class: "chance-name" });
-    const bar = html(
-      "p",
-      { class: "probability" },
-      html("span", { "class": "meter", "aria-hidden": "true" }, fill),
-      probability,
-      chanceName,
-    );
-    const rho = html("span", { class: "rho" });
-    const origin = html("span");
-    const back = html(
-      "button",
-      { class: "link", type: "button", on: { click: () => update({ token: null }) } },
-      "Back to the readout",
-    );
-    const banner = html("p", { class: "origin", hidden: true }, origin, back);
-    const row = html(
-      "article",
-      { "class": "sentence", "data-sentence": i },
-      html(
-        "div",
-        { class: "facts" },
-        html(
-          "button",
-          { "class": "number", "type": "button", "aria-label": `Choose sentence ${i + 1}` },
-          String(i + 1),
-        ),
-        html(
-          "div",
-          {},
-          where,
-          sentence.truth === null || sentence.truth
-            ? html(
-                "p",
-                {},
-                html("span", { class: "fact" }, sentence.truth_name),
-                html("span", { class: "label" }, truthOf(sentence, names)),
-              )
-            : null,
-          html("p", {}, answerName, predicted, verdict),
-          bar,
-          html("p", {}, html("span", { class: "fact" }, "ρ"), rho),
-        ),
-      ),
-      html("div", {}, banner, attribution.element, ...sentence.others.map(([name, text]) => otherText(name, text))),
-      html("div", {}, saliency.element),
-    );
-    for (const chip of attribution.chips) {
-      chip.setAttribute("role", "button");
-      chip.setAttribute("aria-pressed", "false");
-      chip.setAttribute("tabindex", "-1");
-    }
-    const facts = { answerName, predicted, verdict, where, bar, fill, probability, chanceName, rho };
-    return { row, attribution, saliency, ...facts, banner, origin };
-  }
-
-  /** What the data say; an earlier version of the package wrote classes alone. */
-  function truthOf(sentence, names) {
-    return sentence.truth === null ? className(names, sentence.label) : visible(sentence.truth);
-  }
-
-  /** A text of the example that the figures are not of. */
-  function otherText(name, text) {
-    return html(
-      "p",
-      { class: "other-text", dir: "auto" },
-      html("span", { class: "fact" }, visible(name)),
-      visible(text),
-    );
-  }
-
-  /** Marks what was decided about; the words are part of the token's name for those who cannot see the frame. */
-  function markDecided(row, sentence, marked, words) {
-    for (const part of [row.attribution, row.saliency]) {
-      for (const [k, chip] of part.chips.entries()) chip.classList.toggle("decided", marked.includes(k));
-    }
-    for (const [k, chip] of row.attribution.chips.entries()) {
-      const what = marked.includes(k) && words ? ` (${words})` : "";
-      chip.setAttribute("aria-label", `${visible(sentence.tokens[k])}${what}: show where it comes from`);
-    }
-  }
-
+  /** @param {import("./state.js").Selection} selection */
   function build({ index, run, tag }) {
-    const key = JSON.stringify([run, tag, index.sentences, index.class_names]);
-    if (key === built) return;
-    built = key;
-    rows = index.sentences.map((sentence, i) => createRow(sentence, i, index.class_names));
-    list.replaceChildren(...rows.map(({ row }) => row));
+    const key = JSON.stringify([run, tag, index.class_names]);
+    const same = (one) => one === index.sentences || JSON.stringify(one) === JSON.stringify(index.sentences);
+    if (built?.key === key && same(built.sentences)) {
+      built.sentences = index.sentences;
+      return;
+    }
+    built = { key, sentences: index.sentences };
+    const count = index.sentences.length;
+    const back = () => update({ token: null });
+    rows = index.sentences.map((one, i) => createSentenceRow(one, { i, count, names: index.class_names, back }));
+    const all = index.sentences.reduce((sum, { tokens }) => sum + tokens.length, 0) <= ALL;
+    if (!all) for (const row of rows) row.release();
+    chosenRow = -1;
+    windowed.replace(rows.map(({ row }) => row), { all, height: heights });
+  }
+
+  /** What rows take that are not drawn, by what the chosen one takes. */
+  function heights() {
+    const { row, facts } = rows[chosenRow];
+    const [first, second] = [...row.querySelectorAll(".chips")];
+    const style = getComputedStyle(first);
+    lines.use(`${style.fontSize} ${style.fontFamily}`);
+    const [room, line] = [first.clientWidth, Number.parseFloat(style.lineHeight)];
+    const stacked = second.getBoundingClientRect().top >= first.getBoundingClientRect().bottom;
+    const frame = frameOf(row);
+    const told = facts.offsetHeight;
+    return (i) => {
+      const { sentences } = /** @type {NonNullable<typeof built>} */ (built);
+      const { tokens, others } = sentences[i];
+      const chips = lines.count(tokens.map(visible), room) * line;
+      const beside = others.reduce((sum, [name, text]) => sum + otherHeight(name.length + text.length, room), 0);
+      return frame + (stacked ? told + 2 * chips + beside + 2 * STACK_GAP : Math.max(told, chips + beside));
+    };
   }
 
   /** @returns {HTMLElement|null} */
@@ -155,13 +117,14 @@ export function createTokensView({ api, update, theme, tooltip }) {
   }
 
   function twins(i, k) {
-    return [rows[i].attribution.chips[k], rows[i].saliency.chips[k]];
+    const chips = rows[i].chips();
+    return chips ? [chips.attribution[k], chips.saliency[k]] : [];
   }
 
   function describe(target, at) {
     const hit = chipAt(target);
     for (const chip of list.querySelectorAll(".chip.twin")) chip.classList.remove("twin");
-    if (!hit || !shown) {
+    if (!hit || !shown?.data) {
       tooltip.hide();
       return;
     }
@@ -224,53 +187,54 @@ export function createTokensView({ api, update, theme, tooltip }) {
     return { own: map ? map[token] : null, note: map ? "" : (detail.rollout_note ?? "it was not stored") };
   }
 
-  /** @param {import("./state.js").Selection} selection */
-  function paint(selection, data, own, note) {
-    const { index, sentence, token, layer, validation, method } = selection;
-    const scale = theme.scale();
+  /** @param {number} i a row that is drawn */
+  function paintRow(i) {
+    if (!shown) return;
+    const { selection, data, own, note } = shown;
+    const { index, sentence, layer, validation, method } = selection;
+    const chosen = i === sentence;
+    const token = chosen ? selection.token : null;
+    const row = data?.rows[i] ?? null;
+    rows[i].paint({
+      chosen,
+      token,
+      origin: token === null || !data ? "" : originOf(index, i, token, layer, own, note),
+      attribution: (chosen && own) || row,
+      saliency: data ? data.saliency[i] : null,
+      absent: !data || row || (chosen && own) ? "" : absentOf(method, data.instead[i]),
+      decision: data ? decisionOf(index, validation, i) : NOTHING,
+      markedWords: index.words.marked,
+      rho: data?.rho[i],
+      scale: theme.scale(),
+    });
+  }
+
+  function originOf(index, i, token, layer, own, note) {
+    const name = visible(index.sentences[i].tokens[token]);
     const last = layer === index.layers - 1;
-    for (const [i, row] of rows.entries()) {
-      const chosen = i === sentence;
-      row.row.classList.toggle("chosen", chosen);
-      if (chosen) row.row.setAttribute("aria-current", "true");
-      else row.row.removeAttribute("aria-current");
-      row.attribution.paint(data ? (chosen && own) || data.rows[i] : null, scale);
-      row.saliency.paint(data ? data.saliency[i] : null, scale);
-      const marked = chosen ? token : null;
-      row.banner.hidden = marked === null || !data;
-      for (const [k, chip] of row.attribution.chips.entries()) {
-        chip.classList.toggle("source", k === marked);
-        chip.setAttribute("aria-pressed", String(k === marked));
-        chip.tabIndex = chosen ? 0 : -1;
-      }
-      if (marked !== null && data) {
-        const name = visible(index.sentences[i].tokens[marked]);
-        if (own)
-          setText(
-            row.origin,
-            `Where “${name}” itself comes from: its own row${last ? "" : ", always of the last layer"}.`,
-          );
-        else setText(row.origin, `The own row of “${name}” is not there: ${note}.`);
-      }
-      const decision = data ? decisionOf(index, validation, i) : NOTHING;
-      const { right, chance } = decision;
-      setText(row.answerName, decision.name);
-      setText(row.predicted, decision.answer);
-      setText(row.where, visible(decision.where));
-      row.where.hidden = !decision.where;
-      markDecided(row, index.sentences[i], decision.marked, index.words.marked);
-      setText(row.verdict, right === null ? "" : right ? "✓" : "✗");
-      row.verdict.title = right === null ? "" : right ? "right" : "wrong";
-      row.verdict.classList.toggle("wrong", right === false);
-      row.bar.hidden = chance === null;
-      row.fill.style.width = `${100 * (chance ?? 0)}%`;
-      setText(row.probability, chance === null ? "" : percent(chance));
-      setText(row.chanceName, decision.chanceName ? ` ${decision.chanceName}` : "");
-      setText(row.rho, data ? decimal(data.rho[i]) : "–");
+    return own
+      ? `Where “${name}” itself comes from: its own row${last ? "" : ", always of the last layer"}.`
+      : `The own row of “${name}” is not there: ${note}.`;
+  }
+
+  function absentOf(method, stored) {
+    return `${method} is not stored for this sentence; ${stored?.length ? `${stored.join(", ")} are.` : "no method is."}`;
+  }
+
+  function paint() {
+    const { selection, data } = /** @type {Scene} */ (shown);
+    const { index, sentence, layer, method } = selection;
+    if (chosenRow !== sentence) {
+      rows[chosenRow]?.choose(false);
+      rows[sentence].choose(true);
+      chosenRow = sentence;
     }
+    windowed.pin(sentence);
+    for (const i of windowed.drawn()) paintRow(i);
+    share.say(shownOf(index), data ? storedOf(method, index.sentences.length, data) : "");
     setText(methodTitle, method === "N-Enc" ? "N-Enc (GlobEnc)" : method);
-    const { readout, text, score, marked, shown } = index.words;
-    const of = [readout, text, shown].filter(Boolean).map((words) => `; ${visible(words)}`);
+    const { readout, text, score, marked } = index.words;
+    const of = [readout, text].filter(Boolean).map((words) => `; ${visible(words)}`);
     setText(methodHint, `what the readout is made of after layer ${layer + 1} of ${index.layers}${of.join("")}`);
     setText(saliencyHint, `gradient × input at the first hidden states${score ? `, of ${visible(score)}` : ""}`);
     setText(markKey, marked ?? "");
@@ -293,6 +257,9 @@ export function createTokensView({ api, update, theme, tooltip }) {
   return {
     element,
 
+    /** The view takes another's place, at the top of the page: the chosen sentence is to be seen. */
+    attached: () => (scrolledTo = -1),
+
     /**
      * @param {import("./state.js").Selection} selection
      * @param {() => boolean} isCurrent
@@ -303,15 +270,26 @@ export function createTokensView({ api, update, theme, tooltip }) {
       const data = usable ? await api.tokens(run, tag, position, method, layer) : null;
       const { own, note } = usable ? await ownRow(selection) : { own: null, note: "" };
       if (!isCurrent()) return;
+      shown = { selection, data, own, note };
       build(selection);
-      shown = data ? { selection, data, own } : null;
       message.replaceChildren(...(usable ? [] : [notice("No figures here", whyEmpty(validation))]));
-      paint(selection, data, own, note);
+      paint();
       if (scrolledTo !== sentence) {
-        if (scrolledTo >= 0 || sentence > 0) rows[sentence].row.scrollIntoView({ block: "nearest" });
+        if (scrolledTo >= 0 || sentence > 0) {
+          rows[sentence].row.scrollIntoView({ block: "nearest" });
+          // What is around it now has another height than was thought.
+          windowed.update();
+          rows[sentence].row.scrollIntoView({ block: "nearest" });
+        }
         scrolledTo = sentence;
       }
+      windowed.update();
       prefetch(selection, isCurrent);
     },
   };
+}
+
+/** What another text of an example takes, about. */
+function otherHeight(letters, room) {
+  return OTHER.above + OTHER.line * Math.max(Math.ceil((letters * OTHER.letter) / Math.max(room, 1)), 1);
 }
