@@ -287,6 +287,22 @@ FAMILIES = (
     Family("llama", "LlamaConfig", PRE, {**SMALL, "num_key_value_heads": 2, **TOKENS}, doubles=SDPA, exact=False),
     Family("opt", "OPTConfig", PRE, OPT),
     Family("opt (norms after)", "OPTConfig", POST, {**OPT, "do_layer_norm_before": False}),
+    Family(
+        "xglm",
+        "XGLMConfig",
+        PRE,
+        {
+            "vocab_size": VOCABULARY,
+            "d_model": 32,
+            "num_layers": 3,
+            "attention_heads": 4,
+            "ffn_dim": 48,
+            "max_position_embeddings": 64,
+            **TOKENS,
+        },
+        interface=False,
+        doubles=(),
+    ),
     Family("gemma", "GemmaConfig", PRE, {**SHARED, "num_key_value_heads": 1, "head_dim": 6}, doubles=SDPA, exact=False),
     Family("nemotron", "NemotronConfig", PRE, SHARED, doubles=SDPA),
     Family(
@@ -349,6 +365,19 @@ FAMILIES = (
         "something between the two layers changes the hidden states",
         {**SMALL, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "conv_kernel_size": 3},
         interface=False,
+    ),
+    Family(
+        "xmod",
+        "XmodConfig",
+        "something between the two layers",
+        {**SMALL, "languages": ("a",), "default_language": "a"},
+    ),
+    Family(
+        "bitnet",
+        "BitNetConfig",
+        "normalises the heads' context vectors before the output projection",
+        SHARED,
+        doubles=SDPA,
     ),
     Family(
         "convbert",

@@ -243,6 +243,7 @@ PATHS: dict[str, Paths] = {
     "opt": vision("decoder.layers.{}", "self_attn", "out_proj", "final_layer_norm", "decoder.final_layer_norm"),
     "opt (norms after)": fair("decoder.layers.{}", "self_attn", "self_attn_layer_norm", "final_layer_norm"),
     **dict.fromkeys(("gemma", "nemotron"), decoder("post_attention_layernorm")),
+    "xglm": decoder("final_layer_norm", "layer_norm", projection="self_attn.out_proj"),
     "granite": decoder("post_attention_layernorm", number=0.22),
     "minicpm3": decoder(
         "post_attention_layernorm", values="self_attn.kv_b_proj", heads=latent_heads, number=1.4 / 3**0.5

@@ -179,8 +179,7 @@ class AttentionTrace(TorchFunctionMode):
     def _softmax(self, result: Tensor, *args: Any, **kwargs: Any) -> None:
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
         # The tensor is kept, so that nothing else can take its place in memory while we wait for the product.
-        whole = result.dim() == 4 or (self._heads is not None and result.dim() == 3)
-        if whole and dim in (-1, result.dim() - 1):
+        if result.dim() in (3, 4) and dim in (-1, result.dim() - 1):
             self._pending = (result.detach(), [result])
 
     def _is_pending(self, tensor: Any) -> bool:
@@ -196,10 +195,14 @@ class AttentionTrace(TorchFunctionMode):
             return
         # Many models make the softmax in float32 and multiply in what they were given, which may be float64.
         probabilities = self._pending[0].to(torch.promote_types(self._pending[0].dtype, right.dtype))
+        # Of probabilities with examples and heads on one axis, a view on the way to the product tells the heads (XGLM).
+        heads = self._heads or next((same.shape[1] for same in self._pending[1] if same.dim() == 4), None)
         self._pending = None
-        if self._heads is not None:
+        if probabilities.dim() == 3:
             # (b * h, q, k)
-            probabilities = probabilities.reshape(-1, self._heads, *probabilities.shape[-2:])
+            if heads is None:
+                return
+            probabilities = probabilities.reshape(-1, heads, *probabilities.shape[-2:])
         b, h, q, k = probabilities.shape
         if right.numel() % (b * k) == 0 and right.shape[-2] == k:
             values = right.reshape(b, -1, k, right.shape[-1])
