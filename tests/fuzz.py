@@ -141,7 +141,8 @@ def model_of(kind: dict[str, Any]) -> Any:
         redraw(model)
     else:
         model = build(family, attention)
-    if kind["attention"] == "own" and family in OWN_ATTENTION:
+    # Before 4.54, transformers sets no other attention on a model that is made.
+    if kind["attention"] == "own" and family in OWN_ATTENTION and hasattr(model, "set_attn_implementation"):
         AttentionInterface.register("own", own_attention)
         AttentionMaskInterface.register("own", eager_mask)
         model.set_attn_implementation("own")

@@ -17,7 +17,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, OnExceptionCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
 import globenc_lightning.measuring
@@ -26,6 +26,7 @@ from globenc_lightning.encoder.reading import _Reading
 from globenc_lightning.record.keeping import RecordKeeper
 from globenc_lightning.report import publish
 from globenc_lightning.report.output import Output
+from tests.averaging import NO_AVERAGING, EMAWeightAveraging
 from tests.test_checkpoints import same_batches
 from tests.training import Sentences, Steps, build_trainer, classifier, loader
 
@@ -120,6 +121,8 @@ CASES = {
     "the clock is behind": Case("layer", 14),
     "the record": Case("record", 3, settings={"record": True}),
 }
+if NO_AVERAGING:
+    CASES = {name: case for name, case in CASES.items() if case.others is not ema}
 
 
 class Hooks(pl.Callback):

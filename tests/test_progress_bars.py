@@ -46,11 +46,11 @@ class Rich(RichProgressBar):
         super().__init__()
         self.seen: list[list[tuple[str, int]]] = []
 
-    def refresh(self, hard: bool = False) -> None:
+    def refresh(self, *hard: bool) -> None:
         if self.progress is not None:
             tasks = [task for task in self.progress.tasks if task.visible]
             self.seen.append([(task.description, int(task.completed)) for task in tasks])
-        super().refresh(hard)
+        super().refresh(*hard)  # pytorch-lightning 2.5 knows no hard one
 
 
 class Own(ProgressBar):

@@ -13,6 +13,7 @@ from globenc_lightning import GlobEncCallback
 from globenc_lightning.record.writing import RunRecord
 from globenc_lightning.report.dashboard import store
 from globenc_lightning.report.dashboard.trainings import put_together, read_summary
+from tests.averaging import averages
 from tests.interrupted_training import CASES, Case, train
 from tests.neutrality import equal
 from tests.test_callback import MONITORED
@@ -130,6 +131,7 @@ def test_a_first_validation_that_is_left_out_before_it_has_shown_the_probe_is_mi
     ]
 
 
+@averages
 def test_weights_that_a_validation_had_put_in_are_not_exchanged_again(
     interrupted: Path, undisturbed: Callable[[Case], tuple[pl.Trainer, GlobEncCallback]]
 ) -> None:
