@@ -70,6 +70,7 @@ from globenc_lightning.functional import (
 from globenc_lightning.functional.kernels import KernelCache
 from globenc_lightning.functional.rollout import log_scale
 from globenc_lightning.probe import is_by_token
+from globenc_lightning.sharding import whole_weights
 from globenc_lightning.task.advice import advice, advice_on_mask, advice_on_target
 from globenc_lightning.task.batches import moved
 from globenc_lightning.task.calling import (
@@ -505,6 +506,9 @@ def attribute(
     GlobEnc and its relatives (Modarressi et al., NAACL 2022, section 3) with gradient x input saliency and Spearman's
     rho between them (section 4), by one forward and one backward pass. The model is left exactly as it was.
 
+    Of a model that is sharded by ``fully_shard`` (FSDP2), all processes have to call this at the same place, each on
+    inputs of its own if it likes: they gather the whole weights, for which each needs memory, and shard them again.
+
     Args:
         model: any module with a Hugging Face encoder in it.
         inputs: ``input_ids`` (b, s), ``attention_mask`` (b, s) if there is padding, and whatever else the model takes;
@@ -542,11 +546,12 @@ def attribute(
     _check_module(model)
     if forward is not None and not callable(forward):
         raise ValueError(f"forward must be a callable forward(model, inputs) that returns logits; got {forward!r}")
-    if forward is not None:
-        return _attributed(Reader(model, forward), inputs, settings)
-    reader = _reader_of(model)
-    found = _attributed(reader, inputs, settings)
-    _remember(reader)
+    with whole_weights(model):
+        if forward is not None:
+            return _attributed(Reader(model, forward), inputs, settings)
+        reader = _reader_of(model)
+        found = _attributed(reader, inputs, settings)
+        _remember(reader)
     return found
 
 

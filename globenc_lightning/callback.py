@@ -108,8 +108,12 @@ class GlobEncCallback(Callback):
     first one logs it. The probe is what the first process was given or was shown. An error in one of them that is to
     stop the training is raised there as it is, and in the others by its text. With ``strategy="ddp_spawn"``, logs and
     checkpoints hold everything, but this object's ``history`` stays empty: Lightning brings back the weights and the
-    monitored figures alone. A model whose parameters are spread over the processes (FSDP, tensor parallelism) is not
-    analysed.
+    monitored figures alone.
+
+    A model that is sharded by ``fully_shard`` (FSDP2, Lightning's ``ModelParallelStrategy``) is gathered for each
+    analysis and sharded again after it: meanwhile each process needs memory for all of its weights, in the precision
+    that ``fully_shard`` computes in. A process that has no room for them says so, and the validation is missing. Models
+    that are spread over the processes in other ways (tensor parallelism, FSDP1, ZeRO stage 3) are not analysed.
 
     Args:
         probe: the examples: None takes the first ``num_examples`` rows of the validation loop (its sanity check

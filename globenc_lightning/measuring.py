@@ -14,6 +14,7 @@ from globenc_lightning.errors import CollectiveError, GlobEncError, ModelCallErr
 from globenc_lightning.measurement import Measurement, Tell, measure, put_together
 from globenc_lightning.planning import find
 from globenc_lightning.probe import ProbeSet
+from globenc_lightning.sharding import whole_weights
 from globenc_lightning.task.steps import steps_of
 
 Shown = Callable[[ProbeSet], Mapping[int, Collection[str]]]
@@ -93,21 +94,9 @@ class Measurer:
         """
         found, failure, size = None, None, 0
         try:
-            if self.reader is None:
-                self.reader = Reader(model, self._forward, encoder_call=self._encoder_call)
-            probe = collector.agreed()
-            with quietly, processes.without_exchange():
-                if probe.parts and self.reader.replay is None:
-                    probe = collector.probe = self._find_decision(model, self.reader, probe)
-                size = len(probe)
-                mine = range(size) if share is None else range(share[0], size, share[1])
-                if collector.name_by_encoder(model, places, self.reader.structure):
-                    probe = collector.agreed()
-                if mine:
-                    maps = shown(probe)
-                    found = self._measured(self.reader, probe, maps, mine)
-                    if collector.name_by_encoder(model, places, self.reader.structure):
-                        found = measure(self.reader, collector.agreed(), self._settings, maps, mine, self.tell)
+            # All processes gather the weights, also one that has nothing to analyse: the others would wait for it.
+            with whole_weights(model, together=share is not None):
+                found, size = self._measured_here(model, collector, places, shown, quietly, share)
         except Exception as error:
             if share is None:
                 raise
@@ -119,6 +108,32 @@ class Measurer:
         measurement = _of_all(found, failure, size, share)
         collector.saw(measurement)
         return measurement
+
+    def _measured_here(
+        self,
+        model: nn.Module,
+        collector: Collector,
+        places: Places,
+        shown: Shown,
+        quietly: AbstractContextManager[Any],
+        share: tuple[int, int] | None,
+    ) -> tuple[Measurement | None, int]:
+        """Measure this process's share; also tells how many examples the whole probe has. See :meth:`measure`."""
+        if self.reader is None:
+            self.reader = Reader(model, self._forward, encoder_call=self._encoder_call)
+        found, probe = None, collector.agreed()
+        with quietly, processes.without_exchange():
+            if probe.parts and self.reader.replay is None:
+                probe = collector.probe = self._find_decision(model, self.reader, probe)
+            mine = range(len(probe)) if share is None else range(share[0], len(probe), share[1])
+            if collector.name_by_encoder(model, places, self.reader.structure):
+                probe = collector.agreed()
+            if mine:
+                maps = shown(probe)
+                found = self._measured(self.reader, probe, maps, mine)
+                if collector.name_by_encoder(model, places, self.reader.structure):
+                    found = measure(self.reader, collector.agreed(), self._settings, maps, mine, self.tell)
+        return found, len(probe)
 
     def _measured(
         self, reader: Reader, probe: ProbeSet, maps: Mapping[int, Collection[str]], mine: Sequence[int]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from globenc_lightning import processes
+from globenc_lightning import processes, sharding
 from globenc_lightning.choices import Choices
 from globenc_lightning.collecting import Collector
 from globenc_lightning.errors import GlobEncError
@@ -42,10 +42,6 @@ CLOCK_STEP = 1.0
 NO_PROBE_YET = (
     "GlobEncCallback: at_steps= asks for figures before any validation has shown the probe: give probe=, or let the "
     "Trainer's sanity check show enough examples (num_sanity_val_steps)."
-)
-SHARDED = (
-    "GlobEncCallback: this model's parameters are spread over the processes (FSDP, tensor parallelism or ZeRO stage "
-    "3), so it is not analysed. Use DDP to see figures, or attribute() on a checkpoint."
 )
 
 
@@ -151,10 +147,11 @@ class Monitor:
         self.look_for_shards(training)
 
     def look_for_shards(self, training: Training) -> None:
-        """Refuse a model that no process holds as a whole."""
-        self.refused = processes.sharded_over_processes(training.module)
+        """Refuse a model that no process holds or can gather as a whole."""
+        reason = sharding.refusal(training.module)
+        self.refused = reason is not None
         if self.refused:
-            self.refuse(training, SHARDED)
+            self.refuse(training, f"GlobEncCallback: {reason}")
 
     def begin_validation(self, training: Training) -> None:
         """A validation or a sanity check begins."""

@@ -4,20 +4,18 @@ Every function that exchanges something has to be called by all processes, the s
 order: so what is exchanged also says what went wrong, and nobody waits for a process that has failed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
-import torch
-from torch import distributed, nn
+from torch import distributed
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from globenc_lightning.errors import CollectiveError
 
 EXCHANGING = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "_dtensor")
 """Namespaces of the operators in which a process waits for others."""
-SHARDED_MODULES = ("FullyShardedDataParallel",)
-"""Classes of modules whose parameters are spread over the processes, by name: importing them takes seconds."""
 
 
 def are_connected() -> bool:
@@ -51,6 +49,41 @@ def from_first(value: Any) -> Any:
     values = [value]
     distributed.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def have_met(ranks: Sequence[int], patience: float) -> bool:
+    """Whether all of some processes call this within a time: the same answer in all that wait for it.
+
+    An exchange would wait for a process that does not come until the training is given up. The processes' store can be
+    asked, and lets go.
+
+    Args:
+        ranks: the processes, this one among them; all have to name the same.
+        patience: how many seconds a process waits.
+
+    Returns:
+        Whether they all came. Those that did not do not find their places taken when they come later.
+    """
+    name = "globenc_lightning/" + ",".join(map(str, ranks))
+    store = distributed.PrefixStore(name, distributed.distributed_c10d._get_default_store())
+    while True:
+        turn = store.add("turn", 0)
+        there, verdict = f"{turn}/there", f"{turn}/verdict"
+        is_last = store.add(there, 1) == len(ranks)
+        late = store.check([verdict])
+        if is_last:
+            store.compare_set(verdict, "", "met")
+        elif not late:
+            try:
+                store.wait([verdict], timedelta(seconds=patience))
+            except RuntimeError:
+                # Unless the last one has come just now.
+                store.compare_set(verdict, "", "missed")
+        met = store.get(verdict) == b"met"
+        # Whoever is first begins the next turn.
+        store.compare_set("turn", str(turn), str(turn + 1))
+        if met or not (late or is_last):
+            return met
 
 
 @contextmanager
@@ -95,18 +128,3 @@ class _RefusesExchange(TorchDispatchMode):
             )
             raise CollectiveError(self.reason)
         return func(*args, **(kwargs or {}))
-
-
-def sharded_over_processes(model: nn.Module) -> bool:
-    """Whether no process holds the whole model (FSDP, FSDP2, tensor parallelism, ZeRO stage 3).
-
-    A forward pass of such a model is an exchange in itself: a process that leaves it early leaves the others waiting.
-    """
-    if any(type(module).__name__ in SHARDED_MODULES for module in model.modules()):
-        return True
-    return any(_is_shard(parameter) for parameter in model.parameters())
-
-
-def _is_shard(parameter: torch.Tensor) -> bool:
-    names = {type(parameter).__name__, type(parameter.data).__name__}
-    return "DTensor" in names or hasattr(parameter, "ds_id")

@@ -14,7 +14,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 
 from globenc_lightning import GlobEncCallback
@@ -31,17 +31,6 @@ class FailsInOne(Steps):
         if self.global_rank == self.rank and self.trainer.global_step == self.at_step:
             raise ArithmeticError("not here")
         return self.model(**batch)
-
-
-class FullySharded(Steps):
-    """FSDP2: no process holds the whole model."""
-
-    def configure_model(self) -> None:
-        from torch.distributed.fsdp import fully_shard
-
-        for layer in self.model.bert.encoder.layer:
-            fully_shard(layer, mesh=self.device_mesh["data_parallel"])
-        fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
 
 
 def still(parameters: Any) -> torch.optim.Optimizer:
@@ -170,14 +159,6 @@ def is_not_found(options: argparse.Namespace) -> dict[str, Any]:
     return {**tuples(options), "module": FailsToBeFound()}
 
 
-def sharded(options: argparse.Namespace) -> dict[str, Any]:
-    """A model that no process holds whole."""
-    strategy = ModelParallelStrategy(
-        data_parallel_size=options.processes, tensor_parallel_size=1, process_group_backend="gloo"
-    )
-    return {"module": FullySharded(), "strategy": strategy, "probe": Sentences(6).first(6)}
-
-
 def recorded(options: argparse.Namespace) -> dict[str, Any]:
     """As ``given``, into event files, with one validation that fails in one process."""
     return {**fails(options), "probe": Sentences(options.examples).first(options.examples)}
@@ -191,7 +172,7 @@ def kept(options: argparse.Namespace) -> dict[str, Any]:
 CASES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     one.__name__: one
     for one in (
-        *(given, collected, fails, fails_and_raises, recorded, kept, sharded),
+        *(given, collected, fails, fails_and_raises, recorded, kept),
         *(tuples, dataclasses, travels_not, gathers, gathers_by_torch, is_not_found),
     )
 }

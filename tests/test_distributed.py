@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from globenc_lightning import METHODS, GlobEncCallback, attribute
-from globenc_lightning.processes import sharded_over_processes
 from globenc_lightning.record.writing import RunRecord
 from globenc_lightning.report.dashboard import store
 from tests.training import Sentences, Steps, events, fit, said
@@ -132,16 +131,6 @@ def test_a_failure_in_one_process_ends_all_if_that_is_wanted(tmp_path: Path) -> 
     assert second["error"] == NOT_HERE
 
 
-def test_a_model_spread_over_the_processes_by_fsdp2_is_refused_with_one_warning(tmp_path: Path) -> None:
-    first, second = run("sharded", tmp_path)
-    (message,) = first["messages"]
-    assert "spread over the processes (FSDP" in message
-    for one in (first, second):
-        assert one["steps"] == 4
-        assert one["history"] == []
-        assert one["missing"] == []
-
-
 @pytest.mark.parametrize("case", ["tuples", "dataclasses"])
 def test_batches_of_any_form_have_figures_in_all_processes(case: str, tmp_path: Path) -> None:
     first, second = run(case, tmp_path)
@@ -208,10 +197,6 @@ def test_one_process_writes_the_record_of_all(tmp_path: Path) -> None:
             assert_close(one.by_example[method].tolist(), other.by_example[method].tolist(), 1e-5)
             for row, wanted in zip(one.rows[method], other.rows[method], strict=True):
                 assert_close(row.tolist(), wanted.tolist(), 1e-5)
-
-
-def test_a_whole_model_is_not_taken_for_a_spread_one() -> None:
-    assert not sharded_over_processes(Steps())
 
 
 def test_a_callback_travels_into_spawned_processes_and_still_works_afterwards() -> None:

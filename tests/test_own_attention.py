@@ -121,13 +121,18 @@ def test_flex_attention_is_read_as_sdpa_and_compared_with_itself() -> None:
 @pytest.mark.parametrize("name", ["flash_attention_2", "flash_attention_3", "paged|sdpa", "paged|eager"])
 def test_a_kernel_that_cannot_run_here_is_exchanged_for_what_is_equal(name: str) -> None:
     model = models.build("bert")
-    expected = own_logits(model, BATCH)
+    expected = usual = own_logits(model, BATCH)
     model.config._attn_implementation_internal = name
     try:
         # Some versions run "paged|sdpa" as sdpa without a mask: then that is the model.
         expected = own_logits(model, BATCH)
     except Exception:
         assert exchanged_attention(model)
+    if exchanged_attention(model) and not torch.allclose(expected, usual, rtol=0, atol=1e-5):
+        # transformers 5.24 runs "paged|eager" without a mask and without the cache that it is made for.
+        with pytest.raises(UnsupportedEncoderError, match=r"replaced its attention(.|\n)*and that is another model"):
+            attribute(model, BATCH)
+        return
     found = attribute(model, BATCH)
     torch.testing.assert_close(found.logits, expected, rtol=0, atol=1e-5)
 

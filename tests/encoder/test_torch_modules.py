@@ -117,6 +117,40 @@ def test_as_many_examples_as_tokens() -> None:
     assert found.input_ids is None
 
 
+@pytest.mark.parametrize("order", ["tokens first", "tokens last"])
+@pytest.mark.parametrize("batch_first", [True, False], ids=["batch first", "sequence first"])
+def test_ids_are_those_of_tokens(batch_first: bool, order: str) -> None:
+    class WithTables(Classifier):
+        def __init__(self) -> None:
+            super().__init__(batch_first=batch_first)
+            # More places than words.
+            self.places, self.segments = nn.Embedding(512, WIDTH), nn.Embedding(2, WIDTH)
+
+        def embedded(self, ids: Tensor) -> Tensor:
+            places = torch.arange(ids.shape[1]).expand_as(ids)
+            tables = [(self.embed, ids), (self.places, places), (self.segments, (ids > 20).long())]
+            parts = [table(given) for table, given in (tables if order == "tokens first" else tables[::-1])]
+            return torch.stack(parts).sum(0)
+
+    ids = texts()
+    found = attribute(drawn(WithTables()), {"input_ids": ids})
+    assert found.input_ids is not None
+    assert torch.equal(found.input_ids, ids)
+
+
+def test_ids_of_two_texts_that_are_looked_up_before_both_are_read_are_not_guessed() -> None:
+    class Two(Classifier):
+        def forward(self, input_ids: Tensor, other_input_ids: Tensor) -> Tensor:
+            first, second = self.embedded(input_ids), self.embedded(other_input_ids)
+            logits: Tensor = self.head(self.encoder(second)[:, 0] - self.encoder(first)[:, 0])
+            return logits
+
+    found = attribute(
+        drawn(Two(batch_first=True)), {"input_ids": texts((6, 6)), "other_input_ids": texts((6, 6), seed=1)}
+    )
+    assert found.input_ids is None
+
+
 def test_a_sentence_alone_and_among_others() -> None:
     model, ids = drawn(Classifier(batch_first=True, norm_first=True)), texts()
     together = attribute(model, {"input_ids": ids})

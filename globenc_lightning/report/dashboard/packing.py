@@ -91,15 +91,15 @@ def maps_that_fit(lengths: Sequence[int], methods: Sequence[str]) -> list[Part]:
 
 
 def _down_the_ladder(sizes: Sequence[int], methods: Sequence[str], room: int) -> tuple[list[Part], int]:
-    """Returns one method after the other of all sentences that have those before it, and the room that is left."""
+    """Returns one method after the other of all sentences that fit, and the room that is left.
+
+    Room only shrinks, and a sentence takes as much with each method: one that has no room for a method has none for the
+    next.
+    """
     taken: list[Part] = []
-    complete: Sequence[int] = range(len(sizes))
     for method in methods:
-        fitting = []
-        for index in complete:
-            if sizes[index] <= room:
-                room -= sizes[index]
-                fitting.append(index)
-        taken += [(index, method) for index in fitting]
-        complete = fitting
+        for index, size in enumerate(sizes):
+            if size <= room:
+                room -= size
+                taken.append((index, method))
     return taken, room
