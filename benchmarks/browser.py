@@ -26,14 +26,15 @@ from globenc_lightning.report.dashboard import store
 from tests.report.dashboard.browser import Tab, chromium, wait_until
 from tests.report.dashboard.serving import tensorboard, until_runs
 
-QUICK = {"runs": 2, "of_each": 3, "sentences": 3, "layers": 3, "tokens": 8, "pairs": 2, "probe": 80, "steps": 3}
+QUICK = {"runs": 2, "of_each": 3, "sentences": 3, "layers": 3, "tokens": 8, "pairs": 2, "probe": 16, "steps": 3}
+TWO = ("W", "N-Enc")
 LARGE: dict[str, dict[str, Any]] = {
-    "{probe:,} sentences of 24 tokens, 12 layers": {"tokens": 24, "layers": 12},
-    "{probe:,} sentences of 24 tokens, 12 layers, 2 methods": {"tokens": 24, "layers": 12, "methods": ("W", "N-Enc")},
-    "64 sentences of 128 tokens, 24 layers": {"sentences": 64, "tokens": 128, "layers": 24},
-    "16 sentences of 200 tokens, 12 layers": {"sentences": 16, "tokens": 200, "layers": 12},
+    "{sentences:,} sentences of 24 tokens, 12 layers": {"tokens": 24, "layers": 12},
+    "{sentences:,} sentences of 24 tokens, 12 layers, 2 methods": {"tokens": 24, "layers": 12, "methods": TWO},
+    "{sentences} sentences of 128 tokens, 24 layers": {"sentences": 64, "tokens": 128, "layers": 24},
+    "{sentences} sentences of 200 tokens, 12 layers": {"sentences": 16, "tokens": 200, "layers": 12},
 }
-"""The runs with many sentences or long ones; ``probe`` of them where no number is written."""
+"""The runs with many sentences or long ones; ``probe`` of them where no number is written, and never more."""
 WORDS = ("film", "not", "plot", "music", "clever", "warm", "long", "dull", "actors", "ending")
 
 FETCHED = """
@@ -197,8 +198,8 @@ def write_large(folder: Path, options: argparse.Namespace) -> dict[str, str]:
     """
     names = {}
     for number, (title, sizes) in enumerate(LARGE.items()):
-        names[f"large-{number}"] = title.format(probe=options.probe)
-        given: dict[str, Any] = {"sentences": options.probe, **sizes}
+        given = {**sizes, "sentences": min(sizes.get("sentences", options.probe), options.probe)}
+        names[f"large-{number}"] = title.format(sentences=given["sentences"])
         large_run(folder, f"large-{number}", validations=options.steps, **given)
     return names
 
