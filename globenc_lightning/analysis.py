@@ -1692,11 +1692,8 @@ def _check_masks(inputs: Mapping[str, Any]) -> None:
 def _told_at_home(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs with ids, masks and labels on the CPU: what is read of them is read there, and comes in one copy."""
     told = dict(inputs)
-    names = [
-        name
-        for name, value in inputs.items()
-        if isinstance(value, Tensor) and (not value.is_floating_point() or value.dim() <= 2)
-    ]
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and not value.is_complex()}
+    names = [name for name, value in tensors.items() if value.dim() <= (2 if value.is_floating_point() else 3)]
     with torch.inference_mode(False), torch.no_grad():
         told.update(zip(names, brought_home([inputs[name].clone() for name in names]), strict=True))
     return told

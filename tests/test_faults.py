@@ -67,7 +67,7 @@ ANALYSIS: dict[str, tuple[Any, str] | None] = {
     "finding the decision": (planning, "find_decision"),
     "structure pass": (reading, "resolve"),
     "forward": (reading, "layer_weights"),
-    "reconstruction": (reading, "reconstruction_error"),
+    "reconstruction": (reading, "distances"),
     "maps": (analysis, "local_maps"),
     "rollout": (analysis, "rollout_step"),
     "backward": None,

@@ -679,6 +679,11 @@ def test_single_tokens_and_single_examples(name: str) -> None:
     reader = Reader(model)
     for rows, columns in ((slice(0, 3), 1), (slice(0, 1), 1), (slice(0, 1), 12), (slice(0, 3), 12), (slice(2, 3), 5)):
         some = {key: value[rows, :columns] for key, value in inputs.items()}
+        if columns == 1 and own.name == "gemma3 (both directions)":
+            # Of one token, transformers puts the query heads that share a key in place of tokens.
+            with pytest.raises(UnsupportedEncoderError, match="2 tokens attend to 1"):
+                analyze(reader, some, EVERYTHING)
+            continue
         found = analyze(reader, some, EVERYTHING)
         assert found.local["N-Enc"].shape[2:] == (columns, columns)
         assert_same_maps(found.local, naive_maps(own, model, some), tolerance)

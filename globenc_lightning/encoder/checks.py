@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-_WIDTH = 8
+_WIDTH = 16
 """Every tensor begins at a multiple of so many bytes, so that its numbers can be read where they lie."""
 
 

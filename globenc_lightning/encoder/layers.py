@@ -268,9 +268,11 @@ def layer_inputs(
     if mixed:
         summed = working(attended_of(layer, activations))
         summed = summed if weights.shift is None else summed - weights.shift
+    kept = layer.branches[1].kept
+    if layer.rule != POST_LN and layer.norms and kept != 1:
+        frozen = (replace(frozen[0], scale=frozen[0].scale / abs(kept)), *frozen[1:])
     norms = {"N-Res": frozen, "N-ResLN": frozen, "N-Enc": frozen}
     if layer.rule == POST_LN:
-        kept = layer.branches[1].kept
         second = frozen[1] if kept == 1 else replace(frozen[1], scale=frozen[1].scale / abs(kept))
         norms = {"N-ResLN": frozen[:1], "N-Enc": (frozen[0], second, *frozen[2:])}
     divided = _divided(layer, activations)
@@ -437,7 +439,7 @@ def errors_of(found: Sequence[Distance], mask: Tensor, dtype: torch.dtype) -> Te
 
     So nothing large hides what is small beside it: the attention's output is compared with what it is itself, as far as
     the rounding of the stream that it is added to lets it be told; the output (post-LN) or what is added to the stream
-    (pre-LN) likewise.
+    (the other rules) likewise.
 
     Args:
         found: the distances.
@@ -457,7 +459,7 @@ def errors_of(found: Sequence[Distance], mask: Tensor, dtype: torch.dtype) -> Te
         ]
     )
     if not parts.numel():
-        return torch.full((len(found),), float("inf"))
+        return torch.full((len(found),), float("inf"), device=mask.device)
     distance, size, stream = parts.abs().masked_fill_(~mask.unsqueeze(-1), 0.0).flatten(2, 3).amax(2)
     scale = size + 8 * torch.finfo(dtype).eps / tolerance(dtype) * stream
     error = (distance / at_least(scale, dtype)).amax(-1)

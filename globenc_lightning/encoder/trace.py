@@ -199,8 +199,9 @@ class AttentionTrace(TorchFunctionMode):
         heads = self._heads or next((same.shape[1] for same in self._pending[1] if same.dim() == 4), None)
         self._pending = None
         if probabilities.dim() == 3:
-            # (b * h, q, k)
-            if heads is None:
+            # (b * h, q, k), and the values (b * h, k, v): any other softmax of three axes is no attention.
+            fits = isinstance(right, Tensor) and right.dim() == 3 and len(right) == len(probabilities)
+            if heads is None or not fits or len(probabilities) % heads:
                 return
             probabilities = probabilities.reshape(-1, heads, *probabilities.shape[-2:])
         b, h, q, k = probabilities.shape

@@ -107,6 +107,11 @@ class RecordKeeper:
             self.run.forget_after(step)
             self._written = {one: entry for one, entry in self._written.items() if one <= step}
 
+    def _has_written(self, entry: HistoryEntry) -> bool:
+        written = self._written.get(entry.step)
+        # A history keeps a copy of an entry that shares lists with the one before; its figures are the same object.
+        return written is not None and written.rho is entry.rho
+
     def pointer(self, entries: Sequence[HistoryEntry]) -> tuple[dict[str, Any] | None, list[HistoryEntry]]:
         """Returns what a checkpoint says of the record, and the entries that the record does not give back.
 
@@ -118,7 +123,7 @@ class RecordKeeper:
         layers = len(next(iter(entries[-1].correlation.values())))
         if not self.run.holds_history(list(entries[-1].correlation), layers):
             return None, list(entries)
-        kept = [entry for entry in entries if self._written.get(entry.step) is not entry]
+        kept = [entry for entry in entries if not self._has_written(entry)]
         told = {"folder": str(self.run.folder.resolve()), "run": self.run.run, "until": entries[-1].step}
         return told, kept
 

@@ -1,7 +1,7 @@
 """Makes measurements, probes and what is said of them without a model, at random but the same every time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -106,6 +106,8 @@ def equal(one: Any, other: Any) -> bool:
         return list(one) == list(other) and all(equal(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):
         return type(one) is type(other) and len(one) == len(other) and all(map(equal, one, other))
+    if is_dataclass(one) and type(one) is type(other):
+        return equal(dict(vars(one)), dict(vars(other)))
     return bool(one == other)
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from globenc_lightning import GlobEncCallback, analysis, planning
+from globenc_lightning.encoder.checks import Checks
 from globenc_lightning.errors import GlobEncError
 from globenc_lightning.task import replaying
 from globenc_lightning.task.kinds import Decision
@@ -240,16 +241,22 @@ def test_a_score_that_is_the_same_whatever_the_text_is() -> None:
     assert "the similarity of a text with itself" in refused(made(SimCSE))
 
 
+def prove(scores: Tensor, rows: list[int], last: Tensor, plain: Tensor) -> None:
+    checks = Checks()
+    prove_rows(scores, torch.tensor(rows), last)(plain, checks)
+    checks.settle()
+
+
 def test_rows_are_proven_by_what_each_score_reads() -> None:
     last = torch.randn(4, 3, 2, requires_grad=True)
     scores = (last**2).sum((1, 2))[[2, 0, 3]]
     plain = torch.autograd.grad(scores.sum(), last, retain_graph=True)[0]
-    prove_rows(scores, torch.tensor([2, 0, 3]), last)(plain)
+    prove(scores, [2, 0, 3], last, plain)
     for wrong in ([0, 2, 3], [2, 3, 0], [2, 0, 1]):
         if wrong == [2, 0, 1]:
             continue
         with pytest.raises(GlobEncError, match="from other texts"):
-            prove_rows(scores, torch.tensor(wrong), last)(plain)
+            prove(scores, wrong, last, plain)
 
 
 def test_a_row_that_two_scores_read_is_no_ones() -> None:
@@ -257,7 +264,7 @@ def test_a_row_that_two_scores_read_is_no_ones() -> None:
     scores = (last**2).sum((1, 2)) + (last[0] ** 2).sum()
     plain = torch.autograd.grad(scores.sum(), last, retain_graph=True)[0]
     with pytest.raises(GlobEncError, match="several from one"):
-        prove_rows(scores, torch.arange(3), last)(plain)
+        prove(scores, [0, 1, 2], last, plain)
 
 
 def test_units_without_a_label_that_counts() -> None:
