@@ -101,6 +101,8 @@ class Family:
     @property
     def missing(self) -> str:
         """Why this transformers cannot build it, or an empty string."""
+        if self.name == "xglm" and int(transformers.__version__.split(".")[0]) < 5:
+            return f"transformers {transformers.__version__} computes the attention of XGLM in a way that is not seen"
         if hasattr(transformers, self.config):
             return ""
         return f"transformers {transformers.__version__} has no {self.config.removesuffix('Config')}"

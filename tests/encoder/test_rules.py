@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 
 from globenc_lightning import METHODS, attribute
@@ -301,6 +302,8 @@ def test_texts_that_are_joined_in_another_order_are_refused_with_the_reason() ->
         joined = joined + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(joined))))
         return joined.view(turned.shape).transpose(0, 1)
 
+    if int(transformers.__version__.split(".")[0]) < 5:
+        pytest.skip("a layer of this OPT returns a tuple")
     layer.forward = forward
     with pytest.raises(
         UnsupportedEncoderError, match=r"layers\.0\.final_layer_norm is given tensors that are not of the"
