@@ -104,6 +104,11 @@ class Family:
         if self.name == "xglm" and int(transformers.__version__.split(".")[0]) < 5:
             return f"transformers {transformers.__version__} computes the attention of XGLM in a way that is not seen"
         if hasattr(transformers, self.config):
+            known = (
+                vars(getattr(transformers, self.config)()) if "use_bidirectional_attention" in self.options else None
+            )
+            if known is not None and "use_bidirectional_attention" not in known:
+                return f"transformers {transformers.__version__} does not read {self.name.partition(' ')[0]} that way"
             return ""
         return f"transformers {transformers.__version__} has no {self.config.removesuffix('Config')}"
 
