@@ -275,6 +275,8 @@ class Reader:
         connected: whether the forward cuts the autograd graph (no_grad, detach) or drops parts of it (checkpoint), so
             that it is run with the graph kept whole.
         attention: the attention implementations with which the structures were found.
+        numbers: tells whether the weights have moved since numbers were found by which a layer multiplies; None where
+            they need not be found anew.
         written: the names of parameters that its forward writes into.
         reads: which tokens the decision was found to read, see ``Attributions.readout``; None before that is known.
         squashes: whether its forward gives probabilities, which are taken back to the logits they were made of.
@@ -296,6 +298,7 @@ class Reader:
     max_tokens: int = 4096
     connected: bool = False
     attention: tuple[Any, ...] = ()
+    numbers: tuple[int, ...] | None = None
     written: set[str] = field(default_factory=set)
     reads: str | None = None
     squashes: bool = True
@@ -335,7 +338,10 @@ class _Kept(NamedTuple):
 _KNOWN: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
 
 
-_REMEMBERED = ("way", "structures", "kernels", "connected", "attention", "written", "reads", "squashes", "whole")
+_REMEMBERED = (
+    *("way", "structures", "kernels", "connected", "attention", "numbers"),
+    *("written", "reads", "squashes", "whole"),
+)
 
 
 def _reader_of(model: nn.Module) -> Reader:
@@ -636,7 +642,7 @@ def _analyze(
 
     whole = False
     shorter, keep = _without_padding(batch, told)
-    known = reader.structure is not None and reader.attention == attention_of(reader.model)
+    known = reader.structure is not None and _is_as_found(reader)
     if reader.structure is None or not known or (reader.structure.length == 1 and longest > 1):
         whole = _find_shortest(reader, batch, shorter, lengths)
     if keep is not None and _decides_alike(reader, batch, shorter, keep, settings.target):
@@ -663,7 +669,7 @@ def _analyze_chunk(
     special: Tensor | Callable[[Tensor], Tensor] | None,
 ) -> Attributions:
     """:func:`_analyze` of a batch that the user's own step is run again on."""
-    if reader.structure is None or reader.attention != attention_of(reader.model):
+    if reader.structure is None or not _is_as_found(reader):
         find_decision(reader, chunk)
     try:
         found = _replayed(reader, chunk, settings, keep_maps)
@@ -708,6 +714,7 @@ def find_decision(reader: Reader, chunk: Chunk) -> None:
             decision = replay.decided(ran, task.seen.rows, task.seen.tokens, batch.batch)
             prove_head(ran, task, decision, replay.step.name, trained)
     reader.structures, reader.attention, reader.reads = structures, attention_of(reader.model), None
+    reader.numbers = _numbers_of(reader)
     _refuse_a_teacher(reader, replay)
 
 
@@ -724,6 +731,25 @@ def _refuse_a_teacher(reader: Reader, replay: Replay) -> None:
             f"{replay.step.name}: the encoder that would be shown is frozen, and another one that the decision depends "
             "on is trained."
         )
+
+
+def _is_as_found(reader: Reader) -> bool:
+    """Whether nothing speaks against a model's being built as it was found to be."""
+    return reader.attention == attention_of(reader.model) and reader.numbers == _numbers_of(reader)
+
+
+def _numbers_of(reader: Reader) -> tuple[int, ...] | None:
+    """Counters of the weights, where a layer multiplies by numbers that half precision could not tell from others.
+
+    A number may be learned. In float32 the identity of the layer notices that it has moved.
+    """
+    numbers = (part for one in reader.read for layer in one.layers for part in layer.branches)
+    if all((part.factor, part.kept) == (1, 1) for part in numbers):
+        return None
+    parameters = [one for one in reader.model.parameters() if not one.is_inference()]
+    if not any(one.dtype in LOW for one in parameters):
+        return None
+    return tuple(one._version for one in parameters)
 
 
 def evaluate(reader: Reader, chunk: Chunk) -> tuple[Decision, Tensor | None, Tensor | None]:
@@ -1897,7 +1923,7 @@ def _find(
             _refuse_another_model(reader, way, _copied(some), logits, structures)
             reader.way, reader.attention = name, attention_of(reader.model)
             reader.structures = tuple(one for one in structures if isinstance(one, Structure))
-            reader.reads, reader.squashes = None, squashes
+            reader.reads, reader.squashes, reader.numbers = None, squashes, _numbers_of(reader)
             if not way.own and has_own_forward(reader.model):
                 tried = "; ".join(failures) or "it does not take the batch's entries by their names"
                 warn(

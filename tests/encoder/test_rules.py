@@ -14,6 +14,7 @@ from globenc_lightning.analysis import Reader, Settings, analyze
 from globenc_lightning.encoder.fitting import fitted
 from globenc_lightning.encoder.layers import PARALLEL, POST_LN, PRE_LN, SUBLAYER_NORM
 from globenc_lightning.errors import UnsupportedEncoderError
+from tests import models
 from tests.families import FAMILIES, Classifier, Family, build, example_inputs
 from tests.naive_families import assert_same_maps, naive_maps
 
@@ -362,3 +363,28 @@ def test_a_norm_of_an_unknown_kind_is_named() -> None:
         attribute(model, inputs)
     assert "encoder.layers.0.post_attention_layernorm (Squashed) does" in str(caught.value)
     assert "neither a LayerNorm nor an RMSNorm" in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_learned_number_is_found_anew_when_it_has_moved(dtype: torch.dtype) -> None:
+    model, batch = models.build("bert"), models.batch([7, 5, 6])
+    for layer in model.bert.encoder.layer:
+        output = layer.attention.output
+        output.alpha = nn.Parameter(torch.tensor(0.5))
+
+        def forward(hidden_states: Tensor, input_tensor: Tensor, output: Any = output) -> Tensor:
+            found: Tensor = output.LayerNorm(output.alpha * output.dense(hidden_states) + input_tensor)
+            return found
+
+        output.forward = forward
+    model.to(dtype)
+    reader = Reader(model)
+    analyze(reader, batch, Settings())
+    for number in (0.52, 0.6):
+        with torch.no_grad():
+            for layer in model.bert.encoder.layer:
+                layer.attention.output.alpha.fill_(number)
+        again, anew = (analyze(one, batch, Settings()) for one in (reader, Reader(model)))
+        assert reader.structure is not None
+        assert reader.structure.layers[0].branches[0].factor == pytest.approx(number, rel=4e-3)
+        torch.testing.assert_close(again.rows["N-Enc"], anew.rows["N-Enc"], rtol=1e-4, atol=1e-6)
