@@ -854,7 +854,7 @@ class _Reading:
                 self._see(role.layer, role.gives, gave.clone() if role.overwritten else gave)
 
     def ended(self, output: Any) -> None:
-        """The encoder returned: the last pre-LN layer's stream may be its output, seen by no other module."""
+        """The encoder returned: the last layer's stream may be its output, seen by no other module."""
         if self._current is not None and self._layer == len(self.structure.layers) - 1 and self._current.stream is None:
             gave = [t for t in tensors_in(output) if _is_hidden(t) and t.shape == self._current.residual.shape]
             if gave:
@@ -870,7 +870,7 @@ class _Reading:
         """The one of the tensors that the encoder returned which is the output of its last layer."""
         fitting = [one for one in returned if one.shape == last.shape]
         # Nearly every encoder returns that very tensor, or nothing else of its shape.
-        same = [one for one in fitting if one.data_ptr() == last.data_ptr()] or fitting
+        same = [one for one in fitting if one.data_ptr() == last.data_ptr()][:1] or fitting
         refusal = UnsupportedEncoderError(
             f"{self.structure.encoder_name}: what it returns is not the output of its last layer."
         )
@@ -908,7 +908,13 @@ class _Reading:
         ]
 
         def judge(values: Tensor) -> None:
-            given = iter(values.tolist())
+            *each, any_real = values.tolist()
+            if not any_real:
+                raise UnsupportedEncoderError(
+                    f"{self.structure.encoder_name}: one of its calls is given no real token, so nothing of it can be "
+                    "proven."
+                )
+            given = iter(each)
             by_layer = {one.place: max(next(given) for _ in one.distances) for one in proofs}
             for one in self._proofs:
                 layer, error = self.structure.layers[one.place], by_layer[one.place]
@@ -919,7 +925,7 @@ class _Reading:
                 self.errors.append(error)
 
         if errors:
-            self._checks.add(torch.cat(errors), judge)
+            self._checks.add(torch.cat([*errors, mask.any().to(errors[0]).reshape(1)]), judge)
 
     def _returned_by(self, output: Any) -> Tensor:
         """The hidden states in what a module returned; some join the texts of a batch."""
@@ -969,7 +975,7 @@ class _Reading:
             if self._tape is not None:
                 self._prove(layer, self._tape, self.mask)
             self._done(LayerDone(self._index, self._layer, layer, activations, weights, self.mask))
-        # The final norm of a pre-LN encoder follows its last layer.
+        # A final norm follows the last layer.
         self._stream = getattr(activations, layer.last)
         if self._tape is not None:
             self._taped_stream = getattr(self._tape, layer.last)

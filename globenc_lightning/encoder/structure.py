@@ -337,9 +337,12 @@ def prove_token_by_token(
             largest = spread.masked_fill(~inside, 0.0).amax(1)
             # What is not finite has no gradient that tells anything; the identity speaks of it.
             if not bool((spread.masked_fill(inside, 0.0).amax(1) <= 1e-6 * largest).all()):
+                why = "a convolution, say"
+                if layer.rule == PARALLEL and part is after:
+                    why = "it may be computed from the attention's output, by a norm that is no module of its own, say"
                 raise UnsupportedEncoderError(
-                    f"layer {index + 1} ({layer.name}): {what} of one token depends on other tokens (a convolution, "
-                    "say); the decomposition knows no mixing but attention's."
+                    f"layer {index + 1} ({layer.name}): {what} of one token depends on other tokens ({why}); the "
+                    "decomposition knows no mixing but attention's."
                 )
 
 
