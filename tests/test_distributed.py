@@ -28,7 +28,10 @@ def run(case: str, folder: Path, processes: int = 2, **options: Any) -> list[dic
     command = [sys.executable, "-m", "tests.distributed_training", case, str(folder), "--processes", str(processes)]
     for name, value in options.items():
         command += [f"--{name}", str(value)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    # A training within this process may have left where it met others.
+    left = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK")
+    environment = {name: value for name, value in os.environ.items() if name not in left}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
