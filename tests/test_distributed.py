@@ -30,7 +30,8 @@ def run(case: str, folder: Path, processes: int = 2, **options: Any) -> list[dic
         command += [f"--{name}", str(value)]
     # A training within this process may have left where it met others.
     left = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK")
-    environment = {name: value for name, value in os.environ.items() if name not in left}
+    kept = (name for name in os.environ if name not in left and not name.startswith("SLURM"))
+    environment = {name: os.environ[name] for name in kept}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False

@@ -29,6 +29,7 @@ def run(module: str, cases: str, folder: Path, processes: int, *names: str) -> l
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    own = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     shared = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
     command = [sys.executable, "-m", f"tests.{module}", cases, str(folder), *names]
@@ -36,7 +37,7 @@ def run(module: str, cases: str, folder: Path, processes: int, *names: str) -> l
         subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**own, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.DEVNULL,
             stderr=(folder / f"said_{rank}.txt").open("w"),
         )
