@@ -2,7 +2,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,15 @@ from tests.training import events, said
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is interrupted in the middle of its work")
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster_afterwards() -> Iterator[None]:
+    """Takes back what a training within this process says of a cluster."""
+    kept = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(kept)
 
 
 @pytest.fixture(scope="module")
