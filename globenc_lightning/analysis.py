@@ -974,7 +974,7 @@ def _record(
         readout=layers.readout,
         normalize=settings.normalize,
         target=settings.target_name,
-        input_ids=ids,
+        input_ids=None if ids is None else ids.to(device),
         head_gradient=head,
         encoder=structure.encoder_name,
         rule=structure.rule,

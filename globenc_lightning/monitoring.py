@@ -37,7 +37,6 @@ LEFT_OUT = (
     "GlobEncCallback: the checkpoint is from between a training step and the end of the validation after it, which "
     "Lightning leaves out on resume. It is missing here, too: "
 )
-RECORD = "record"
 CLOCK_STEP = 1.0
 NO_PROBE_YET = (
     "GlobEncCallback: at_steps= asks for figures before any validation has shown the probe: give probe=, or let the "
@@ -95,6 +94,8 @@ class Monitor:
         self._due_epoch: int | None = None
         self._owed: Moment | None = None
         self._moment: Moment | None = None
+        # What was written of a validation that Lightning itself goes on with.
+        self._carried: list[str] = []
         self._before = Before(0, 0, 0, 0, None)
         self._seen_batches = -1
         self._batch_epoch = 0
@@ -114,7 +115,7 @@ class Monitor:
             # Of the training before; a state that was loaded before the first one counts.
             self.resumed, self._due_epoch, self._owed = False, None, None
             self._earliest = 0.0
-        self._moment, self._seen_batches = None, -1
+        self._moment, self._seen_batches, self._carried = None, -1, []
         self._ahead, self.tag = 0.0, tag
         self._set_clock(now)
 
@@ -162,7 +163,8 @@ class Monitor:
         if training.is_fit and not training.is_sanity_check:
             self._seen_batches = training.batches
             if not self.is_repeated(training):
-                self._begin(Moment(VALIDATION, None, training.epoch))
+                self._begin(Moment(VALIDATION, None, training.epoch, self._carried))
+                self._carried = []
 
     def end_sanity_check(self, training: Training) -> None:
         """A sanity check is over: a whole validation would take as much longer as it has more batches."""
@@ -262,7 +264,8 @@ class Monitor:
 
     def _measure(self, training: Training) -> Measurement:
         settings, drawn = self._choices.settings, self._choices.heatmap_examples
-        progress = Progress(lambda: display_of(training.trainer), self._cost.analysis)
+        whose = "" if training.is_alone else " of the first process"
+        progress = Progress(lambda: display_of(training.trainer), self._cost.analysis, whose)
         self._measurer.tell = progress.tell
         try:
             measurement = self._measurer.measure(
@@ -277,9 +280,13 @@ class Monitor:
             self._measurer.tell = None
             progress.end()
         self._cost.analysis = progress.seconds
-        words = self._cost.words(len(measurement.names), len(settings.methods), self._choices.every_n_validations)
-        if words is not None and training.is_fit:
-            say(training.trainer, words)
+        if training.is_fit:
+            # A validation on its own says nothing: the training that follows has to.
+            is_given = self._collector.name != "validation"
+            every = self._choices.every_n_validations
+            words = self._cost.words(len(measurement.names), settings.methods, every, is_given=is_given)
+            if words is not None:
+                say(training.trainer, words)
         return measurement
 
     def look(self, training: Training, step: int, validation: bool = True, written: Sequence[str] = ()) -> None:
@@ -348,12 +355,14 @@ class Monitor:
             owed.is_exchanged = False
         if owed is not None and owed.kind == STEP and not (due is not None and self._schedule.next_is_turn):
             self.look(training, owed.step or training.step, validation=False, written=owed.written)
-        # A validation that Lightning itself goes on with is looked at as any other.
-        if not training.goes_on_validating:
+        validation = owed if owed is not None and owed.kind == VALIDATION else None
+        if training.goes_on_validating:
+            # Lightning itself goes on with it, so that it is looked at as any other.
+            self._carried = [] if validation is None else validation.written
+        else:
             self._seen_batches = training.batches
             if due is not None:
-                is_in_validation = owed is not None and owed.kind == VALIDATION
-                self._make_up(training, due, owed if is_in_validation else None)
+                self._make_up(training, due, validation)
         self._owed, self._due_epoch = None, None
 
     def _make_up(self, training: Training, epoch: int, owed: Moment | None) -> None:
@@ -435,9 +444,8 @@ class Monitor:
             try:
                 done = [] if self._moment is None else self._moment.written
                 self._output.write(self._destination(training), measurement, probe, self.history, names, written, done)
-                if RECORD not in done:
-                    self._keep(training, measurement, entry)
-                    done.append(RECORD)
+                # Also where it was written already: a resume takes back what its checkpoint does not know of.
+                self._keep(training, measurement, entry)
             except Exception as error:
                 failure = error
         if self._choices.on_error == "raise" and not training.is_alone:

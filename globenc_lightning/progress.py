@@ -1,7 +1,7 @@
 """Shows how far an analysis of more than a few seconds is, and says once what a validation costs."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 SLOW = 3.0
@@ -26,13 +26,15 @@ class Progress:
     Args:
         display: finds where it is shown; asked once there is something to show.
         expected: how many seconds the analysis before this one took: a long one is shown from its start.
+        whose: of whom the examples are, behind their number; nothing where one process analyses all.
 
     Attributes:
         seconds: how long the chunks have taken so far.
     """
 
-    def __init__(self, display: Callable[[], Display], expected: float = 0.0) -> None:
+    def __init__(self, display: Callable[[], Display], expected: float = 0.0, whose: str = "") -> None:
         self.seconds = 0.0
+        self._whose = whose
         self._display = display
         self._shown: Display | None = None
         self._expected = expected
@@ -57,7 +59,7 @@ class Progress:
         elif now - self._last < OFTEN:
             return
         self._last = now
-        self._shown.show(f"GlobEnc {done:,}/{total:,} examples")
+        self._shown.show(f"GlobEnc {done:,}/{total:,} examples{self._whose}")
 
     def end(self) -> None:
         """The analysis has ended, well or not: what was shown is taken back."""
@@ -93,13 +95,14 @@ class Cost:
             self._validation = (time.monotonic() - self._began) / share
         self._began = None
 
-    def words(self, examples: int, methods: int, every: int) -> str | None:
-        """Returns one line on the latest analysis, if it was a long one and the first; else None.
+    def words(self, examples: int, methods: Sequence[str], every: int, *, is_given: bool = False) -> str | None:
+        """Returns one line on the latest analysis, if it is the first long one; else None.
 
         Args:
             examples: how many are analysed.
-            methods: how many are computed.
-            every: every how manieth validation is analysed.
+            methods: what is computed.
+            every: 1 if each validation is analysed, 2 if every second one is, and so on.
+            is_given: whether the probe was given, so that nothing else chooses its size.
         """
         if self._is_said or self.analysis < SLOW:
             return None
@@ -108,9 +111,11 @@ class Cost:
         if self._validation is not None:
             share = f", {100 * self.analysis / (self.analysis + self._validation):.0f} % of a validation's time"
         whose = "each validation" if every == 1 else f"1 of {every} validations"
+        fewer = f"fewer examples ({f'{examples // 4} in probe=' if is_given else f'num_examples={examples // 4}'})"
+        one = "N-Enc" if "N-Enc" in methods else methods[0]
         cheaper = [
-            *([f"fewer examples (num_examples={examples // 4})"] if examples >= 8 else []),
-            *([f"fewer methods than {methods} (methods=['N-Enc'])"] if methods > 1 else []),
+            *([fewer] if examples >= 8 else []),
+            *([f"fewer methods than {len(methods)} (methods=[{one!r}])"] if len(methods) > 1 else []),
             f"fewer validations (every_n_validations={5 * every})",
         ]
         return (

@@ -131,7 +131,8 @@ def _described(trainer: "pl.Trainer", bar: Any) -> Display | None:
         return None if seen is None else Described(lambda: seen.desc, lambda text: _describe(seen, text))
     if _is_rich(bar):
         wanted = [bar.val_progress_bar_id, bar.train_progress_bar_id]
-        tasks = {task.id: task for task in bar.progress.tasks if task.visible and not task.finished}
+        # A bar that stands before the callback has counted the last batch by now.
+        tasks = {task.id: task for task in bar.progress.tasks if task.visible}
         task = next((tasks[one] for one in wanted if one in tasks), None)
         if task is None:
             return None

@@ -23,7 +23,7 @@ class Moment:
             before the first step.
         step: the step of its figures; None where the moment itself tells it.
         epoch: the training's epoch.
-        written: which kinds of results are written already.
+        written: which results are written already, each with the run that it went to.
         has_validation_weights: whether a callback of Lightning's that averages weights has put them into the module.
         is_exchanged: whether we have: then the trained weights are to be put back.
     """

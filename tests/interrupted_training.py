@@ -65,13 +65,14 @@ class Case:
 
     Attributes:
         at: the place: a hook of Lightning's, or a part of an analysis or of writing it, see :func:`interrupting`.
-        count: the how manieth time that the training gets there.
+        count: 1 for the first time that the training gets there, 2 for the second, and so on.
         how: ``"usr1"`` (SLURM's signal to write a checkpoint, then the end), ``"int"`` (Ctrl-C), ``"error"`` or
             ``"kill"``.
         settings: of the callback, besides ``SETTINGS``.
         options: of the Trainer.
         module: what is trained.
         others: makes the callbacks before ours.
+        version: the logger's; None for a run folder of its own each time, as Lightning makes them by default.
     """
 
     at: str
@@ -81,6 +82,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     module: Callable[[], Module] = Module
     others: Callable[[], list[pl.Callback]] = list
+    version: str | None = "run"
 
 
 def ema() -> list[pl.Callback]:
@@ -120,6 +122,9 @@ CASES = {
     "averaged weights": Case("layer", 14, others=ema),
     "the clock is behind": Case("layer", 14),
     "the record": Case("record", 3, settings={"record": True}),
+    "after the record": Case("recorded", 3, "int", settings={"record": True}),
+    "after the last record": Case("recorded", 4, "int", settings={"record": True}),
+    "another run folder": Case("pictures", 3, "int", version=None),
 }
 if NO_AVERAGING:
     CASES = {name: case for name, case in CASES.items() if case.others is not ema}
@@ -190,7 +195,7 @@ def interrupting(case: Case) -> Callable[[str], None]:
     before(_Reading, "_finish", "layer")
     before(publish, "log_images", "pictures")
     before(Output, "describe", "text")
-    before(RecordKeeper, "write", "record")
+    before(RecordKeeper, "write", "record", "recorded")
     log_records = publish.log_records
 
     def between(loggers: Any, records: dict[str, bytes], *arguments: Any) -> None:
@@ -228,7 +233,7 @@ def train(
         limit_train_batches=2,
         enable_checkpointing=True,
         log_every_n_steps=1,
-        logger=TensorBoardLogger(str(folder), name=None, version="run"),
+        logger=TensorBoardLogger(str(folder), name=None, version=case.version),
         default_root_dir=folder,
         plugins=[] if resume else [SLURMEnvironment(auto_requeue=True)],
         **case.options,

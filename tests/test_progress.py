@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from globenc_lightning import progress
+from globenc_lightning import METHODS, progress
 from globenc_lightning.progress import Cost, Progress
 
 
@@ -80,16 +80,16 @@ def cost(at: Callable[[float], None], validation: float, share: float = 1.0) -> 
 
 def test_what_a_validation_costs_is_said_once_with_what_makes_it_cheaper(at: Callable[[float], None]) -> None:
     made = cost(at, 10)
-    text = made.words(1000, 8, 1)
+    text = made.words(1000, METHODS, 1)
     assert text is not None
     assert "1,000 examples takes about 30 s at each validation, 75 % of a validation's time" in text
     for name in ("num_examples=250", "methods=['N-Enc']", "every_n_validations=5"):
         assert name in text
-    assert made.words(1000, 8, 1) is None
+    assert made.words(1000, METHODS, 1) is None
 
 
 def test_nothing_is_advised_that_cannot_be_less(at: Callable[[float], None]) -> None:
-    text = cost(at, 10).words(4, 1, 1)
+    text = cost(at, 10).words(4, ["W"], 1)
     assert text is not None
     assert text.endswith("It takes less with fewer validations (every_n_validations=5).")
 
@@ -98,7 +98,7 @@ def test_nothing_is_advised_that_cannot_be_less(at: Callable[[float], None]) -> 
 def test_a_sanity_check_tells_what_a_whole_validation_takes(
     share: float, expected: str | None, at: Callable[[float], None]
 ) -> None:
-    text = cost(at, 10, share).words(1000, 8, 2)
+    text = cost(at, 10, share).words(1000, METHODS, 2)
     assert text is not None
     assert (expected is None) == ("%" not in text)
     assert expected is None or f"at 1 of 2 validations, {expected}" in text
@@ -107,4 +107,21 @@ def test_a_sanity_check_tells_what_a_whole_validation_takes(
 def test_what_is_short_costs_no_line(at: Callable[[float], None]) -> None:
     made = cost(at, 10)
     made.analysis = progress.SLOW - 0.1
-    assert made.words(16, 8, 1) is None
+    assert made.words(16, METHODS, 1) is None
+
+
+def test_the_advice_is_of_what_was_chosen(at: Callable[[float], None]) -> None:
+    text = cost(at, 10).words(40, ["W", "W-Res"], 1, is_given=True)
+    assert text is not None
+    assert "num_examples" not in text
+    assert "fewer examples (10 in probe=)" in text
+    assert "fewer methods than 2 (methods=['W'])" in text
+
+
+def test_a_share_says_whose_it_is(at: Callable[[float], None]) -> None:
+    shown = Shown()
+    told = Progress(lambda: shown, whose=" of the first process")
+    for seconds, done in ((0, 0), (5, 4)):
+        at(seconds)
+        told.tell(done, 8)
+    assert shown.texts == ["GlobEnc 4/8 examples of the first process"]

@@ -7,7 +7,7 @@ from pytorch_lightning.callbacks import ProgressBar, RichProgressBar, TQDMProgre
 
 from globenc_lightning import GlobEncCallback, progress, progress_bars
 from tests.neutrality import equal
-from tests.training import Sentences, Steps, final_state, fit, loader, said
+from tests.training import Sentences, Steps, build_trainer, final_state, fit, loader, said
 
 DONE = "GlobEnc 4/12 examples"
 
@@ -81,10 +81,11 @@ def ours(**settings: Any) -> GlobEncCallback:
     return GlobEncCallback(**{"num_examples": 12, "methods": ["N-Enc"], **settings})
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["bar first", "ours first"])
 @pytest.mark.parametrize("kind", [Tqdm, Rich])
-def test_lightning_s_bars_show_it_and_are_as_before(kind: type[Tqdm | Rich]) -> None:
+def test_lightning_s_bars_show_it_and_are_as_before(kind: type[Tqdm | Rich], first: bool) -> None:
     bar, alone = kind(), kind()
-    observed, undisturbed = train(ours(), bar), train(alone)
+    observed, undisturbed = train(*((bar, ours()) if first else (ours(), bar))), train(alone)
     texts = [text for drawn in bar.seen for text, _ in drawn]
     assert DONE in texts
     assert "GlobEnc 8/12 examples" in texts
@@ -128,6 +129,17 @@ def test_without_a_bar_that_can_there_is_a_line(kind: str, monkeypatch: pytest.M
         assert [line for line in lines if "takes a while" in line]
     (cost,) = (line for line in lines if "every_n_validations" in line)
     assert "12 examples" in cost
+
+
+def test_a_validation_on_its_own_leaves_the_cost_to_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(progress_bars, "rank_zero_info", lines.append)
+    callback, module = ours(), Steps()
+    trainer = build_trainer([callback])
+    trainer.validate(module, loader(Sentences(), 4), verbose=False)
+    assert not [line for line in lines if "every_n_validations" in line]
+    fit(module, callback, val=loader(Sentences(), 4))
+    assert len([line for line in lines if "every_n_validations" in line]) == 1
 
 
 def test_an_analysis_that_fails_leaves_the_bar_as_it_was() -> None:

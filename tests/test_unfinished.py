@@ -93,7 +93,7 @@ def assert_whole(folder: Path, callback: GlobEncCallback, whole: GlobEncCallback
     assert sorted({image.step for image in log.Images(filmstrip)}) == sorted(set(steps))
 
 
-LOST = ("acts on", "averaged weights", "no probe yet, left out", "the clock")
+LOST = ("acts on", "averaged weights", "no probe yet, left out", "the clock", "another run folder")
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(LOST)])
@@ -138,6 +138,19 @@ def test_a_first_validation_that_is_left_out_before_it_has_shown_the_probe_is_mi
         (3, False),
         (5, False),
     ]
+
+
+def test_what_is_made_up_for_in_another_run_folder_is_whole_there(interrupted: Path) -> None:
+    name = "another run folder"
+    _, callback, messages = resumed(interrupted / name, CASES[name])
+    assert messages == []
+    assert [entry.step for entry in callback.history] == [0, 1, 3, 5]
+    log = events(interrupted / name / "version_1")
+    assert sorted({point.step for point in log.Scalars("globenc/spearman_by_layer/W/layer_01")}) == [3, 5]
+    (filmstrip,) = (tag for tag in log.Tags()["images"] if "filmstrip" in tag)
+    assert sorted({image.step for image in log.Images(filmstrip)}) == [3, 5]
+    tags = [tag for tag in log.Tags()["tensors"] if "/dashboard/summary/" in tag]
+    assert sorted({event.step for tag in tags for event in log.Tensors(tag)}) == [3, 5]
 
 
 @averages

@@ -53,3 +53,37 @@ def fitted(total: Tensor, stream: Tensor, output: Tensor, mask: Tensor) -> tuple
         if difference(kept * given[1] + factor * given[2], given[0], given[0]) <= tolerance(total.dtype):
             return kept, factor
     return None
+
+
+def constants(total: Tensor, stream: Tensor, output: Tensor, mask: Tensor, first: Tensor) -> tuple[float, float] | None:
+    """The numbers that :func:`fitted` finds, if they are numbers and not computed from the hidden states.
+
+    A gate that is one number for all of these examples would fit, and be another number for others. The sum less its
+    two terms is nothing, and the gradient of that is the numbers' own.
+
+    Args:
+        total: (b, q, d) the sum, in the autograd graph.
+        stream: (b, q, d) one term.
+        output: (b, q, d) the other.
+        mask: (b, q) true for real tokens.
+        first: (b, q, d) the first hidden states.
+
+    Returns:
+        Both numbers, or None. What a forward takes out of the autograd graph cannot be followed.
+    """
+    numbers = fitted(total, stream, output, mask)
+    sources = [one for one in (stream, first) if one.requires_grad]
+    if numbers is None or numbers == (1.0, 1.0) or not total.requires_grad or not sources:
+        return numbers
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(total.shape, generator=generator, dtype=torch.float32).to(total)
+    direction = direction.masked_fill(~mask.unsqueeze(-1), 0.0)
+    with torch.enable_grad():
+        rest = total - numbers[0] * stream - numbers[1] * output
+    changes, sizes = (
+        torch.autograd.grad(one, sources, direction, retain_graph=True, allow_unused=True) for one in (rest, total)
+    )
+    for change, size in zip(changes, sizes, strict=True):
+        if change is not None and size is not None and not bool(change.abs().max() <= 1e-4 * size.abs().max()):
+            return None
+    return numbers

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from globenc_lightning.encoder.fitting import fitted
+from globenc_lightning.encoder.fitting import constants
 from globenc_lightning.encoder.layers import (
     PARALLEL,
     POST_LN,
@@ -79,6 +79,11 @@ class _Look:
     def mask(self) -> Tensor:
         """(b, s) true for real tokens."""
         return self.recording.mask
+
+    @property
+    def first(self) -> Tensor:
+        """The first hidden state that was seen: all later ones are computed from it."""
+        return self.earlier[-1]
 
     def residual(self, summed: Tensor, output: Tensor) -> Tensor | None:
         """The layer's input, if the sum is it and the output, added."""
@@ -298,7 +303,7 @@ def _scaled(look: _Look) -> Found | None:
                 continue
             attended = input_of(first)
             for x in look.streams:
-                numbers = fitted(attended, x, projection.outputs[0], look.mask)
+                numbers = constants(attended, x, projection.outputs[0], look.mask, look.first)
                 if numbers is not None:
                     branch = Branch(kept=numbers[0], factor=numbers[1])
                     half = _half(look, "", projection, first, argument_of(first), x, branch)
@@ -320,7 +325,7 @@ def _second_half(look: _Look, half: _Half) -> Found:
 
 def _norm_again(look: _Look, half: _Half, fit: bool) -> Found | None:
     """post-LN: a second norm is given what left the first and the feed-forward network's output, added."""
-    first, mask = half.first, look.mask
+    first = half.first
     normed = first.outputs[0]
     later = [call for call in look.after if call.start > first.end]
     for second in later:
@@ -330,7 +335,7 @@ def _norm_again(look: _Look, half: _Half, fit: bool) -> Found | None:
         added = None if fit else total - normed
         for call in (one for one in later if one.end < second.start):
             for out in call.outputs:
-                joined = _joined(total, normed, added, out, (), mask)
+                joined = _joined(look, total, normed, added, out, ())
                 if joined is None:
                     continue
                 name = common_path(half.layer.name, second.name) or half.layer.name
@@ -362,7 +367,7 @@ def _stream_goes_on(look: _Look, half: _Half, fit: bool) -> Found | None:
             if teller is not None and call.end > teller[0].start:
                 continue
             for out in call.outputs:
-                joined = _joined(stream, attended, added, out, look.gains, look.mask)
+                joined = _joined(look, stream, attended, added, out, look.gains)
                 if joined is None:
                     continue
                 roles = [*half.roles, (call, Role(look.index, gives="added", overwritten=call.overwritten))]
@@ -379,24 +384,26 @@ def _stream_goes_on(look: _Look, half: _Half, fit: bool) -> Found | None:
 
 
 def _joined(
-    total: Tensor, stream: Tensor, added: Tensor | None, output: Tensor, gains: Sequence[Gain], mask: Tensor
+    look: _Look, total: Tensor, stream: Tensor, added: Tensor | None, output: Tensor, gains: Sequence[Gain]
 ) -> Branch | None:
     """How an output was added to a stream, if the total is that sum.
 
     Args:
+        look: what the rules look at.
         total: (b, q, d) the sum.
         stream: (b, q, d) what it was added to.
         added: (b, q, d) their difference; None to look for numbers that fit.
         output: (b, q, d) the output.
         gains: what it may be multiplied by before.
-        mask: (b, q) true for real tokens.
     """
     if output.shape != stream.shape:
         return None
     if added is None:
-        numbers = fitted(total, stream, output, mask)
+        numbers = constants(total, stream, output, look.mask, look.first)
         return None if numbers is None else Branch(kept=numbers[0], factor=numbers[1])
-    return next((Branch(gain) for gain in (None, *gains) if equal(_gained(output, gain), added, mask, total)), None)
+    return next(
+        (Branch(gain) for gain in (None, *gains) if equal(_gained(output, gain), added, look.mask, total)), None
+    )
 
 
 def _reason(look: _Look, broken: Sequence[str], unknown: ModuleCall | None) -> str:

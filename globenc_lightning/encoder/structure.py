@@ -336,7 +336,7 @@ def prove_token_by_token(
             spread = (gradient if hidden is seen else in_layout_of(gradient, seen, axes)).abs().amax(-1)
             largest = spread.masked_fill(~inside, 0.0).amax(1)
             # What is not finite has no gradient that tells anything; the identity speaks of it.
-            if not bool((spread.masked_fill(inside, 0.0).amax(1) <= 1e-6 * largest).all()):
+            if bool((spread.masked_fill(inside, 0.0).amax(1) > 1e-6 * largest).any()):
                 why = "a convolution, say"
                 if layer.rule == PARALLEL and part is after:
                     why = "it may be computed from the attention's output, by a norm that is no module of its own, say"

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from globenc_lightning.encoder import multihead
+from globenc_lightning.encoder.checks import brought_home
 from globenc_lightning.encoder.recording import tensors_in
 
 _CONTAINERS = (nn.ModuleList, nn.Sequential)
@@ -310,7 +311,7 @@ class GivenTokens:
         ]
 
     def take(self, shape: tuple[int, int], sequence_first: bool) -> tuple[Tensor | None, Tensor | None]:
-        """The ids (b, s) that led to an encoder's call, and which of them are real; None where that is not told.
+        """The ids (b, s) that led to an encoder's call, on the CPU, and which are real; None where that is not told.
 
         To be called after each call of an encoder.
 
@@ -349,8 +350,10 @@ def _ids(looked: list[_Looked], shape: tuple[int, int], sequence_first: bool) ->
     if b == s and sequence_first:
         # Which axis is which cannot be told.
         return None
-    found = [one._replace(ids=one.ids.t() if tuple(one.ids.shape) != shape else one.ids) for one in looked]
-    found = [one for one in found if tuple(one.ids.shape) == shape]
+    # They are compared on the CPU: one look at a device, however many tables there are.
+    home = brought_home([one.ids for one in looked])
+    turned = [ids.t() if tuple(ids.shape) != shape else ids for ids in home]
+    found = [one._replace(ids=ids) for one, ids in zip(looked, turned, strict=True) if tuple(ids.shape) == shape]
     found = [one for one in found if not _are_places(one.ids)] or found
     largest = max((one.size for one in found), default=0)
     found = [one for one in found if one.size == largest]

@@ -88,7 +88,8 @@ class Output:
             history: the validations so far, the newest included.
             names: the names of the model's classes, or None.
             scalars: tag -> figure, beside the pictures and records.
-            done: the kinds of results that were written before the training was interrupted; completed one by one.
+            done: the results that were written before the training was interrupted, each with the run that it went to;
+                completed one by one. A training that goes on in another run writes them there, too.
         """
         step = history[-1].step
         jobs: dict[str, Callable[[], Any]] = {
@@ -96,10 +97,11 @@ class Output:
             "pictures": lambda: self._draw(to, measurement, probe, history, names),
             "tab": lambda: self._record(to, measurement, probe, history, names),
         }
+        place = fingerprint([publish.run_of(logger) for logger in to.loggers])
         for kind, job in jobs.items():
-            if kind not in done:
+            if f"{kind} {place}" not in done:
                 self._reasons.attempt(job)
-                done.append(kind)
+                done.append(f"{kind} {place}")
         self.describe(to, history, step)
 
     def _draw(

@@ -84,3 +84,40 @@ def test_a_look_is_counted_with_its_line(device: torch.device) -> None:
     assert [line.partition(":")[0] for line in counts.foreign] == ["test_counts.py"]
     assert counts.launches["addmm"] == 1
     assert sum(counts.lines.values()) == counts.kernels
+
+
+class OwnEncoder(nn.Module):
+    """An encoder of torch's own modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(models.VOCABULARY, 16), nn.Embedding(64, 16)
+        self.kinds = nn.Embedding(2, 16)
+        layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        embedded = self.words(input_ids) + self.places(places) + self.kinds(torch.zeros_like(input_ids))
+        found: torch.Tensor = self.head(self.encoder(embedded, src_key_padding_mask=attention_mask == 0)[:, 0])
+        return found
+
+
+def with_hidden_states(device: torch.device) -> nn.Module:
+    model = models.build("bert")
+    model.config.output_hidden_states = True
+    return model.to(device)
+
+
+@pytest.mark.parametrize("kind", ["torch's own", "hidden states"])
+def test_looks_of_other_models(kind: str, device: torch.device) -> None:
+    own = OwnEncoder().eval()
+    models.redraw(own)
+    model = own.to(device) if kind == "torch's own" else with_hidden_states(device)
+    probe, reader = ProbeSet.from_batch(models.batch([9, 7, 12])), Reader(model)
+    measure(reader, probe, Settings(METHODS))
+    with counted() as counts:
+        found = measure(reader, probe, Settings(METHODS))
+    assert 0 < sum(counts.looks.values()) <= MOST_LOOKS, counts.looks
+    assert all(type(ids) is torch.Tensor for ids in found.ids)

@@ -388,3 +388,46 @@ def test_a_learned_number_is_found_anew_when_it_has_moved(dtype: torch.dtype) ->
         assert reader.structure is not None
         assert reader.structure.layers[0].branches[0].factor == pytest.approx(number, rel=4e-3)
         torch.testing.assert_close(again.rows["N-Enc"], anew.rows["N-Enc"], rtol=1e-4, atol=1e-6)
+
+
+class GatedOutput(nn.Module):
+    """The last step of a sub-layer, with a gate that is computed from the hidden states."""
+
+    def __init__(self, of: nn.Module, axes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.of, self.axes = of, axes
+
+    def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
+        gate = torch.sigmoid(3 * input_tensor.mean(self.axes, keepdim=True))
+        found: Tensor = self.of.LayerNorm(gate * self.of.dense(hidden_states) + input_tensor)
+        return found
+
+
+@pytest.mark.parametrize("examples", [1, 2, 3])
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 2)], ids=["of the batch", "of the example"])
+@pytest.mark.parametrize("part", ["attention", "feed-forward"])
+def test_a_gate_that_is_computed_is_no_number(part: str, axes: tuple[int, ...], examples: int) -> None:
+    model, batch = models.build("bert"), models.batch([7] * examples)
+    for layer in model.bert.encoder.layer:
+        if part == "attention":
+            layer.attention.output = GatedOutput(layer.attention.output, axes)
+        else:
+            layer.output = GatedOutput(layer.output, axes)
+    with pytest.raises(UnsupportedEncoderError):
+        attribute(model, batch)
+
+
+@pytest.mark.parametrize("examples", [1, 2])
+def test_a_gate_that_is_computed_earlier_is_no_number(examples: int) -> None:
+    model, batch = models.build("bert"), models.batch([7] * examples)
+    embeddings, output = model.bert.embeddings, model.bert.encoder.layer[1].attention.output
+    seen: list[Tensor] = []
+    embeddings.register_forward_hook(lambda _, __, found: seen.append(torch.sigmoid(3 * found.mean())))
+
+    def forward(hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
+        found: Tensor = output.LayerNorm(seen[-1] * output.dense(hidden_states) + input_tensor)
+        return found
+
+    output.forward = forward
+    with pytest.raises(UnsupportedEncoderError):
+        attribute(model, batch)

@@ -46,9 +46,9 @@ def by_importance(methods: Sequence[str], drawn: str) -> list[str]:
 def rows_that_fit(lengths: Sequence[int], layers: int, methods: Sequence[str]) -> Rows:
     """Choose the sentences of a record and their rows.
 
-    The first sentences, as many as are listed in texts, are held in any case: each gets a method's rows, as far as
-    there is room, before any of them gets those of the next method. What is left is for further sentences, each with
-    everything.
+    The first sentences, as many as are listed in texts, come first: each gets a method's rows, as far as there is room,
+    before any of them gets those of the next method. One that is too long for what is left gets none, and shorter ones
+    after it may. What remains is for further sentences, each with everything.
 
     Args:
         lengths: (b) how many tokens each sentence has.

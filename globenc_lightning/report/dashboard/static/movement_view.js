@@ -178,7 +178,8 @@ export function createMovementView({ api, update, theme }) {
   /** What is compared of what, and why not more. */
   function said(selection, answer, data) {
     const { index, method } = selection;
-    const [compared, all] = [answer.sentences.length, counted(index.examples)];
+    const compared = answer.sentences.filter((moved) => !moved.other_text).length;
+    const all = counted(index.examples);
     if (compared === index.examples) return "";
     const which = compared < index.sentences.length ? `${counted(compared)} of ${all} sentences are compared.` : "";
     return `${which} ${shownOf(index)} ${answer.lacking.length ? storedOf(method, index.sentences.length, data) : ""}`.trim();
@@ -236,7 +237,7 @@ export function createMovementView({ api, update, theme }) {
         );
       } else message.replaceChildren();
       const [answer, before, after] = answers ?? [null, null, null];
-      share.say(answer ? said(selection, answer, lessOf(before, after)) : shownOf(index));
+      share.say(answer ? said(selection, answer, both(before, after, method, index.sentences.length)) : shownOf(index));
       if (answer) build({ moved: answer.sentences, selection, before, after });
       else {
         windowed.replace([], { all: true, height: heights });
@@ -246,7 +247,12 @@ export function createMovementView({ api, update, theme }) {
   };
 }
 
-/** Of two validations the one that lacks more sentences. */
-function lessOf(before, after) {
-  return Object.keys(before.instead).length > Object.keys(after.instead).length ? before : after;
+/** What is stored at two validations: a sentence counts where both have its rows. */
+function both(before, after, method, count) {
+  const instead = { ...before.instead, ...after.instead };
+  const stored = Object.fromEntries(
+    Object.keys(before.stored).map((one) => [one, Math.min(before.stored[one], after.stored[one] ?? 0)]),
+  );
+  if (stored[method]) stored[method] = count - Object.keys(instead).length;
+  return { instead, stored, room: Math.max(before.room, after.room) };
 }

@@ -466,9 +466,11 @@ function partsOf(tables) {
  */
 function lackingOf(methods, tables, answers) {
   const fewer = methods.flatMap((method) => {
-    const of = answers.map(({ sentences }) => sentences[method] ?? 0);
-    const least = of.findIndex((count, place) => count < tables[place].shown);
-    return least < 0 ? [] : [`${method} is stored for ${counted(Math.min(...of))} of ${counted(tables[least].shown)} of them`];
+    const of = answers.map(({ sentences }, place) => ({ count: sentences[method] ?? 0, shown: tables[place].shown }));
+    const lacking = of.filter(({ count, shown }) => count < shown);
+    if (!lacking.length) return [];
+    const least = lacking.reduce((one, other) => (other.count * one.shown < one.count * other.shown ? other : one));
+    return [`${method} is stored for ${counted(least.count)} of ${counted(least.shown)} of them`];
   });
   return fewer.length ? ` ${fewer.join("; ")}.` : "";
 }

@@ -41,7 +41,7 @@ export function partOf({ examples, sentences }) {
 export function shownOf(index) {
   const part = partOf(index);
   const all = counted(index.examples);
-  return part ? `The first ${part} are shown, as many as a record has room for; means and curves are of all ${all}.` : "";
+  return part ? `The first ${part} are shown, those that every validation holds; means and curves are of all ${all}.` : "";
 }
 
 /**
