@@ -23,6 +23,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 import globenc_lightning.measuring
 from globenc_lightning import GlobEncCallback
 from globenc_lightning.encoder.reading import _Reading
+from globenc_lightning.monitoring import Monitor
 from globenc_lightning.record.keeping import RecordKeeper
 from globenc_lightning.report import publish
 from globenc_lightning.report.output import Output
@@ -123,7 +124,8 @@ CASES = {
     "the clock is behind": Case("layer", 14),
     "the record": Case("record", 3, settings={"record": True}),
     "after the record": Case("recorded", 3, "int", settings={"record": True}),
-    "after the last record": Case("recorded", 4, "int", settings={"record": True}),
+    "all is written, the record too": Case("written", 2, "int", settings={"record": True}),
+    "all is written for the last time, the record too": Case("written", 3, "int", settings={"record": True}),
     "another run folder": Case("pictures", 3, "int", version=None),
 }
 if NO_AVERAGING:
@@ -196,6 +198,7 @@ def interrupting(case: Case) -> Callable[[str], None]:
     before(publish, "log_images", "pictures")
     before(Output, "describe", "text")
     before(RecordKeeper, "write", "record", "recorded")
+    before(Monitor, "end_validation", "written")
     log_records = publish.log_records
 
     def between(loggers: Any, records: dict[str, bytes], *arguments: Any) -> None:
