@@ -95,11 +95,11 @@ class GlobEncCallback(Callback):
     missing (``ModelCheckpoint`` has no such switch and stops it). The same holds where rho is undefined for every
     example. Nothing is written within the last 16 MB of a disk: they are left to the training's own logs.
 
-    The probe and the history travel in checkpoints, and a resumed training goes on with both. A validation that was due,
-    or not finished, when the checkpoint was written is left out by Lightning on resume: its figures are made up for,
-    with averaged weights where Lightning's ``WeightAveraging`` would have put them, and written, but not seen by those
-    who monitor. They are missing where the module or a callback that is not Lightning's acts as a validation starts, or
-    where no validation had shown the probe yet.
+    The probe and the history travel in checkpoints, and a resumed training goes on with both. A validation that was
+    due, or not finished, when the checkpoint was written is left out by Lightning on resume: its figures are made up
+    for, with averaged weights where Lightning's ``WeightAveraging`` would have put them, and written, but not seen by
+    those who monitor. They are missing where the module or a callback that is not Lightning's acts as a validation
+    starts, or where no validation had shown the probe yet.
 
     A callback that is used in several trainings keeps its probe: make a new one for other data (the next fold, say). Of
     several callbacks in one Trainer (two heads, two targets, two probes), the second logs below ``globenc_2/``, the
