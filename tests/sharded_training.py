@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from globenc_lightning import METHODS, GlobEncCallback, attribute
+from globenc_lightning.packed import LEVELS
 from tests.distributed_training import FailsInOne
 from tests.sharded_models import bits_of, inputs_of, layers_of, post_ln, pre_ln
 from tests.training import Album, Sentences, Steps, build_trainer, loader, said
@@ -98,15 +99,16 @@ def whole_figures(module: Sharded, like: Any, batch: Any) -> Any:
 
 
 def against(entry: Any, expected: Any) -> dict[str, float]:
-    """By how much a validation's figures differ from an analysis at the most."""
+    """By how much a validation's figures differ from an analysis at the most, beyond the precision they are kept in."""
     found = {"rows": 0.0, "rho": 0.0}
     for method in METHODS:
-        rho = (entry.by_example[method] - expected.correlation[method]).abs().max()
+        rho = (entry.by_example[method] - expected.correlation[method].float()).abs().max()
         found["rho"] = max(found["rho"], float(rho))
         # The first process alone keeps them.
         for place, row in enumerate(entry.rows.get(method, ())):
             wanted = expected.rows[method][place][-1, expected.attention_mask[place]]
-            found["rows"] = max(found["rows"], float((row - wanted).abs().max()))
+            lost = wanted.max() / (2 * LEVELS)
+            found["rows"] = max(found["rows"], float((row - wanted).abs().max() - lost))
     return found
 
 

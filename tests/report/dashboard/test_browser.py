@@ -35,7 +35,6 @@ from globenc_lightning.report.dashboard import store
 from tests.report.dashboard.browser import (
     ARTIFACTS,
     Tab,
-    chromium,
     contrast,
     prefer_dark,
     scale,
@@ -154,20 +153,6 @@ def address(logdir: Path, trained: GlobEncCallback) -> Iterator[str]:
     with tensorboard(logdir, logdir.parent) as address:
         until_runs(address, 9 + len(OF_KINDS))
         yield address
-
-
-@pytest.fixture(scope="module")
-def driver() -> Iterator[webdriver.Chrome]:
-    with chromium() as driver:
-        yield driver
-
-
-@pytest.fixture
-def tab(driver: webdriver.Chrome, address: str) -> Iterator[Tab]:
-    prefer_dark(driver, False)
-    driver.get_log("browser")
-    yield Tab(driver, address)
-    assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
 def records(logdir: Path, run: str) -> list[tuple[store.Summary, store.Detail]]:

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from pytorch_lightning.loggers import TensorBoardLogger
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from benchmarks.dashboard import large_run, synthetic_measurement, write
 from globenc_lightning.report import publish
 from globenc_lightning.report.dashboard import store
-from tests.report.dashboard.browser import Tab, chromium, contrast, prefer_dark, wait_until
+from tests.report.dashboard.browser import Tab, contrast, prefer_dark, wait_until
 from tests.report.dashboard.serving import PLUGIN, fetch, tensorboard, until_runs
 from tests.report.dashboard.test_browser import assert_colours, records, shares
 
@@ -76,20 +75,6 @@ def address(logdir: Path) -> Iterator[str]:
     with tensorboard(logdir, logdir.parent) as address:
         until_runs(address, 4)
         yield address
-
-
-@pytest.fixture(scope="module")
-def driver() -> Iterator[webdriver.Chrome]:
-    with chromium() as driver:
-        yield driver
-
-
-@pytest.fixture
-def tab(driver: webdriver.Chrome, address: str) -> Iterator[Tab]:
-    prefer_dark(driver, False)
-    driver.get_log("browser")
-    yield Tab(driver, address)
-    assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
 def ask(address: str, route: str, run: str, **arguments: Any) -> Any:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from pytorch_lightning.loggers import TensorBoardLogger
-from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
 from benchmarks.dashboard import CLASS_NAMES, synthetic_measurement, synthetic_probe
@@ -17,7 +16,7 @@ from globenc_lightning.analysis import Settings
 from globenc_lightning.report import publish
 from globenc_lightning.report.dashboard import records as dashboard_records
 from globenc_lightning.report.dashboard import store
-from tests.report.dashboard.browser import Tab, chromium, prefer_dark, wait_until
+from tests.report.dashboard.browser import Tab, wait_until
 from tests.report.dashboard.serving import PLUGIN, fetch, tensorboard, until_runs
 from tests.report.dashboard.test_runs_view import DRIFT, LAYERS, MASS, TRAINING, points, toggle
 
@@ -78,20 +77,6 @@ def address(logdir: Path) -> Iterator[str]:
     with tensorboard(logdir, logdir.parent) as address:
         until_runs(address, RUNS)
         yield address
-
-
-@pytest.fixture(scope="module")
-def driver() -> Iterator[webdriver.Chrome]:
-    with chromium() as driver:
-        yield driver
-
-
-@pytest.fixture
-def tab(driver: webdriver.Chrome, address: str) -> Iterator[Tab]:
-    prefer_dark(driver, False)
-    driver.get_log("browser")
-    yield Tab(driver, address)
-    assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
 def correlation(address: str, run: str) -> Any:

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from benchmarks.dashboard import large_run
-from tests.report.dashboard.browser import Tab, chromium, prefer_dark, wait_until
+from tests.report.dashboard.browser import Tab, prefer_dark, wait_until
 from tests.report.dashboard.serving import PLUGIN, fetch, tensorboard, until_runs
 
 pytestmark = pytest.mark.slow
@@ -36,20 +35,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with tensorboard(folder / "logs", folder) as address:
         until_runs(address, len(SEEDS) + 1)
         yield address
-
-
-@pytest.fixture(scope="module")
-def driver() -> Iterator[webdriver.Chrome]:
-    with chromium() as driver:
-        yield driver
-
-
-@pytest.fixture
-def tab(driver: webdriver.Chrome, address: str) -> Iterator[Tab]:
-    prefer_dark(driver, False)
-    driver.get_log("browser")
-    yield Tab(driver, address)
-    assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
 def ask(address: str, route: str, run: str, **arguments: Any) -> Any:
