@@ -30,13 +30,13 @@ from werkzeug.test import Client
 
 from benchmarks.common import arguments_parser, begin, finish, parse, positive, print_table
 from globenc_lightning import METHODS, ProbeSet
-from globenc_lightning.analysis import Settings
 from globenc_lightning.functional import spearman
 from globenc_lightning.measurement import Measurement, history_entry
 from globenc_lightning.report import images, publish
 from globenc_lightning.report.dashboard import store
 from globenc_lightning.report.dashboard.plugin import GlobEncPlugin
 from globenc_lightning.report.dashboard.records import kept_maps, records
+from globenc_lightning.settings import Settings
 
 QUICK = {"validations": 5, "pairs": 3, "runs": 2, "of_each": 3}
 DRAWN = 4

@@ -32,11 +32,11 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from benchmarks.common import ROOT, Pairs, Spread, arguments_parser, begin, finish, parse, positive, print_table
 from globenc_lightning import METHODS, ProbeSet
-from globenc_lightning.analysis import Settings
 from globenc_lightning.measurement import HistoryEntry, Measurement, history_entry
 from globenc_lightning.report import images, publish
 from globenc_lightning.report.dashboard import store
 from globenc_lightning.report.dashboard.records import kept_maps, records
+from globenc_lightning.settings import Settings
 
 QUICK = {"pairs": 2, "validations": [1, 3]}
 

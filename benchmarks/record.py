@@ -24,11 +24,11 @@ from torch import Tensor
 
 from benchmarks.common import Spread, arguments_parser, begin, finish, parse, positive, print_table, run_fresh
 from globenc_lightning import METHODS, ProbeSet
-from globenc_lightning.analysis import Settings
 from globenc_lightning.measurement import About, History, Measurement, about, history_entry
 from globenc_lightning.record.keeping import RecordKeeper
 from globenc_lightning.record.reading import Record
 from globenc_lightning.record.writing import RecordOptions, RunRecord
+from globenc_lightning.settings import Settings
 
 QUICK = {"pairs": 1, "examples": 20, "validations": 2, "layers": 2, "long": 4}
 MEGABYTE = 2**20

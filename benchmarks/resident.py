@@ -18,8 +18,9 @@ import torch
 
 from benchmarks.common import METHOD_SETS, Dimensions, Floor, build_model, random_inputs, run_fresh
 from globenc_lightning import METHODS, ProbeSet, attribute
-from globenc_lightning.analysis import Reader, Settings
+from globenc_lightning.analysis import Reader
 from globenc_lightning.measurement import measure as measure_probe
+from globenc_lightning.settings import Settings
 
 ROWS_ONLY = "all eight, rows only"
 """As the callback does it: the readout rows and the last rollout are kept, the maps of the layers are not."""

@@ -4,7 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from globenc_lightning.analysis import Attributions, attribute
+    from globenc_lightning.analysis import attribute
+    from globenc_lightning.attributions import Attributions
     from globenc_lightning.callback import GlobEncCallback
     from globenc_lightning.functional.attribution import METHODS
     from globenc_lightning.probe import ProbeSet
@@ -16,7 +17,7 @@ __all__ = ["METHODS", "Attributions", "GlobEncCallback", "ProbeSet", "attribute"
 # there is: so a name is looked up when somebody asks for it.
 _HOMES = {
     "METHODS": "globenc_lightning.functional.attribution",
-    "Attributions": "globenc_lightning.analysis",
+    "Attributions": "globenc_lightning.attributions",
     "GlobEncCallback": "globenc_lightning.callback",
     "ProbeSet": "globenc_lightning.probe",
     "attribute": "globenc_lightning.analysis",

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from globenc_lightning.attributions import Attributions
 from globenc_lightning.encoder.checks import Checks, brought_home
 from globenc_lightning.encoder.contexts import OwnContexts
 from globenc_lightning.encoder.layers import layer_inputs
@@ -56,7 +57,6 @@ from globenc_lightning.errors import (
     warn,
 )
 from globenc_lightning.functional import (
-    METHODS,
     READOUTS,
     gradient_x_input,
     local_maps,
@@ -70,6 +70,7 @@ from globenc_lightning.functional import (
 from globenc_lightning.functional.kernels import KernelCache
 from globenc_lightning.functional.rollout import log_scale
 from globenc_lightning.probe import is_by_token
+from globenc_lightning.settings import AUTO, Settings, Target
 from globenc_lightning.sharding import whole_weights
 from globenc_lightning.task.advice import advice, advice_on_mask, advice_on_target
 from globenc_lightning.task.batches import moved
@@ -105,160 +106,8 @@ from globenc_lightning.task.replaying import (
 )
 from globenc_lightning.task.watching import LossWatch
 
-Target = str | Callable[..., Any]
-
-TARGETS = ("predicted", "label")
 MOST_LOGITS = 1000
 """Decisions over more entries are over a vocabulary."""
-AUTO = "auto"
-"""The readout that reads the row where the decision reads."""
-
-
-@dataclass(frozen=True, eq=False)
-class Attributions:
-    """Everything that one analysis found, detached and on the model's device.
-
-    Attributes:
-        local: method -> (b, l, q, k) map of each layer; zero at padding. Empty if only rows were kept.
-        rollout: method -> (b, l, q, k) aggregated over the layers up to ``l``, up to one positive scale per example
-            and layer. Empty if only rows were kept.
-        log_scale: method -> (b, l) float64, natural logarithm of that scale: ``rollout * exp(log_scale)`` is the raw
-            product of the maps.
-        rows: method -> (b, l, k) the readout row of each rollout.
-        last: method -> (b, q, k) the rollout of the last layer.
-        saliency: (b, k) L2 norm over ``d`` of gradient x input at the encoder's first hidden states.
-        correlation: method -> (b, l) float64, Spearman's rho of the readout row with the saliency; NaN if undefined.
-        attention_mask: (b, k) true for real tokens, after trailing padding was cut off.
-        predicted: (b,) index of the class with the largest logit; 1 where a single logit is above 0.
-        logits: (b, c), or (b, s, c) of a model that decides per token, as the model gave them; where it gave
-            probabilities, the logits that they were made of.
-        reconstruction_error: (l,) how far the decomposition is from the layers' own outputs, in two random directions,
-            each relative to its own size.
-        readout: which row was read: ``"cls"``, ``"last"``, ``"mean"``, ``"token"`` (one token of each example) or
-            ``"weighted"`` (by how much the score depends on the tokens' last hidden states).
-        normalize: whether rows were divided by their sum before the rollout.
-        target: the name of the target.
-        input_ids: (b, k) the token ids that the encoder was called with, or None.
-        head_gradient: (b, k) length of the score's gradient with respect to the encoder's last hidden states: which
-            tokens the head reads. None if it reads none of them.
-        encoder: the path of the encoder in the model.
-        rule: ``"post-LN"``, the paper's, or ``"pre-LN"``, ``"sublayer-norm"`` or ``"parallel"``, extensions of it.
-        others: where the forward pass calls several encoders, or one several times: the attributions of the further
-            calls, in call order.
-        score: (b,) the score whose gradient the saliency is.
-        probability: (b,) of what is predicted; NaN where the decision has none.
-        position: (b,) the token that the decision is read at, where that is one token, or that it is about; else -1.
-        task: the kind of decision, see :data:`globenc_lightning.task.kinds.SCORES`.
-        calls: how many calls of encoders the decision depends on.
-        answers: one per example: what is decided, see ``Decision.answers``.
-        truths: one per example: what its label says, in the same form; empty where there is none.
-        distance: whether the score of a similarity is a distance, so that less is more alike.
-        decided: (b, c) the logits of the decision whose score is explained: of one token, where a model decides per
-            token; (b, 0) where it is over a vocabulary of more than 1,000 entries.
-        loss: (b,) of that decision, in the usual form of its kind, see ``Decision.losses``; NaN where it has none.
-    """
-
-    local: dict[str, Tensor]
-    rollout: dict[str, Tensor]
-    log_scale: dict[str, Tensor]
-    rows: dict[str, Tensor]
-    last: dict[str, Tensor]
-    saliency: Tensor
-    correlation: dict[str, Tensor]
-    attention_mask: Tensor
-    predicted: Tensor
-    logits: Tensor
-    reconstruction_error: Tensor
-    readout: str
-    normalize: bool
-    target: str
-    input_ids: Tensor | None
-    head_gradient: Tensor | None
-    encoder: str
-    rule: str
-    others: tuple["Attributions", ...] = ()
-    score: Tensor | None = None
-    probability: Tensor | None = None
-    position: Tensor | None = None
-    task: str = "classification"
-    calls: int = 1
-    answers: tuple[tuple[int, ...], ...] = ()
-    truths: tuple[tuple[float, ...], ...] = ()
-    distance: bool = False
-    decided: Tensor | None = None
-    loss: Tensor | None = None
-
-    @property
-    def head_reads(self) -> str:
-        """What the head makes its decision of: ``"readout"``, ``"other tokens"`` too, or something ``"elsewhere"``."""
-        if self.head_gradient is None:
-            return "elsewhere"
-        if self.readout not in ("cls", "last"):
-            return "readout"
-        mask = self.attention_mask
-        row = readout_row(torch.eye(mask.shape[1], device=mask.device).expand(len(mask), -1, -1), mask, self.readout)
-        outside = self.head_gradient.masked_fill(row.bool() | ~mask, 0.0)
-        return "other tokens" if bool(outside.max() > 1e-6 * self.head_gradient.max()) else "readout"
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """The methods in the order they were asked for."""
-        return tuple(self.correlation)
-
-    def to_html(self, tokens: Any = None, **options: Any) -> str:
-        """The last layer beside the saliency in coloured tokens; ``tokens`` is a tokenizer, or one list per example."""
-        from globenc_lightning.report import notebook
-
-        return notebook.sentences(self, tokens, **options)
-
-    def _repr_html_(self) -> str:
-        return self.to_html()
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is to be computed; checked when it is made.
-
-    Attributes:
-        methods: any of ``METHODS``.
-        target: ``"predicted"``, ``"label"`` or a callable.
-        readout: one of ``READOUTS``, or ``"auto"``: where the decision reads.
-        normalize: divide rows by their sum before the rollout.
-        exclude_special_tokens: leave special tokens out of the correlation.
-    """
-
-    methods: Sequence[str] = ("N-Enc",)
-    target: Target = "predicted"
-    readout: str = AUTO
-    normalize: bool = False
-    exclude_special_tokens: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the choices, and say what there is to choose from."""
-        if not isinstance(self.methods, str | Sequence):
-            raise ValueError(f"methods must be a sequence of {', '.join(METHODS)}; got {self.methods!r}")
-        for name in ("normalize", "exclude_special_tokens"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False; got {getattr(self, name)!r}")
-        methods = (self.methods,) if isinstance(self.methods, str) else tuple(self.methods)
-        object.__setattr__(self, "methods", methods)
-        for method in methods:
-            if method not in METHODS:
-                raise ValueError(f"unknown method {method!r}: choose from {', '.join(METHODS)}")
-        if not methods or len(set(methods)) < len(methods):
-            raise ValueError(f"methods must name at least one method, each once; got {methods!r}")
-        if self.readout not in (AUTO, *READOUTS):
-            raise ValueError(f"unknown readout {self.readout!r}: choose from {', '.join((AUTO, *READOUTS))}")
-        if not callable(self.target) and self.target not in TARGETS:
-            raise ValueError(
-                f"unknown target {self.target!r}: choose 'predicted' or 'label', or give a callable "
-                "target(logits, batch) that returns one class index or one score per example"
-            )
-
-    @property
-    def target_name(self) -> str:
-        """The target in words."""
-        return self.target if isinstance(self.target, str) else getattr(self.target, "__name__", "callable")
 
 
 @dataclass(eq=False)
@@ -506,6 +355,9 @@ def attribute(
     normalize: bool = False,
     exclude_special_tokens: bool = False,
     forward: Callable[..., Any] | None = None,
+    aggregation: str = "rollout",
+    references: Sequence[str] = ("saliency",),
+    signed: bool = False,
 ) -> Attributions:
     """Attribute a model's decisions to its input tokens, and compare with its gradients.
 
@@ -520,7 +372,7 @@ def attribute(
         inputs: ``input_ids`` (b, s), ``attention_mask`` (b, s) if there is padding, and whatever else the model takes;
             (b, c, s) for ``c`` choices. Labels in them tell what is decided: class indices (b,), values or several
             labels as numbers (b, c), one label per token (b, s), ``start_positions`` and ``end_positions`` of a span.
-        methods: any of ``METHODS``.
+        methods: any of ``METHODS``, or of their rivals ``"ALTI"`` and ``"Value-Zeroing"``.
         target: which score the saliency is taken of: that of what is ``"predicted"`` (see
             :data:`globenc_lightning.task.kinds.SCORES`), the logit of the ``"label"`` in the inputs, or a callable
             ``target(logits, inputs)`` that returns one class index or one differentiable score per example, (b,).
@@ -531,6 +383,10 @@ def attribute(
         exclude_special_tokens: leave special tokens out of the correlation; needs ``special_tokens_mask`` in the
             inputs (``tokenizer(..., return_special_tokens_mask=True)``).
         forward: how to call the model when its own forward gives no logits: ``forward(model, inputs)`` returns them.
+        aggregation: how the layers' maps are put together: ``"rollout"``, as in the paper, or ``"maxflow"`` (attention
+            flow, Abnar & Zuidema, ACL 2020), which takes much longer.
+        references: what the rows are compared with besides the ``"saliency"``: ``"integrated gradients"``, ``"HTA"``.
+        signed: compute signed contributions to the score, too.
 
     Returns:
         The attributions.
@@ -548,7 +404,7 @@ def attribute(
         >>> batch = tokenizer(["A joy to watch ."], return_tensors="pt")  # doctest: +SKIP
         >>> attribute(model, batch).rows["N-Enc"][0, -1]  # doctest: +SKIP
     """
-    settings = Settings(methods, target, readout, normalize, exclude_special_tokens)
+    settings = Settings(methods, target, readout, normalize, exclude_special_tokens, aggregation, references, signed)
     _check_module(model)
     if forward is not None and not callable(forward):
         raise ValueError(f"forward must be a callable forward(model, inputs) that returns logits; got {forward!r}")

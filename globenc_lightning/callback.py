@@ -11,7 +11,6 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from typing_extensions import override
 
 from globenc_lightning import processes, state_keys
-from globenc_lightning.analysis import AUTO, Settings, Target
 from globenc_lightning.choices import Choices
 from globenc_lightning.collecting import Collector
 from globenc_lightning.functional import METHODS
@@ -33,6 +32,7 @@ from globenc_lightning.record.keeping import Record, RecordKeeper, options_of
 from globenc_lightning.report.output import TAG, monitored
 from globenc_lightning.restoring import find_state
 from globenc_lightning.schedule import Schedule
+from globenc_lightning.settings import AUTO, Settings, Target
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -121,7 +121,7 @@ class GlobEncCallback(Callback):
             included), in batches of any form, as the module's own step gets them; or texts (with a tokenizer), a batch
             as a mapping of tensors, or a :class:`ProbeSet`. With ``forward=``, a batch of any form.
         num_examples: how many examples are taken from the validation loop.
-        methods: any of ``METHODS``.
+        methods: any of ``METHODS``, or of their rivals ``"ALTI"`` and ``"Value-Zeroing"``.
         target: which score the saliency is taken of: ``"predicted"``, the one of the kind of decision that is trained
             (:data:`globenc_lightning.task.kinds.SCORES`); the logit of the ``"label"``; or a callable
             ``target(logits, batch)`` that returns one class index or one score per example.
@@ -152,6 +152,14 @@ class GlobEncCallback(Callback):
             (``pip install 'globenc-lightning[record]'``): True for a folder ``globenc/`` in the logger's run folder; a
             folder, which several runs may share; or :class:`~globenc_lightning.record.writing.RecordOptions`.
             Checkpoints then hold a pointer to it in place of the history.
+        aggregation: how the layers' maps are put together: ``"rollout"``, as in the paper, or ``"maxflow"`` (attention
+            flow, Abnar & Zuidema, ACL 2020), which takes much longer.
+        references: what the rows are compared with besides the ``"saliency"``: ``"integrated gradients"``, ``"HTA"``.
+        signed: compute signed contributions to the explained score, too (DecompX, Modarressi et al., ACL 2023, without
+            biases).
+        faithfulness: whether, or for which methods, it is measured how much the decision depends on the tokens that
+            they rank first, by forward passes on masked copies of the probe.
+        faithfulness_every_n: how often that is measured: at the first analysed validation and every n-th after it.
 
     Attributes:
         probe: the :class:`ProbeSet`, once it is fixed.
@@ -188,9 +196,16 @@ class GlobEncCallback(Callback):
         encoder_call: int = 0,
         at_steps: Sequence[int] | str | None = None,
         record: Record = None,
+        aggregation: str = "rollout",
+        references: Sequence[str] = ("saliency",),
+        signed: bool = False,
+        faithfulness: bool | Sequence[str] = False,
+        faithfulness_every_n: int = 1,
     ) -> None:
         super().__init__()
-        settings = Settings(methods, target, readout, normalize, exclude_special_tokens)
+        settings = Settings(
+            methods, target, readout, normalize, exclude_special_tokens, aggregation, references, signed
+        )
         self._choices = Choices(
             settings,
             num_examples,
@@ -201,6 +216,8 @@ class GlobEncCallback(Callback):
             custom_scalars,
             decision,
             encoder_call,
+            faithfulness,
+            faithfulness_every_n,
         )
         self._schedule = Schedule(every_n_validations, at_steps)
         self._reasons = Reasons(on_error)

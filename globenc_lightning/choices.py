@@ -1,13 +1,22 @@
 """What a user has chosen: the arguments of ``GlobEncCallback``, checked before any training starts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from globenc_lightning import state_keys
-from globenc_lightning.analysis import Settings
+from globenc_lightning.settings import Settings
 
 ON_ERROR = ("warn", "raise")
+LATER: dict[str, Any] = {
+    "decision": 0,
+    "encoder_call": 0,
+    "aggregation": "rollout",
+    "references": ["saliency"],
+    "signed": False,
+    "faithfulness": [],
+}
+"""Arguments that earlier versions did not have, and their defaults."""
 
 
 @dataclass
@@ -24,6 +33,8 @@ class Choices:
         custom_scalars: whether a layout for TensorBoard's Custom Scalars tab is written.
         decision: which decision is explained: the number of the loss, or the path of the head.
         encoder_call: which of several calls of an encoder is shown.
+        faithfulness: the methods whose first tokens are masked; True for all of ``settings.methods``, False for none.
+        faithfulness_every_n: so often, counted in analysed validations.
 
     Raises:
         ValueError: an argument that cannot be used, with what to write instead.
@@ -38,6 +49,8 @@ class Choices:
     custom_scalars: bool = False
     decision: int | str = 0
     encoder_call: int = 0
+    faithfulness: bool | Sequence[str] = False
+    faithfulness_every_n: int = 1
     code: dict[str, str | None] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -49,6 +62,8 @@ class Choices:
                 f"{self.decision!r}"
             )
         _check_whole("encoder_call", self.encoder_call, 0)
+        _check_whole("faithfulness_every_n", self.faithfulness_every_n, 1)
+        self._check_faithfulness()
         if self.decision != 0 and self.forward is not None:
             raise ValueError(
                 "decision= chooses among the losses of the module's own steps, which forward= takes the place of: give "
@@ -64,6 +79,27 @@ class Choices:
         functions = {"target_code": self.settings.target, "forward_code": self.forward}
         self.code = {name: state_keys.code_digest(function) for name, function in functions.items()}
 
+    @property
+    def masked_methods(self) -> tuple[str, ...]:
+        """The methods whose first tokens are masked."""
+        if isinstance(self.faithfulness, bool):
+            return tuple(self.settings.methods) if self.faithfulness else ()
+        return tuple(self.faithfulness)
+
+    def _check_faithfulness(self) -> None:
+        methods = self.settings.methods
+        if isinstance(self.faithfulness, bool):
+            return
+        given = self.faithfulness
+        if isinstance(given, str) or not isinstance(given, Sequence) or len(set(given)) < len(given) or not given:
+            raise ValueError(f"faithfulness must be True, False or a list of methods, each once; got {given!r}")
+        for method in given:
+            if method not in methods:
+                raise ValueError(
+                    f"faithfulness names {method!r}, which is not computed: choose from {', '.join(methods)}, or add "
+                    "it to methods="
+                )
+
     def named(self, probe: str) -> dict[str, Any]:
         """Returns what the figures depend on and a new process can know as well, in primitives.
 
@@ -72,7 +108,14 @@ class Choices:
         """
         settings = self.settings
         # Arguments that earlier versions did not have are left out where they have their default: keys stay the same.
-        later = {"decision": self.decision, "encoder_call": self.encoder_call}
+        now = {
+            "decision": self.decision,
+            "encoder_call": self.encoder_call,
+            "aggregation": settings.aggregation,
+            "references": list(settings.references),
+            "signed": settings.signed,
+            "faithfulness": list(self.masked_methods),
+        }
         return {
             "probe": probe,
             "methods": list(settings.methods),
@@ -80,7 +123,7 @@ class Choices:
             "readout": settings.readout,
             "normalize": settings.normalize,
             "exclude_special_tokens": settings.exclude_special_tokens,
-            **{name: value for name, value in later.items() if value != 0},
+            **{name: value for name, value in now.items() if value != LATER[name]},
         }
 
     def made_of(self, probe: str) -> dict[str, Any]:
@@ -91,7 +134,7 @@ class Choices:
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns what differs between two settings as :meth:`Choices.named` gives them, in words."""
     # Arguments that a state does not name have their default.
-    was, now = ({"decision": 0, "encoder_call": 0, **one} for one in (was, now))
+    was, now = ({**LATER, **one} for one in (was, now))
     return [f"{name} was {was.get(name)!r} and is {now[name]!r}" for name in now if was.get(name) != now[name]]
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from globenc_lightning.functional import summarize
+from globenc_lightning.faithfulness import Faithfulness
+from globenc_lightning.functional import CorrelationSummary, summarize
 from globenc_lightning.packed import Packed
 from globenc_lightning.unfinished import Before
 
@@ -45,6 +46,11 @@ class HistoryEntry:
         texts: one number per example that tells its tokens from others: another choice has another text. Empty in
             checkpoints of earlier versions.
         validation: whether a validation asked for it, and not a training step.
+        reference_rho: reference -> method -> (b, l) float32 every example's rho with a further reference.
+        references: reference -> one (k,) float32 per example; empty in all processes but the first.
+        signed: one (k,) float32 per example: signed contributions to the score; empty where there are none.
+        left_out: (b,) the score less the sum of these; empty where there are none.
+        faithfulness: how much the decisions depend on the tokens that the methods rank first, or None.
     """
 
     step: int
@@ -62,6 +68,11 @@ class HistoryEntry:
     probability: Tensor = field(default_factory=lambda: torch.empty(0))
     texts: list[int] = field(default_factory=list)
     validation: bool = True
+    reference_rho: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    references: dict[str, list[Tensor]] = field(default_factory=dict)
+    signed: list[Tensor] = field(default_factory=list)
+    left_out: Tensor = field(default_factory=lambda: torch.empty(0))
+    faithfulness: Faithfulness | None = None
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "HistoryEntry":
@@ -88,6 +99,12 @@ class HistoryEntry:
             probability=state.get("probability", torch.empty(0)),
             texts=list(state.get("texts", ())),
             validation=state.get("validation", True),
+            # Earlier versions had none of these, and they are not written where nobody asked for them.
+            reference_rho=dict(state.get("reference_rho", {})),
+            references=dict(state.get("references", {})),
+            signed=list(state.get("signed", ())),
+            left_out=state.get("left_out", torch.empty(0)),
+            faithfulness=Faithfulness.from_state_dict(state["faithfulness"]) if "faithfulness" in state else None,
         )
 
     @classmethod
@@ -141,9 +158,18 @@ class HistoryEntry:
         """Returns how many tokens an example has; 0 where this process keeps no rows."""
         return 0 if self.packed is None else self.packed.lengths[example]
 
+    @property
+    def reference_correlation(self) -> dict[str, dict[str, CorrelationSummary]]:
+        """Reference -> method -> mean, spread and counts over the probe set, one number per layer each."""
+        return {
+            reference: {method: summarize(rho.double()) for method, rho in by_method.items()}
+            for reference, by_method in self.reference_rho.items()
+        }
+
     def without_rows(self) -> "HistoryEntry":
         """Returns what the processes keep that write nothing: every rho, and no rows."""
-        return replace(self, packed=None)
+        faithfulness = None if self.faithfulness is None else replace(self.faithfulness, masked={})
+        return replace(self, packed=None, references={}, signed=[], faithfulness=faithfulness)
 
     def sharing(self, other: "HistoryEntry") -> "HistoryEntry":
         """Returns the same entry with those lists that are equal to another entry's being the same lists."""
@@ -171,6 +197,9 @@ class HistoryEntry:
             "probability": self.probability,
             "texts": self.texts,
             "validation": self.validation,
+            **{name: getattr(self, name) for name in ("reference_rho", "references", "signed") if getattr(self, name)},
+            **({"left_out": self.left_out} if len(self.left_out) else {}),
+            **({} if self.faithfulness is None else {"faithfulness": self.faithfulness.state_dict()}),
         }
 
     def __getitem__(self, name: str) -> Any:
@@ -199,6 +228,9 @@ class About:
         task: the kind of decision, see :data:`globenc_lightning.task.kinds.SCORES`.
         score: the score that is explained, in words.
         call: what gives the decision, in words.
+        aggregation: how the layers' maps were put together.
+        references: what the rows are compared with, the saliency first.
+        faithfulness: the methods whose first tokens are masked.
     """
 
     encoder: str
@@ -217,13 +249,18 @@ class About:
     call: str = ""
     truths: tuple[str, ...] = ()
     text: str = ""
+    aggregation: str = "rollout"
+    references: tuple[str, ...] = ("saliency",)
+    faithfulness: tuple[str, ...] = ()
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "About":
         """What :meth:`state_dict` was called on."""
         tokens = tuple(tuple(one) for one in state["tokens"])
         parts = {"methods": tuple(state["methods"]), "tokens": tokens, "labels": tuple(state["labels"])}
-        return cls(**{**state, **parts, "truths": tuple(state.get("truths", ()))})
+        later = {"truths": (), "references": ("saliency",), "faithfulness": ()}
+        lists = {name: tuple(state.get(name, default)) for name, default in later.items()}
+        return cls(**{**state, **parts, **lists})
 
     def state_dict(self) -> dict[str, Any]:
         """Everything in primitives."""

@@ -11,13 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from globenc_lightning.analysis import Attributions, Reader, Settings, analyze
+from globenc_lightning.analysis import Reader, analyze
+from globenc_lightning.attributions import Attributions
 from globenc_lightning.encoder.checks import brought_home
 from globenc_lightning.errors import OutOfMemoryError, is_out_of_memory
+from globenc_lightning.faithfulness import Faithfulness
 from globenc_lightning.functional import CorrelationSummary, summarize
 from globenc_lightning.history import About, History, HistoryEntry
 from globenc_lightning.planning import plan
 from globenc_lightning.probe import ProbeSet
+from globenc_lightning.settings import Settings
 from globenc_lightning.task.batches import leaves
 from globenc_lightning.task.calling import LABELS
 from globenc_lightning.task.kinds import SCORES, VALUES
@@ -31,7 +34,7 @@ Tell = Callable[[int, int], None]
 """Is told how many examples are analysed, and of how many."""
 BY_EXAMPLE = (
     *("rows", "saliency", "predicted", "probability", "names", "score", "position", "answers", "truths", "ids"),
-    *("values", "chances", "logits", "losses"),
+    *("values", "chances", "logits", "losses", "references", "signed", "left_out"),
 )
 """What a measurement holds one of per example, in a list or along the first axis of a tensor."""
 
@@ -66,6 +69,11 @@ class Measurement:
         call: which of several calls of an encoder the figures are of, from 0.
         logits: one (c,) per example: of its decision, see ``Attributions.decided``.
         losses: (b,) of the decisions, NaN where an example has none.
+        references: one mapping per example: reference -> (k,), what the rows are compared with besides the saliency.
+        reference_correlation: reference -> method -> (b, l) float64, NaN where undefined.
+        signed: one (k,) per example: signed contributions to the score; empty where not asked for.
+        left_out: (b,) the score less their sum; empty where not asked for.
+        faithfulness: how much the decisions depend on the tokens that the methods rank first, or None.
     """
 
     correlation: dict[str, Tensor]
@@ -93,6 +101,11 @@ class Measurement:
     call: int = 0
     logits: list[Tensor] = field(default_factory=list)
     losses: Tensor = field(default_factory=lambda: torch.empty(0))
+    references: list[dict[str, Tensor]] = field(default_factory=list)
+    reference_correlation: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    signed: list[Tensor] = field(default_factory=list)
+    left_out: Tensor = field(default_factory=lambda: torch.empty(0))
+    faithfulness: Faithfulness | None = None
 
     def answer(self, index: int) -> tuple[int, ...]:
         """What an example is decided to be."""
@@ -213,6 +226,10 @@ def _measure(
     logits: list[Tensor] = [torch.empty(0)] * size
     losses = torch.full((size,), float("nan"))
     chances: list[tuple[float, ...]] = [()] * size
+    references: list[dict[str, Tensor]] = [{} for _ in range(size)]
+    with_references: dict[str, dict[str, Tensor]] = {}
+    signed = [torch.empty(0)] * size if settings.signed else []
+    left_out = torch.full((size,), float("nan")) if settings.signed else torch.empty(0)
     batches = _batches(reader, probe, chosen)
     reader.kernels.keep = len(batches) > 1
     done = 0
@@ -225,6 +242,12 @@ def _measure(
         for method, rho in found.correlation.items():
             correlation.setdefault(method, rho.new_full((size, rho.shape[1]), float("nan")))
             correlation[method][indices] = rho
+        for reference, by_method in found.reference_correlation.items():
+            for method, rho in by_method.items():
+                of_all = with_references.setdefault(reference, {})
+                of_all.setdefault(method, rho.new_full((size, rho.shape[1]), float("nan")))[indices] = rho
+        if found.left_out is not None:
+            left_out[indices] = found.left_out.float()
         predicted[indices] = found.predicted
         if found.probability is not None:
             probability[indices] = found.probability.float()
@@ -241,6 +264,9 @@ def _measure(
             # A view would keep, and send to other processes, what belongs to the whole batch.
             rows[index] = {method: row[place][:, real].clone() for method, row in found.rows.items()}
             saliency[index] = found.saliency[place][real].clone()
+            references[index] = {name: one[place][real].clone() for name, one in found.references.items()}
+            if found.signed is not None:
+                signed[index] = found.signed[place][real].clone()
             ids = None if found.input_ids is None else found.input_ids[place][real].clone()
             names[index] = probe.names(index, len(saliency[index]), ids)
             seen[index] = ids
@@ -287,6 +313,10 @@ def _measure(
         reader.replay.encoder_call if reader.replay is not None else 0,
         logits,
         losses,
+        references,
+        with_references,
+        signed,
+        left_out,
     )
 
 
@@ -294,11 +324,14 @@ def at_home(found: Attributions) -> Attributions:
     """Returns attributions with what a measurement keeps of them on the CPU, in one copy."""
     named = {one.name: getattr(found, one.name) for one in fields(found)}
     whole = {name: value for name, value in named.items() if isinstance(value, Tensor) and value.device.type != "cpu"}
-    parts = {name: named[name] for name in ("rows", "correlation", "last")}
+    parts = {name: named[name] for name in ("rows", "correlation", "last", "references")}
+    compared = found.reference_correlation
+    parts |= {f"with {reference}": by_method for reference, by_method in compared.items()}
     home = iter(brought_home([*whole.values(), *(one for part in parts.values() for one in part.values())]))
     at_home: dict[str, Any] = {name: next(home) for name in whole}
     at_home |= {name: {key: next(home) for key in part} for name, part in parts.items()}
-    return replace(found, **at_home)
+    by_reference = {reference: at_home.pop(f"with {reference}") for reference in compared}
+    return replace(found, **at_home, reference_correlation=by_reference)
 
 
 def _tell_nobody(done: int, total: int) -> None:
@@ -364,6 +397,11 @@ def put_together(shares: Sequence[tuple[Sequence[int], Measurement]]) -> Measure
     values, chances = first.values.clone(), list(first.chances)
     logits, losses = list(first.logits), first.losses.clone()
     last: dict[int, dict[str, Tensor]] = {}
+    references, signed, left_out = list(first.references), list(first.signed), first.left_out.clone()
+    with_references = {
+        reference: {method: torch.full_like(rho, float("nan")) for method, rho in by_method.items()}
+        for reference, by_method in first.reference_correlation.items()
+    }
     error = first.reconstruction_error
     for chosen, share in shares:
         indices = list(chosen)
@@ -377,6 +415,14 @@ def put_together(shares: Sequence[tuple[Sequence[int], Measurement]]) -> Measure
             answers[index], truths[index] = share.answers[index], share.truths[index]
             chances[index] = share.chances[index]
             logits[index] = share.logits[index]
+            references[index] = share.references[index]
+            if signed:
+                signed[index] = share.signed[index]
+        for reference, by_method in share.reference_correlation.items():
+            for method, rho in by_method.items():
+                with_references[reference][method][indices] = rho[indices]
+        if len(left_out):
+            left_out[indices] = share.left_out[indices]
         losses[indices] = share.losses[indices]
         values[indices] = share.values[indices]
         score[indices] = share.score[indices]
@@ -403,6 +449,10 @@ def put_together(shares: Sequence[tuple[Sequence[int], Measurement]]) -> Measure
         chances=chances,
         logits=logits,
         losses=losses,
+        references=references,
+        reference_correlation=with_references,
+        signed=signed,
+        left_out=left_out,
     )
 
 
@@ -426,6 +476,17 @@ def history_entry(measurement: Measurement, step: int, epoch: int, validation: b
         probability=measurement.probability,
         texts=[_text_number(measurement, index) for index in range(len(measurement.names))],
         validation=validation,
+        reference_rho={
+            reference: {method: rho.float() for method, rho in by_method.items()}
+            for reference, by_method in measurement.reference_correlation.items()
+        },
+        references={
+            reference: [one[reference] for one in measurement.references]
+            for reference in measurement.reference_correlation
+        },
+        signed=list(measurement.signed),
+        left_out=measurement.left_out,
+        faithfulness=measurement.faithfulness,
     )
 
 
@@ -477,6 +538,8 @@ def about(
         call=call,
         truths=tuple(truths),
         text=text,
+        aggregation=settings.aggregation,
+        references=tuple(settings.references),
     )
 
 

@@ -8,12 +8,13 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 
 from globenc_lightning import processes
-from globenc_lightning.analysis import Reader, Settings
+from globenc_lightning.analysis import Reader
 from globenc_lightning.collecting import Collector, Places, assumed_probe
 from globenc_lightning.errors import CollectiveError, GlobEncError, ModelCallError, UnsupportedEncoderError
 from globenc_lightning.measurement import Measurement, Tell, measure, put_together
 from globenc_lightning.planning import find
 from globenc_lightning.probe import ProbeSet
+from globenc_lightning.settings import Settings
 from globenc_lightning.sharding import whole_weights
 from globenc_lightning.task.steps import steps_of
 

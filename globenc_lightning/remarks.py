@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from globenc_lightning.analysis import Settings
 from globenc_lightning.measurement import Measurement
+from globenc_lightning.settings import Settings
 
 _BUILT = {
     "pre-LN": "normalises before its sub-layers (pre-LN)",

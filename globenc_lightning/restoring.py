@@ -6,9 +6,9 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from globenc_lightning import state_keys
-from globenc_lightning.analysis import AUTO
 from globenc_lightning.choices import Choices, differences
 from globenc_lightning.reasons import Reasons
+from globenc_lightning.settings import AUTO
 
 FUNCTIONS = ("target", "forward")
 

@@ -13,8 +13,9 @@ import torch
 import transformers
 
 from globenc_lightning import METHODS, Attributions
-from globenc_lightning.analysis import Reader, Settings, analyze
+from globenc_lightning.analysis import Reader, analyze
 from globenc_lightning.errors import UnsupportedEncoderError
+from globenc_lightning.settings import Settings
 from tests.families import FAMILIES, Classifier, build, example_inputs
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
 
 from globenc_lightning import METHODS, Attributions, analysis, attribute
-from globenc_lightning.analysis import Reader, Settings, analyze
+from globenc_lightning.analysis import Reader, analyze
 from globenc_lightning.errors import (
     GlobEncWarning,
     ModelCallError,
@@ -28,6 +28,7 @@ from globenc_lightning.errors import (
     ProbeError,
     UnsupportedEncoderError,
 )
+from globenc_lightning.settings import Settings
 from tests import models, naive
 
 REFERENCE = Path(__file__).parent / "reference"

@@ -38,9 +38,10 @@ from transformers import (
 )
 
 from globenc_lightning import ProbeSet, attribute
-from globenc_lightning.analysis import Reader, Settings
+from globenc_lightning.analysis import Reader
 from globenc_lightning.errors import ModelCallError, ProbeError
 from globenc_lightning.measurement import measure
+from globenc_lightning.settings import Settings
 from tests import models
 
 LENGTHS = (9, 5, 12, 3)

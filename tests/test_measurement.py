@@ -6,9 +6,10 @@ import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from globenc_lightning import METHODS, ProbeSet, attribute
-from globenc_lightning.analysis import Reader, Settings
+from globenc_lightning.analysis import Reader
 from globenc_lightning.errors import NonFiniteError
 from globenc_lightning.measurement import HistoryEntry, Measurement, history_entry, measure, put_together
+from globenc_lightning.settings import Settings
 from tests.training import CLASSES, VOCABULARY, Sentences, classifier, redrawn
 
 EVERYTHING = Settings(METHODS)

@@ -12,9 +12,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 from globenc_lightning import attribute
-from globenc_lightning.analysis import Reader, Settings, analyze
+from globenc_lightning.analysis import Reader, analyze
 from globenc_lightning.encoder.undisturbed import exchanged_attention
 from globenc_lightning.errors import UnsupportedEncoderError
+from globenc_lightning.settings import Settings
 from tests import models
 
 Attention = Callable[..., Any]

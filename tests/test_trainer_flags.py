@@ -18,9 +18,10 @@ from torch import Tensor
 
 from benchmarks.dashboard import application, reader
 from globenc_lightning import METHODS, GlobEncCallback
-from globenc_lightning.analysis import Reader, Settings
+from globenc_lightning.analysis import Reader
 from globenc_lightning.measurement import measure
 from globenc_lightning.probe import ProbeSet
+from globenc_lightning.settings import Settings
 from tests.report.dashboard.serving import ask
 from tests.test_callback import MONITORED, assert_figures, given_batch
 from tests.training import (

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from globenc_lightning import METHODS, Attributions, attribute
-from globenc_lightning.analysis import Reader, Settings, analyze
+from globenc_lightning.analysis import Reader, analyze
 from globenc_lightning.errors import GlobEncError, ModelCallError, UnsupportedEncoderError
+from globenc_lightning.settings import Settings
 from tests import models
 from tests.families import (
     FAMILIES,

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from globenc_lightning.analysis import Settings
 from globenc_lightning.choices import Choices
 from globenc_lightning.errors import GlobEncWarning, RecordError
 from globenc_lightning.record.schema import run_name
+from globenc_lightning.settings import Settings
 
 CALLBACK = re.compile(r"GlobEncCallback_[0-9a-f]{12}(_[0-9]+)?")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")

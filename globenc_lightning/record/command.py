@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import nn
 
-from globenc_lightning.analysis import Settings
 from globenc_lightning.choices import Choices
 from globenc_lightning.errors import GlobEncError, GlobEncWarning, RecordError
 from globenc_lightning.functional import METHODS
@@ -21,6 +20,7 @@ from globenc_lightning.record import checkpoints, schema
 from globenc_lightning.record.checkpoints import Saved
 from globenc_lightning.record.replay import Replay, event_files
 from globenc_lightning.record.writing import RecordOptions
+from globenc_lightning.settings import Settings
 from globenc_lightning.tokenizers import as_tokenizer
 
 LOADER = "loader"

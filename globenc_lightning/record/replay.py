@@ -13,7 +13,6 @@ from typing import Any
 
 from torch import nn
 
-from globenc_lightning.analysis import AUTO, Settings, Target
 from globenc_lightning.choices import Choices
 from globenc_lightning.collecting import Collector
 from globenc_lightning.errors import EmptyProbeError, ProbeError, RecordError, warn
@@ -31,6 +30,7 @@ from globenc_lightning.report.names import class_names
 from globenc_lightning.report.output import TAG, Destination, Output, by_layer, monitored
 from globenc_lightning.report.texts import texts_of
 from globenc_lightning.report.verdicts import verdicts
+from globenc_lightning.settings import AUTO, Settings, Target
 from globenc_lightning.task.steps import steps_of
 
 

@@ -9,7 +9,7 @@ from itertools import zip_longest
 import numpy as np
 from numpy.typing import NDArray
 
-from globenc_lightning.analysis import Attributions, Settings
+from globenc_lightning.attributions import Attributions
 from globenc_lightning.measurement import About, HistoryEntry, Measurement, score_in_words
 from globenc_lightning.probe import ProbeSet
 from globenc_lightning.report.averages import mean_and_interval
@@ -19,6 +19,7 @@ from globenc_lightning.report.filmstrip import filmstrip
 from globenc_lightning.report.heatmap import layers_by_tokens, tokens_by_tokens
 from globenc_lightning.report.texts import texts_of
 from globenc_lightning.report.verdicts import MARKS, marked, verdicts
+from globenc_lightning.settings import Settings
 
 TAG = "globenc"
 EXTENSION = {

@@ -23,7 +23,7 @@ from globenc_lightning.tokenizers import naming
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from globenc_lightning.analysis import Attributions
+    from globenc_lightning.attributions import Attributions
 
 MAX_EXAMPLES = 8
 MAX_TOKENS = 128

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from globenc_lightning.analysis import Settings
 from globenc_lightning.measurement import History, Measurement
 from globenc_lightning.probe import ProbeSet, fingerprint
 from globenc_lightning.reasons import Reasons, shortened
 from globenc_lightning.report import images, page, publish
 from globenc_lightning.report.dashboard import store
 from globenc_lightning.report.dashboard.records import records
+from globenc_lightning.settings import Settings
 
 TAG = "globenc"
 

@@ -10,11 +10,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from globenc_lightning.analysis import TARGETS
 from globenc_lightning.measurement import About
 from globenc_lightning.report.canvas import visible
 from globenc_lightning.report.images import EXTENSION, READOUT_NAMES, drawn_method, rollout_name, target_words
 from globenc_lightning.report.publish import Tables
+from globenc_lightning.settings import TARGETS
 
 REASON_COLUMNS = ("first at step", "why")
 MAX_EXAMPLES = 64

@@ -8,8 +8,9 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from globenc_lightning import METHODS, ProbeSet
-from globenc_lightning.analysis import Reader, Settings
+from globenc_lightning.analysis import Reader
 from globenc_lightning.measurement import measure
+from globenc_lightning.settings import Settings
 from tests import models
 from tests.device.python_device import Counts, counted
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from globenc_lightning import METHODS, ProbeSet, attribute
-from globenc_lightning.analysis import Reader, Settings
+from globenc_lightning.analysis import Reader
 from globenc_lightning.encoder.checks import Checks, brought_home
 from globenc_lightning.errors import UnsupportedEncoderError
 from globenc_lightning.functional import devices
 from globenc_lightning.measurement import measure
+from globenc_lightning.settings import Settings
 from tests import families, models
 from tests.device.python_device import DeviceTensor, counted, restricted
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from globenc_lightning import METHODS
-from globenc_lightning.analysis import Reader, Settings, analyze
+from globenc_lightning.analysis import Reader, analyze
 from globenc_lightning.encoder import layers, reading, rules
 from globenc_lightning.encoder.layers import Branch, LayerActivations
 from globenc_lightning.encoder.norms import Norm
@@ -18,6 +18,7 @@ from globenc_lightning.encoder.structure import Structure
 from globenc_lightning.encoder.trace import AttentionCall, AttentionTrace
 from globenc_lightning.encoder.undisturbed import undisturbed
 from globenc_lightning.errors import UnsupportedEncoderError
+from globenc_lightning.settings import Settings
 from tests.families import FAMILIES, Classifier, build, example_inputs
 
 # One with LayerNorm and biases everywhere for each rule, one with RMSNorm and shared key-value heads, one with gains,

@@ -10,10 +10,11 @@ import transformers
 from torch import Tensor, nn
 
 from globenc_lightning import METHODS, attribute
-from globenc_lightning.analysis import Reader, Settings, analyze
+from globenc_lightning.analysis import Reader, analyze
 from globenc_lightning.encoder.fitting import fitted
 from globenc_lightning.encoder.layers import PARALLEL, POST_LN, PRE_LN, SUBLAYER_NORM
 from globenc_lightning.errors import UnsupportedEncoderError
+from globenc_lightning.settings import Settings
 from tests import models
 from tests.families import FAMILIES, Classifier, Family, build, example_inputs
 from tests.naive_families import assert_same_maps, naive_maps

@@ -15,13 +15,14 @@ from transformers import (
 )
 
 from globenc_lightning import METHODS, Attributions, attribute
-from globenc_lightning.analysis import Reader, Settings, analyze
+from globenc_lightning.analysis import Reader, analyze
 from globenc_lightning.encoder.layers import POST_LN, effective_linear
 from globenc_lightning.encoder.reading import find_encoders, read
 from globenc_lightning.encoder.structure import Structure
 from globenc_lightning.encoder.trace import AttentionCall
 from globenc_lightning.encoder.undisturbed import undisturbed
 from globenc_lightning.errors import ModelCallError, NonFiniteError, UnsupportedEncoderError
+from globenc_lightning.settings import Settings
 from tests import models
 
 EVERYTHING = Settings(METHODS)

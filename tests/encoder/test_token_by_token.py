@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from globenc_lightning import attribute
-from globenc_lightning.analysis import Reader, Settings, analyze
+from globenc_lightning.analysis import Reader, analyze
 from globenc_lightning.encoder.structure import drawn_sets, separating_sets
 from globenc_lightning.errors import UnsupportedEncoderError
+from globenc_lightning.settings import Settings
 from tests import models
 from tests.encoder.test_precision import Headed, bert
 

@@ -5,9 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from globenc_lightning import METHODS, attribute
-from globenc_lightning.analysis import Reader, Settings, analyze
+from globenc_lightning.analysis import Reader, analyze
 from globenc_lightning.functional import FrozenNorm, gram_kernel
 from globenc_lightning.functional.kernels import KernelCache
+from globenc_lightning.settings import Settings
 from tests import models
 
 

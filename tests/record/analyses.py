@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from globenc_lightning.analysis import Settings
 from globenc_lightning.measurement import About, HistoryEntry, Measurement, history_entry
 from globenc_lightning.measurement import about as about_of
 from globenc_lightning.probe import ProbeSet
 from globenc_lightning.record.writing import RecordOptions, RunRecord
+from globenc_lightning.settings import Settings
 from globenc_lightning.task.kinds import VALUES
 
 METHODS = ("N-Enc", "N-Res")

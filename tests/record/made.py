@@ -7,8 +7,8 @@ import torch
 
 from benchmarks.dashboard import synthetic_measurement, synthetic_probe
 from globenc_lightning import METHODS, ProbeSet
-from globenc_lightning.analysis import Settings
 from globenc_lightning.measurement import About, HistoryEntry, Measurement, about, history_entry
+from globenc_lightning.settings import Settings
 
 SIZES: dict[str, Any] = {"sentences": 3, "layers": 2, "tokens": 6}
 

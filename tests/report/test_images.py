@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from globenc_lightning import METHODS, ProbeSet
-from globenc_lightning.analysis import Settings
 from globenc_lightning.measurement import HistoryEntry, Measurement, history_entry
 from globenc_lightning.report.canvas import Picture
 from globenc_lightning.report.curves import correlation_by_layer, correlation_over_training, mean_and_interval
 from globenc_lightning.report.filmstrip import filmstrip
 from globenc_lightning.report.heatmap import layers_by_tokens, tokens_by_tokens
 from globenc_lightning.report.images import drawn_method, pictures, rollout_name
+from globenc_lightning.settings import Settings
 
 RHO, TIMES = "\N{GREEK SMALL LETTER RHO}", "\N{MULTIPLICATION SIGN}"
 LENGTHS = (5, 3, 8)

@@ -30,7 +30,7 @@ ODD = ("##ing", "<script>alert(1)</script>", "$x^2$", "a&b", "\n", "中文", "\u
 def history(
     steps: Sequence[int] = (0, 5, 9), missing: Sequence[int] = (), methods: Sequence[str] = METHODS, **options: Any
 ) -> History:
-    from globenc_lightning.analysis import Settings
+    from globenc_lightning.settings import Settings
 
     found = [measured(seed=seed, methods=methods, **options) for seed in range(len(steps))]
     entries = [history_entry(one, step, 0) for one, step in zip(found, steps, strict=True)]

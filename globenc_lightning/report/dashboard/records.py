@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from globenc_lightning.analysis import Settings
 from globenc_lightning.measurement import Measurement, class_of, score_in_words
 from globenc_lightning.probe import ProbeSet
 from globenc_lightning.report.curves import mean_and_interval
@@ -16,6 +15,7 @@ from globenc_lightning.report.dashboard import packing, store
 from globenc_lightning.report.images import READOUT_NAMES, drawn_method, target_words
 from globenc_lightning.report.texts import texts_of
 from globenc_lightning.report.verdicts import MARKS, verdicts
+from globenc_lightning.settings import Settings
 
 
 def kept_maps(lengths: Sequence[int], settings: Settings, drawn: int) -> dict[int, tuple[str, ...]]:

@@ -28,10 +28,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from benchmarks.dashboard import CLASS_NAMES, large_run, synthetic_measurement, synthetic_probe, write
 from globenc_lightning import METHODS, GlobEncCallback
-from globenc_lightning.analysis import Settings
 from globenc_lightning.report import publish
 from globenc_lightning.report.dashboard import records as dashboard_records
 from globenc_lightning.report.dashboard import store
+from globenc_lightning.settings import Settings
 from tests.report.dashboard.browser import (
     ARTIFACTS,
     Tab,

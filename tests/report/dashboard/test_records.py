@@ -7,11 +7,11 @@ import torch
 
 from benchmarks.dashboard import CLASS_NAMES, large_run, synthetic_measurement, synthetic_probe
 from globenc_lightning import METHODS
-from globenc_lightning.analysis import Settings
 from globenc_lightning.report.dashboard import store
 from globenc_lightning.report.dashboard.packing import MAPS_ROOM, ROWS_ROOM, by_importance, rows_that_fit
 from globenc_lightning.report.dashboard.records import kept_maps, records
 from globenc_lightning.report.dashboard.shown import examples_of
+from globenc_lightning.settings import Settings
 
 MOMENT = store.Moment(ordinal=0, step=0, epoch=0, session=1.0)
 MEGABYTE = 1_000_000

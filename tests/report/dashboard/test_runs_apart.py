@@ -12,10 +12,10 @@ from selenium.webdriver.common.keys import Keys
 
 from benchmarks.dashboard import CLASS_NAMES, synthetic_measurement, synthetic_probe
 from globenc_lightning import METHODS
-from globenc_lightning.analysis import Settings
 from globenc_lightning.report import publish
 from globenc_lightning.report.dashboard import records as dashboard_records
 from globenc_lightning.report.dashboard import store
+from globenc_lightning.settings import Settings
 from tests.report.dashboard.browser import Tab, wait_until
 from tests.report.dashboard.serving import PLUGIN, fetch, tensorboard, until_runs
 from tests.report.dashboard.test_runs_view import DRIFT, LAYERS, MASS, TRAINING, points, toggle
