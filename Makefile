@@ -8,6 +8,7 @@
 PYTHON ?= python3
 DEMO_ARGS ?=
 STUDY_ARGS ?=
+COMPARE_ARGS ?=
 TEST_ARGS ?=
 TEST_WORKERS ?= 2
 VERSIONS_ARGS ?=
@@ -30,7 +31,7 @@ LIGHTNING := $(shell sed -n 's/^pytorch-lightning==/lightning==/p' constraints.t
 INSTALL := -m pip install --quiet --constraint constraints.txt $(TORCH) --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo study test lightning loggers readers versions lint format types ci clean
+.PHONY: help demo study compare test lightning loggers readers versions lint format types ci clean
 
 help: ## show these commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -40,6 +41,9 @@ demo: $(DEMO_READY) ## fine-tune a real encoder with the callback (a few minutes
 
 study: $(DEMO_READY) ## fine-tune with three seeds, record them and compare them (some minutes)
 	$(DEMO_ENV)/bin/python examples/study_seeds.py $(STUDY_ARGS)
+
+compare: $(DEMO_READY) ## fine-tune, and compare GlobEnc with its rivals on held-out sentences (some minutes)
+	$(DEMO_ENV)/bin/python examples/compare_methods.py $(COMPARE_ARGS)
 
 test: $(TEST_READY) ## run the whole test suite
 	OMP_NUM_THREADS=1 $(TEST_ENV)/bin/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile $(TEST_ARGS)
