@@ -31,7 +31,7 @@ LIGHTNING := $(shell sed -n 's/^pytorch-lightning==/lightning==/p' constraints.t
 INSTALL := -m pip install --quiet --constraint constraints.txt $(TORCH) --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo study compare test lightning loggers readers versions lint format types ci clean
+.PHONY: help demo study compare test lightning loggers readers versions docs lint format types ci clean
 
 help: ## show these commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -60,6 +60,9 @@ readers: $(READERS_READY) ## run the tests that read a record with other package
 versions: ## run the tests with the oldest, the pinned and the newest of all it needs; before a release
 	$(PYTHON) tests/versions.py $(VERSIONS_ARGS)
 
+docs: $(TEST_READY) ## build the pages of docs/ and the reference into docs/_build
+	$(TEST_ENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs docs/_build
+
 lint: $(TEST_READY) ## check style and formatting
 	$(TEST_ENV)/bin/python -m ruff check .
 	$(TEST_ENV)/bin/python -m ruff format --check .
@@ -75,7 +78,7 @@ ci: ## everything that a change has to pass
 	bash .ci/run
 
 clean: ## remove the environments and the tools' caches
-	rm -rf $(DEMO_ENV) $(TEST_ENV) $(LIGHTNING_ENV) $(LOGGERS_ENV) $(READERS_ENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf docs/_build $(DEMO_ENV) $(TEST_ENV) $(LIGHTNING_ENV) $(LOGGERS_ENV) $(READERS_ENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(DEMO_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEMO_ENV)
