@@ -63,9 +63,10 @@ versions: ## run the tests with the oldest, the pinned and the newest of all it 
 docs: $(TEST_READY) ## build the pages of docs/ and the reference into docs/_build
 	$(TEST_ENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs docs/_build
 
-lint: $(TEST_READY) ## check style and formatting
+lint: $(TEST_READY) ## check style, formatting and which module imports which
 	$(TEST_ENV)/bin/python -m ruff check .
 	$(TEST_ENV)/bin/python -m ruff format --check .
+	$(TEST_ENV)/bin/lint-imports
 
 format: $(TEST_READY) ## put style and formatting right where a tool can
 	$(TEST_ENV)/bin/python -m ruff check --fix .
