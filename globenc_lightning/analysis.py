@@ -764,9 +764,8 @@ def _explained(reader: Reader, found: "_Found") -> Explained:
     if given.ids is not None and given.ids.shape == given.mask.shape:
         before = sum(one.encoder is structure.encoder for one in reader.structures[:place])
         call = CallOfEncoder(reader.model, structure.encoder, before, given.ids.detach().clone())
-    shared = judged.home.kind == "loss" and (
-        reader.replay is None or len(set(judged.units.tolist())) < len(judged.units)
-    )
+    several = len(set(judged.units.tolist())) < len(judged.units)
+    shared = judged.home.kind == "loss" and (reader.replay is None or several)
     return Explained(judged.home, judged.rows, shared, judged.labelled, given.mask, call, found.again)
 
 

@@ -183,7 +183,14 @@ def put_together(shares: Sequence[tuple[Sequence[int], Faithfulness | None]]) ->
         for method, tokens in masked.items():
             for index in chosen:
                 tokens[index] = share.masked[method][index]
-    return replace(first, span=span, masked=masked, **parts)
+    return replace(
+        first,
+        gain=parts["gain"],
+        sufficiency_gain=parts["sufficiency_gain"],
+        log_odds=parts["log_odds"],
+        span=span,
+        masked=masked,
+    )
 
 
 def _nothing(size: int) -> Tensor:

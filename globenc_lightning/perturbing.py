@@ -1,8 +1,8 @@
 """Has the examples of one batch decided again on masked copies: a few forward passes, without gradients.
 
-The copies of a batch: every token masked; random tokens masked, and these alone kept; and the same with the first tokens
-of each method. A copy differs from the text in the ids that the encoder is called with, and in nothing else: what a
-step does with its batch around that call (finding the last token, pooling, pairing) stays as it is.
+The copies of a batch: every token masked; random tokens masked, and these alone kept; and the same with the first
+tokens of each method. A copy differs from the text in the ids that the encoder is called with, and in nothing else:
+what a step does with its batch around that call (finding the last token, pooling, pairing) stays as it is.
 
 Axes: ``n`` example, ``b`` text of the encoder's call, ``s`` token of it, ``k`` real token of an example.
 """
@@ -96,12 +96,11 @@ def masked_again(
         # Nothing is decided of the others.
         maskable &= explained.labelled.cpu().unsqueeze(1)
     chance = torch.zeros(real.shape, dtype=torch.float64)
-    for place in range(count):
-        chance[place, real[place]] = torch.tensor(
-            random_row(ids[own[place], real[place]].tolist()), dtype=torch.float64
-        )
+    for place, row in enumerate(own.tolist()):
+        drawn = random_row(ids[row, real[place]].tolist())
+        chance[place, real[place]] = torch.tensor(drawn, dtype=torch.float64)
     first = {method: first_tokens(row, maskable) for method, row in rows.items()}
-    drawn = first_tokens(chance, maskable)
+    by_chance = first_tokens(chance, maskable)
 
     passes = 0
 
@@ -120,7 +119,7 @@ def masked_again(
     full, nothing = fixed_score(whole, whole), score(maskable)
     # Examples with one token or none have no copies of their own.
     full = full.masked_fill(maskable.sum(1) < 2, float("nan"))
-    without_random, random_alone = score(drawn), score(maskable & ~drawn)
+    without_random, random_alone = score(by_chance), score(maskable & ~by_chance)
     found = {
         method: gains(
             full, nothing, (score(masked), without_random), (score(maskable & ~masked), random_alone), is_value

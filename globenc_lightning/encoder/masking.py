@@ -52,23 +52,16 @@ def tokens_masked(call: CallOfEncoder, where: Tensor, mask_id: int | None) -> It
     Raises:
         MaskingError: the call is given other ids than it was seen to be given, or nothing that can be masked.
     """
-    handles: list[RemovableHandle] = []
-    own = call.encoder
-    if is_torch_encoder(own):
-        masked = _InTorch(call, where, mask_id)
-        handles += masked.watch()
-        restore: Callable[[], None] = _nothing
-    else:
-        masked = _InCall(call, where, mask_id)
-        restore = _exchanged_forward(own, masked)
+    kind: type[_InTorch | _InCall] = _InTorch if is_torch_encoder(call.encoder) else _InCall
+    masked = kind(call, where, mask_id)
+    undo = masked.begin()
     try:
         yield
         if not masked.is_done:
-            raise MaskingError("the forward pass calls the encoder in another way than when it was analysed.")
+            raise MaskingError("the forward pass calls the encoder in another way than when it was analysed")
     finally:
-        restore()
-        for handle in handles:
-            handle.remove()
+        for one in undo:
+            one()
 
 
 class _InCall:
@@ -85,20 +78,41 @@ class _InCall:
         self._mask_id = mask_id
         self._count = 0
 
-    def __call__(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def begin(self) -> list[Callable[[], None]]:
+        """Put a forward in the place of the encoder's own; returns what takes it back.
+
+        It is called as ``encoder(...)`` and as ``encoder.forward(...)``. A hook would not see the latter.
+        """
+        forward, attributes = self._call.encoder.forward, vars(self._call.encoder)
+        before = attributes.get("forward")
+
+        @wraps(forward)
+        def instead(*args: Any, **kwargs: Any) -> Any:
+            return self._run(forward, args, kwargs)
+
+        def restore() -> None:
+            if before is None:
+                attributes.pop("forward", None)
+            else:
+                attributes["forward"] = before
+
+        attributes["forward"] = instead
+        return [restore]
+
+    def _run(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         number, self._count = self._count, self._count + 1
         if number != self._call.number:
             return forward(*args, **kwargs)
         names = inspect.signature(forward).parameters
         ids = _argument(names, "input_ids", args, kwargs)
         if not isinstance(ids, Tensor) or not _are_same(ids, self._call.ids):
-            raise MaskingError("the encoder is called with other token ids than when it was analysed.")
+            raise MaskingError("the encoder is called with other token ids than when it was analysed")
         where = self._where.to(ids.device)
         if self._mask_id is not None:
             args, kwargs = _with(names, "input_ids", ids.masked_fill(where, self._mask_id), args, kwargs)
         else:
             if "attention_mask" not in names:
-                raise MaskingError("the encoder takes no attention mask, and no tokenizer with a mask token is known.")
+                raise MaskingError("the encoder takes no attention mask, and no tokenizer with a mask token is known")
             told = _argument(names, "attention_mask", args, kwargs)
             args, kwargs = _with(names, "attention_mask", without_tokens(told, where), args, kwargs)
         self.is_done = True
@@ -119,8 +133,11 @@ class _InTorch:
         self._mask_id = mask_id
         self._ended = 0
 
-    def watch(self) -> list[RemovableHandle]:
-        """Register the hooks."""
+    def begin(self) -> list[Callable[[], None]]:
+        """Register the hooks; returns what takes them back."""
+        return [handle.remove for handle in self._watch()]
+
+    def _watch(self) -> list[RemovableHandle]:
         encoder = self._call.encoder
         if Chain.fits(encoder):
             chain = Chain(encoder, _nothing, self._leave)
@@ -159,7 +176,7 @@ class _InTorch:
             return None
         shape = tuple(query.shape[:2] if module.batch_first else query.shape[1::-1])
         if query.dim() != 3 or shape != tuple(self._where.shape):
-            raise MaskingError("the encoder's attention is given something else than its texts.")
+            raise MaskingError("the encoder's attention is given something else than its texts")
         where, told = self._where.to(query.device), _argument(names, "key_padding_mask", args, kwargs)
         if told is None:
             padding = where
@@ -185,33 +202,11 @@ def without_tokens(told: Any, where: Tensor) -> Tensor:
     if told is None:
         return (~where).long()
     if not isinstance(told, Tensor) or not 2 <= told.dim() <= 4 or told.shape[-1] != where.shape[1]:
-        raise MaskingError("the encoder's attention mask has a form in which no token can be masked.")
+        raise MaskingError("the encoder's attention mask has a form in which no token can be masked")
     additive = told.is_floating_point() and told.dim() > 2 and not bool((told > 0).any())
     hidden = where.view(len(where), *(1,) * (told.dim() - 2), -1)
     value = torch.finfo(told.dtype).min if additive else 0
     return told.masked_fill(hidden, value) if len(told) == len(where) else torch.where(hidden, value, told)
-
-
-def _exchanged_forward(encoder: nn.Module, masked: _InCall) -> Callable[[], None]:
-    """Put a forward in the place of an encoder's own, be it called as ``encoder(...)`` or ``encoder.forward(...)``.
-
-    Returns what takes it back. A hook would not see the latter.
-    """
-    forward, attributes = encoder.forward, vars(encoder)
-    before = attributes.get("forward")
-
-    @wraps(forward)
-    def instead(*args: Any, **kwargs: Any) -> Any:
-        return masked(forward, args, kwargs)
-
-    def restore() -> None:
-        if before is None:
-            attributes.pop("forward", None)
-        else:
-            attributes["forward"] = before
-
-    attributes["forward"] = instead
-    return restore
 
 
 def _argument(names: Mapping[str, Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
