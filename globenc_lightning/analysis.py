@@ -9,7 +9,7 @@ Axes: ``b`` example, ``l`` layer, ``q`` token that receives, ``k`` token that is
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from itertools import islice
@@ -24,6 +24,7 @@ from globenc_lightning.attributions import Attributions
 from globenc_lightning.encoder.checks import Checks, brought_home
 from globenc_lightning.encoder.contexts import OwnContexts
 from globenc_lightning.encoder.layers import layer_inputs
+from globenc_lightning.encoder.masking import CallOfEncoder
 from globenc_lightning.encoder.norms import tolerance, working
 from globenc_lightning.encoder.precision import LOW, FullPrecision, exact_products
 from globenc_lightning.encoder.reading import (
@@ -56,6 +57,7 @@ from globenc_lightning.errors import (
     is_out_of_memory,
     warn,
 )
+from globenc_lightning.explained import Explained, Within
 from globenc_lightning.functional import (
     READOUTS,
     gradient_x_input,
@@ -446,6 +448,7 @@ def analyze(
     *,
     keep_maps: bool = True,
     special_tokens: Tensor | Callable[[Tensor], Tensor] | None = None,
+    explained: list[Explained] | None = None,
 ) -> Attributions:
     """:func:`attribute` for a model that is analysed again and again; see there.
 
@@ -456,6 +459,7 @@ def analyze(
         keep_maps: keep every layer's map and rollout, or the readout rows and the last rollout alone.
         special_tokens: (b, s) true for special tokens, or a function that tells them of ids; ``special_tokens_mask`` of
             the inputs when None.
+        explained: takes the decision that is explained, and a way to have it made again; not asked for when None.
 
     Returns:
         The attributions.
@@ -463,7 +467,10 @@ def analyze(
     # What is made below inference mode could never take part in a gradient.
     try:
         with torch.inference_mode(False), torch.no_grad():
-            return _analyze(reader, inputs, settings, keep_maps, special_tokens)
+            found, tokens = _analyze(reader, inputs, settings, keep_maps, special_tokens)
+            if explained is not None:
+                explained.append(_explained(reader, found))
+            return _recorded(reader, found, tokens, settings)
     except GlobEncError:
         raise
     except Exception as error:
@@ -479,10 +486,11 @@ def _analyze(
     settings: Settings,
     keep_maps: bool,
     special: Tensor | Callable[[Tensor], Tensor] | None,
-) -> Attributions:
+) -> tuple["_Found", Tensor | Callable[[Tensor], Tensor] | None]:
+    """What one forward and one backward give, and what tells the special tokens of the texts as they were analysed."""
     _refuse_offloaded(reader.model)
     if isinstance(inputs, Chunk):
-        return _analyze_chunk(reader, inputs, settings, keep_maps, special)
+        return _analyze_chunk(reader, inputs, settings, keep_maps), special
     batch = prepare(reader.model, inputs)
     told = _told_at_home(inputs)
     if any(isinstance(value, Tensor) and value.device.type != "cpu" for value in batch.values()):
@@ -514,25 +522,18 @@ def _analyze(
         # whole text than for its beginning.
         _find(reader, batch, lengths)
         found = _forward_and_backward(reader, batch, told, settings, keep_maps)
-    return _recorded(reader, found, special, settings)
+    return found, special
 
 
-def _analyze_chunk(
-    reader: Reader,
-    chunk: Chunk,
-    settings: Settings,
-    keep_maps: bool,
-    special: Tensor | Callable[[Tensor], Tensor] | None,
-) -> Attributions:
+def _analyze_chunk(reader: Reader, chunk: Chunk, settings: Settings, keep_maps: bool) -> "_Found":
     """:func:`_analyze` of a batch that the user's own step is run again on."""
     if reader.structure is None or not _is_as_found(reader):
         find_decision(reader, chunk)
     try:
-        found = _replayed(reader, chunk, settings, keep_maps)
+        return _replayed(reader, chunk, settings, keep_maps)
     except UnsupportedEncoderError:
         find_decision(reader, chunk)
-        found = _replayed(reader, chunk, settings, keep_maps)
-    return _recorded(reader, found, special, settings)
+        return _replayed(reader, chunk, settings, keep_maps)
 
 
 def find_decision(reader: Reader, chunk: Chunk) -> None:
@@ -608,12 +609,16 @@ def _numbers_of(reader: Reader) -> tuple[int, ...] | None:
     return tuple(one._version for one in parameters)
 
 
-def evaluate(reader: Reader, chunk: Chunk) -> tuple[Decision, Tensor | None, Tensor | None]:
+def evaluate(
+    reader: Reader, chunk: Chunk, within: Within = nullcontext, units: Tensor | None = None
+) -> tuple[Decision, Tensor | None, Tensor | None]:
     """Run the user's step up to its loss as the user does in an evaluation, with no hook but one on the encoder.
 
     Args:
         reader: the model, with its step and the decision that was found.
         chunk: the examples.
+        within: makes a context that the forward pass runs in.
+        units: (n,) the units that are decided; all when None.
 
     Returns:
         The decision, on the CPU; the ids (rows, s) that the encoder was called with, and which of its tokens are real,
@@ -625,7 +630,7 @@ def evaluate(reader: Reader, chunk: Chunk) -> tuple[Decision, Tensor | None, Ten
     given: list[tuple[Tensor | None, Tensor | None, tuple[int, ...]]] = []
     handles: list[RemovableHandle] = []
     batch = _moved(reader, chunk)
-    with as_evaluated(reader.model, reader.written), warnings.catch_warnings():
+    with as_evaluated(reader.model, reader.written), warnings.catch_warnings(), within():
         warnings.simplefilter("ignore")
         note_calls(structure.encoder, given, handles, chunk.batch, reader.model, structure.sequence_first)
         try:
@@ -640,7 +645,7 @@ def evaluate(reader: Reader, chunk: Chunk) -> tuple[Decision, Tensor | None, Ten
         own = [place for place, one in enumerate(reader.structures) if one.encoder is structure.encoder]
         ids, mask, shape = given[min(own.index(replay.task.call), len(given) - 1)]
         decision = replay.decided(ran, shape[0], shape[1], batch.batch)
-        return detached(decision), ids, mask
+        return detached(decision if units is None else decision.of(units)), ids, mask
 
 
 def _replay_of(reader: Reader) -> Replay:
@@ -680,7 +685,8 @@ def _replayed(reader: Reader, chunk: Chunk, settings: Settings, keep_maps: bool)
     run = _Run(replay.step.name, lambda given: replay.run(reader.model, given), judge)
     found = _connected(reader, run, batch, settings, keep_maps)
     chunk.weights, chunk.expected = batch.weights, None
-    return found
+    units = found.judged.units
+    return found._replace(again=lambda within: evaluate(reader, chunk, within, units)[0])
 
 
 def at_home(decision: Decision, units: Tensor, checks: Checks, *others: Tensor) -> tuple[Decision, tuple[Tensor, ...]]:
@@ -739,10 +745,28 @@ def _judged(decision: Decision, home: Decision, layout: Layout, settings: Settin
         total=total,
         rows=rows,
         home=home,
+        units=units,
+        labelled=layout.labelled,
         one_call=True,
         apart=decision.kind != "loss" and not callable(settings.target),
         decided=_decided(decision, units),
     )
+
+
+def _explained(reader: Reader, found: "_Found") -> Explained:
+    """The decision that is explained, and how it is made again."""
+    if found.again is None:
+        raise AssertionError("what was decided can be decided again")
+    number = 0 if reader.replay is not None else min(reader.encoder_call, len(reader.read) - 1)
+    structure, given, judged = reader.read[number], found.calls[number], found.judged
+    place = [place for place, one in enumerate(reader.structures) if isinstance(one, Structure)][number]
+    call = None
+    if given.ids is not None and given.ids.shape == given.mask.shape:
+        before = sum(one.encoder is structure.encoder for one in reader.structures[:place])
+        call = CallOfEncoder(reader.model, structure.encoder, before, given.ids.detach().clone())
+    several = len(set(judged.units.tolist())) < len(judged.units)
+    shared = judged.home.kind == "loss" and (reader.replay is None or several)
+    return Explained(judged.home, judged.rows, shared, judged.labelled, given.mask, call, found.again)
 
 
 def _recorded(
@@ -879,10 +903,12 @@ class _Judged(NamedTuple):
         total: () what is differentiated.
         rows: (n,) the row of the encoder's call that each example is decided from; None where they are the same.
         home: the decision on the examples alone, on the CPU.
+        units: (n,) the unit of each example.
         one_call: whether one call of an encoder is looked at, whatever others there are.
         apart: whether it is to be proven that each score is read from its own row alone.
         places: (n,) the token that each example's decision is about; None where the logits do not tell it.
         decided: (n, c) the logits of each example's decision, see ``Attributions.decided``.
+        labelled: (n,) whether anything is decided of an example; of all of them when None.
     """
 
     logits: Tensor
@@ -890,10 +916,12 @@ class _Judged(NamedTuple):
     total: Tensor
     rows: Tensor | None
     home: Decision
+    units: Tensor
     one_call: bool
     apart: bool = False
     places: Tensor | None = None
     decided: Tensor | None = None
+    labelled: Tensor | None = None
 
 
 class _Run(NamedTuple):
@@ -919,7 +947,10 @@ class _AtHome(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """What one forward and one backward gave; but for the decision one entry per call of an encoder that is read."""
+    """What one forward and one backward gave; but for the decision one entry per call of an encoder that is read.
+
+    What is decided can be decided again, see :class:`Explained`.
+    """
 
     layers: list["_Layers"]
     saliency: list[Tensor]
@@ -928,6 +959,7 @@ class _Found(NamedTuple):
     judged: _Judged
     encoder_calls: int
     at_home: list[_AtHome]
+    again: Callable[[Within], Decision] | None = None
 
 
 def _forward_and_backward(
@@ -954,7 +986,48 @@ def _forward_and_backward(
         return _judged_output(reader, contexts.in_graph(outcome), squashed, batch, told, settings, calls, checks)
 
     call = _watched(way.call, watch) if reader.squashes else way.call
-    return _connected(reader, _Run(way.name, call, judge), batch, settings, keep_maps)
+    found = _connected(reader, _Run(way.name, call, judge), batch, settings, keep_maps)
+    units, same_way = found.judged.units, way
+    # Without the hidden states, which would keep the autograd graph.
+    calls = tuple(replace(one, hidden=torch.empty(0), last=torch.empty(0)) for one in found.calls)
+
+    def again(within: Within) -> Decision:
+        return _decided_again(reader, same_way, batch, told, settings.target, calls, units, within)
+
+    return found._replace(again=again)
+
+
+def _decided_again(
+    reader: Reader,
+    way: Way,
+    batch: Mapping[str, Any],
+    told: Mapping[str, Any],
+    target: Target,
+    calls: tuple[EncoderCall, ...],
+    units: Tensor,
+    within: Within,
+) -> Decision:
+    """What a model decides in its user's own evaluation, on the CPU.
+
+    Args:
+        reader: the model.
+        way: how it is called.
+        batch: the batch.
+        told: the same with ids, masks and labels on the CPU.
+        target: which score is explained.
+        calls: the calls of encoders in the analysis.
+        units: (n,) the unit of each example.
+        within: makes a context that the forward pass runs in.
+    """
+    watch = LossWatch()
+    with as_evaluated(reader.model, reader.written), warnings.catch_warnings(), within():
+        warnings.simplefilter("ignore")
+        with _told(way.name), OwnContexts(reader.model, connected=False):
+            output = (_watched(way.call, watch) if reader.squashes else way.call)(_copied(batch))
+        outcome, squashed = _before_squashing(output, watch)
+        ends = ends_of(outcome, batch, calls[0].mask.shape[1])
+        logits = logits_of(outcome if ends is None else ends[0], size_of_batch(batch), _width(reader, reader.read))
+        return detached(_decision_of(reader, logits, ends, squashed, told, target, calls).of(units))
 
 
 def _judged_output(
@@ -1009,6 +1082,7 @@ def _judged_output(
         torch.where(used.to(scores.device), scores, 0.0).sum(),
         rows(),
         home,
+        units,
         one_call=False,
         decided=_decided(decision, units),
     )

@@ -38,6 +38,10 @@ class CutGraphError(ModelCallError):
     """The autograd graph does not lead from the score to the encoder's hidden states."""
 
 
+class MaskingError(ModelCallError):
+    """Tokens cannot be masked where the encoder is called."""
+
+
 class NonFiniteError(GlobEncError):
     """The model's own activations hold NaN or infinity: there is nothing to attribute."""
 

@@ -6,6 +6,7 @@ Axes: ``b`` example, ``l`` layer, ``q`` token that receives, ``k`` token that is
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from globenc_lightning.analysis import Reader, analyze
 from globenc_lightning.attributions import Attributions
 from globenc_lightning.encoder.checks import brought_home
 from globenc_lightning.errors import OutOfMemoryError, is_out_of_memory
-from globenc_lightning.faithfulness import Faithfulness
+from globenc_lightning.explained import Explained
+from globenc_lightning.faithfulness import Faithfulness, Gathering
+from globenc_lightning.faithfulness import put_together as put_faithfulness_together
 from globenc_lightning.functional import CorrelationSummary, summarize
 from globenc_lightning.history import About, History, HistoryEntry
 from globenc_lightning.planning import plan
@@ -74,6 +77,7 @@ class Measurement:
         signed: one (k,) per example: signed contributions to the score; empty where not asked for.
         left_out: (b,) the score less their sum; empty where not asked for.
         faithfulness: how much the decisions depend on the tokens that the methods rank first, or None.
+        unmasked: why there is no faithfulness though it was asked for, or none of some examples; empty elsewhere.
     """
 
     correlation: dict[str, Tensor]
@@ -106,6 +110,7 @@ class Measurement:
     signed: list[Tensor] = field(default_factory=list)
     left_out: Tensor = field(default_factory=lambda: torch.empty(0))
     faithfulness: Faithfulness | None = None
+    unmasked: str = ""
 
     def answer(self, index: int) -> tuple[int, ...]:
         """What an example is decided to be."""
@@ -137,6 +142,7 @@ class Measurement:
             self,
             correlation={method: rho[:most] for method, rho in self.correlation.items()},
             last={index: maps for index, maps in self.last.items() if index < most},
+            faithfulness=None if self.faithfulness is None else self.faithfulness.first(most),
             **parts,
         )
 
@@ -152,6 +158,7 @@ def measure(
     shown: Mapping[int, Collection[str]] | None = None,
     chosen: Sequence[int] | None = None,
     tell: Tell | None = None,
+    masked: Sequence[str] = (),
 ) -> Measurement:
     """Analyse a probe set; in smaller batches, from now on, if the memory does not suffice.
 
@@ -162,6 +169,7 @@ def measure(
         shown: the examples whose whole last map is kept, and for which methods.
         chosen: the examples that are analysed, at least one; all of them when None.
         tell: is told how many of how many examples are analysed, before the first batch and after each.
+        masked: the methods whose first tokens are masked, see :class:`Faithfulness`; nothing is when empty.
 
     Returns:
         The figures; nothing (NaN, empty tensors) where an example was not chosen.
@@ -173,7 +181,7 @@ def measure(
     chosen = range(len(probe)) if chosen is None else chosen
     while True:
         try:
-            return _measure(reader, probe, settings, shown or {}, chosen, tell or _tell_nobody)
+            return _measure(reader, probe, settings, shown or {}, chosen, tell or _tell_nobody, masked)
         except Exception as error:
             if not is_out_of_memory(error):
                 # What the step decides by itself was found with these weights, and is not to be compared with others.
@@ -186,7 +194,7 @@ def measure(
         finally:
             # The next training step moves the weights.
             reader.kernels.clear()
-        if reader.max_tokens == 1 or all(len(indices) == 1 for indices, _ in _batches(reader, probe, chosen)):
+        if not _may_be_smaller(reader, probe, chosen):
             raise OutOfMemoryError(
                 "the memory does not suffice to analyse even one example at a time: take shorter examples, or fewer "
                 "methods."
@@ -197,6 +205,11 @@ def measure(
             torch.cuda.empty_cache()
 
 
+def _may_be_smaller(reader: Reader, probe: ProbeSet, chosen: Sequence[int]) -> bool:
+    """Whether a probe may be analysed in smaller batches."""
+    return reader.max_tokens > 1 and any(len(indices) > 1 for indices, _ in _batches(reader, probe, chosen))
+
+
 def _measure(
     reader: Reader,
     probe: ProbeSet,
@@ -204,6 +217,7 @@ def _measure(
     shown: Mapping[int, Collection[str]],
     chosen: Sequence[int],
     tell: Tell,
+    masked: Sequence[str],
 ) -> Measurement:
     size = len(probe)
     rows: list[dict[str, Tensor]] = [{} for _ in range(size)]
@@ -230,6 +244,7 @@ def _measure(
     with_references: dict[str, dict[str, Tensor]] = {}
     signed = [torch.empty(0)] * size if settings.signed else []
     left_out = torch.full((size,), float("nan")) if settings.signed else torch.empty(0)
+    gathering = Gathering(masked, size) if masked else None
     batches = _batches(reader, probe, chosen)
     reader.kernels.keep = len(batches) > 1
     done = 0
@@ -237,7 +252,8 @@ def _measure(
     for indices, batch in batches:
         special = _special_tokens(probe, indices, batch)
         drawn = [place for place, index in enumerate(indices) if index in shown]
-        found = analyze(reader, batch, settings, keep_maps=False, special_tokens=special)
+        explained: list[Explained] | None = None if gathering is None else []
+        found = analyze(reader, batch, settings, keep_maps=False, special_tokens=special, explained=explained)
         found = at_home(replace(found, last={method: kept[drawn] for method, kept in found.last.items()}))
         for method, rho in found.correlation.items():
             correlation.setdefault(method, rho.new_full((size, rho.shape[1]), float("nan")))
@@ -285,6 +301,12 @@ def _measure(
             if index in shown:
                 maps = {method: found.last[method][drawn.index(place)] for method in shown[index]}
                 last[index] = {method: kept[real][:, real].clone() for method, kept in maps.items()}
+        if gathering is not None and explained:
+            last_rows = {method: rows[:, -1] for method, rows in found.rows.items()}
+            known = [_special_of(probe, index, batch, found, place) for place, index in enumerate(indices)]
+            mask_id = getattr(probe.tokenizer, "mask_token_id", None)
+            smaller = partial(_may_be_smaller, reader, probe, chosen)
+            gathering.add(indices, explained[0], last_rows, found.attention_mask, known, mask_id, smaller)
         done += len(indices)
         tell(done, len(chosen))
     return Measurement(
@@ -317,6 +339,8 @@ def _measure(
         with_references,
         signed,
         left_out,
+        None if gathering is None else gathering.result(),
+        "" if gathering is None else gathering.reason,
     )
 
 
@@ -347,6 +371,21 @@ def _special_tokens(probe: ProbeSet, indices: Sequence[int], batch: Any) -> Any:
     named = (leaf for path, leaf in leaves(batch.batch) if path and path[-1] == "special_tokens_mask")
     marks = next(named, None)
     return marks[list(batch.kept)] if isinstance(marks, Tensor) and marks.dim() == 2 else None
+
+
+def _special_of(probe: ProbeSet, index: int, batch: Any, found: Attributions, place: int) -> Tensor | None:
+    """Which real tokens (k,) of an example are special; None where nothing tells it."""
+    real = found.attention_mask[place]
+    if probe.tokenizer is not None and found.input_ids is not None:
+        return probe.marks_special(found.input_ids[place][real])
+    if isinstance(batch, Chunk):
+        marks = _special_tokens(probe, (index,), batch)
+        return marks[place][real].bool() if isinstance(marks, Tensor) and marks[place].shape == real.shape else None
+    marks = probe.special[index] if probe.special else None
+    mask = next((value for name, value in probe.rows[index].items() if name.endswith("attention_mask")), None)
+    if marks is None or marks.dim() != 1:
+        return None
+    return marks[mask.bool()] if isinstance(mask, Tensor) and mask.shape == marks.shape else marks
 
 
 def chances_of(found: Attributions, place: int) -> tuple[float, ...]:
@@ -453,6 +492,8 @@ def put_together(shares: Sequence[tuple[Sequence[int], Measurement]]) -> Measure
         reference_correlation=with_references,
         signed=signed,
         left_out=left_out,
+        faithfulness=put_faithfulness_together([(chosen, share.faithfulness) for chosen, share in shares]),
+        unmasked=next((share.unmasked for _, share in shares if share.unmasked), ""),
     )
 
 
@@ -505,6 +546,7 @@ def about(
     call: str = "",
     truths: Sequence[str] = (),
     text: str = "",
+    masked: Sequence[str] = (),
 ) -> About:
     """What a measurement is of.
 
@@ -516,6 +558,7 @@ def about(
         call: what gives the decision, in words.
         truths: one per example: what the data say of it, in words.
         text: which of several texts of an example the figures are of, in words.
+        masked: the methods whose first tokens are masked.
 
     Returns:
         All of it, in primitives.
@@ -540,6 +583,7 @@ def about(
         text=text,
         aggregation=settings.aggregation,
         references=tuple(settings.references),
+        faithfulness=tuple(masked),
     )
 
 

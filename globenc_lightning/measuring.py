@@ -76,6 +76,7 @@ class Measurer:
         shown: Shown,
         quietly: AbstractContextManager[Any],
         share: tuple[int, int] | None = None,
+        masked: Sequence[str] = (),
     ) -> Measurement:
         """Measure a probe on one's own, or each process its share and all of them the whole.
 
@@ -86,6 +87,7 @@ class Measurer:
             shown: which maps are kept.
             quietly: a context in which the module's own step logs nothing.
             share: this process's rank and how many there are; None where it is alone. All processes call this.
+            masked: the methods whose first tokens are masked; the same in all processes.
 
         Returns:
             The figures of the whole probe.
@@ -97,7 +99,7 @@ class Measurer:
         try:
             # All processes gather the weights, also one that has nothing to analyse: the others would wait for it.
             with whole_weights(model, together=share is not None):
-                found, size = self._measured_here(model, collector, places, shown, quietly, share)
+                found, size = self._measured_here(model, collector, places, shown, quietly, share, masked)
         except Exception as error:
             if share is None:
                 raise
@@ -118,6 +120,7 @@ class Measurer:
         shown: Shown,
         quietly: AbstractContextManager[Any],
         share: tuple[int, int] | None,
+        masked: Sequence[str],
     ) -> tuple[Measurement | None, int]:
         """Measure this process's share; also tells how many examples the whole probe has. See :meth:`measure`."""
         if self.reader is None:
@@ -131,16 +134,21 @@ class Measurer:
                 probe = collector.agreed()
             if mine:
                 maps = shown(probe)
-                found = self._measured(self.reader, probe, maps, mine)
+                found = self._measured(self.reader, probe, maps, mine, masked)
                 if collector.name_by_encoder(model, places, self.reader.structure):
-                    found = measure(self.reader, collector.agreed(), self._settings, maps, mine, self.tell)
+                    found = measure(self.reader, collector.agreed(), self._settings, maps, mine, self.tell, masked)
         return found, len(probe)
 
     def _measured(
-        self, reader: Reader, probe: ProbeSet, maps: Mapping[int, Collection[str]], mine: Sequence[int]
+        self,
+        reader: Reader,
+        probe: ProbeSet,
+        maps: Mapping[int, Collection[str]],
+        mine: Sequence[int],
+        masked: Sequence[str],
     ) -> Measurement:
         try:
-            return measure(reader, probe, self._settings, maps, mine, self.tell)
+            return measure(reader, probe, self._settings, maps, mine, self.tell, masked)
         except ModelCallError as error:
             if self.assumed is None:
                 raise

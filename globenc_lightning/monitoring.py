@@ -232,7 +232,7 @@ class Monitor:
             return
 
         def run() -> None:
-            self._pending = self._measure(training)
+            self._pending = self._measure(training, self._masks(self._schedule.analysed))
 
         failure = self._reasons.attempt(run)
         if failure is not None and not repeated:
@@ -262,7 +262,11 @@ class Monitor:
         measurement, self._pending = self._pending, None
         return measurement
 
-    def _measure(self, training: Training) -> Measurement:
+    def _masks(self, place: int) -> bool:
+        """Whether tokens are masked at an analysed validation, by its place among them."""
+        return place % self._choices.faithfulness_every_n == 0
+
+    def _measure(self, training: Training, masks: bool) -> Measurement:
         settings, drawn = self._choices.settings, self._choices.heatmap_examples
         whose = "" if training.is_alone else " of the first process"
         progress = Progress(lambda: display_of(training.trainer), self._cost.analysis, whose)
@@ -275,6 +279,7 @@ class Monitor:
                 lambda probe: kept_maps(probe.lengths(), settings, drawn),
                 training.quietly(),
                 training.share,
+                self._choices.masked_methods if masks else (),
             )
         finally:
             self._measurer.tell = None
@@ -306,7 +311,9 @@ class Monitor:
         def run() -> None:
             # Before the first step there is no average of weights yet.
             with nullcontext() if validation else self._as_validated(training):
-                measurement = self._measure(training)
+                # Training steps lie between the validations that are counted.
+                masked = self._masks(0) if validation else self._choices.faithfulness_every_n == 1
+                measurement = self._measure(training, masked)
             self.publish(training, measurement, step, monitored(measurement, self.tag), validation=validation)
 
         with self._within(Moment(BASELINE if validation else STEP, step, training.epoch, list(written))):
@@ -435,7 +442,12 @@ class Monitor:
             origin, call = self._collector.origin, self._measurer.call_in_words()
             truths = [one.truth for one in verdicts(measurement, probe, names)]
             text = texts_of(measurement, probe).shown
-            self.history.about = about(measurement, probe, settings, origin, call, truths, text)
+            masked = self._choices.masked_methods
+            self.history.about = about(measurement, probe, settings, origin, call, truths, text, masked)
+        if measurement.unmasked:
+            text = f"GlobEncCallback: faithfulness= gives no figures: {measurement.unmasked}."
+            self._reasons.say(text)
+            self._reasons.note(self.history, step, text)
         for message, kind in remarks(measurement, settings, self._choices.encoder_call):
             self._reasons.say(message, kind)
         failure: Exception | None = None

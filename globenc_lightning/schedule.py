@@ -43,6 +43,11 @@ class Schedule:
         return (self.validations - 1) % self._every == 0
 
     @property
+    def analysed(self) -> int:
+        """The place of the validation that was counted last among those that are analysed, from 0."""
+        return (self.validations - 1) // self._every
+
+    @property
     def next_is_turn(self) -> bool:
         """Whether the next validation will be analysed."""
         return self.validations % self._every == 0
