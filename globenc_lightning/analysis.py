@@ -747,6 +747,7 @@ def _record(
         distance=decision.distance,
         decided=judged.decided,
         loss=decision.losses(every).to(device),
+        aggregation=settings.aggregation,
     )
 
 
