@@ -253,7 +253,9 @@ def _measure(
         special = _special_tokens(probe, indices, batch)
         drawn = [place for place, index in enumerate(indices) if index in shown]
         explained: list[Explained] | None = None if gathering is None else []
-        found = analyze(reader, batch, settings, keep_maps=False, special_tokens=special, explained=explained)
+        tell_more = partial(_tell_more, tell, done, len(chosen))
+        options: dict[str, Any] = {"special_tokens": special, "explained": explained, "tell": tell_more}
+        found = analyze(reader, batch, settings, keep_maps=False, **options)
         found = at_home(replace(found, last={method: kept[drawn] for method, kept in found.last.items()}))
         for method, rho in found.correlation.items():
             correlation.setdefault(method, rho.new_full((size, rho.shape[1]), float("nan")))
@@ -299,7 +301,8 @@ def _measure(
             at = -1 if found.position is None else int(found.position[place])
             position[index] = int(real[:at].sum()) if at >= 0 else None
             if index in shown:
-                maps = {method: found.last[method][drawn.index(place)] for method in shown[index]}
+                # Flows have no whole map.
+                maps = {method: found.last[method][drawn.index(place)] for method in shown[index] if found.last}
                 last[index] = {method: kept[real][:, real].clone() for method, kept in maps.items()}
         if gathering is not None and explained:
             last_rows = {method: rows[:, -1] for method, rows in found.rows.items()}
@@ -356,6 +359,11 @@ def at_home(found: Attributions) -> Attributions:
     at_home |= {name: {key: next(home) for key in part} for name, part in parts.items()}
     by_reference = {reference: at_home.pop(f"with {reference}") for reference in compared}
     return replace(found, **at_home, reference_correlation=by_reference)
+
+
+def _tell_more(tell: Tell, done: int, total: int, more: int) -> None:
+    """Tell that some examples of a batch are done as well."""
+    tell(done + more, total)
 
 
 def _tell_nobody(done: int, total: int) -> None:

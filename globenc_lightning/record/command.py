@@ -20,7 +20,7 @@ from globenc_lightning.record import checkpoints, schema
 from globenc_lightning.record.checkpoints import Saved
 from globenc_lightning.record.replay import Replay, event_files
 from globenc_lightning.record.writing import RecordOptions
-from globenc_lightning.settings import Settings
+from globenc_lightning.settings import FURTHER_METHODS, Settings
 from globenc_lightning.tokenizers import as_tokenizer
 
 LOADER = "loader"
@@ -317,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--arguments", metavar="JSON", help="of the LightningModule, in place of those in the checkpoint")
     one.add_argument("--datamodule", metavar="PACKAGE.MODULE:CLASS", help="whose val_dataloader is the probe's loader")
     one.add_argument("--datamodule-arguments", metavar="JSON")
-    one.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD")
+    one.add_argument("--methods", nargs="+", choices=(*METHODS, *FURTHER_METHODS), metavar="METHOD")
     one.add_argument("--target", choices=("predicted", "label"))
     one.add_argument("--readout", choices=("auto", "cls", "last", "mean"))
     one.add_argument("--dtype", default="float32", choices=("float32", "float16"))
@@ -328,7 +328,7 @@ def _parser() -> argparse.ArgumentParser:
     two.add_argument("records", nargs="+", help="folders of records, or folders and patterns that hold such")
     two.add_argument("--runs", nargs="+", metavar="NAME")
     two.add_argument("--probe", help="the fingerprint of the probe whose runs are taken")
-    two.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD")
+    two.add_argument("--methods", nargs="+", choices=(*METHODS, *FURTHER_METHODS), metavar="METHOD")
     two.add_argument("--threshold", type=float, default=0.1, help="of drift, for stabilization; default: 0.1")
     two.add_argument("--save", metavar="FOLDER", help="save figures there")
     two.add_argument("--format", choices=("svg", "png"), default="svg")

@@ -127,7 +127,7 @@ class Plot(NamedTuple):
 
 
 class Style(NamedTuple):
-    """How one method is drawn in every picture: attention weights (W) dashed and hollow, norms (N) solid, filled."""
+    """How one method is drawn in every picture: attention weights (W) dashed and hollow, others solid and filled."""
 
     entry: int
     marker: str
@@ -144,6 +144,8 @@ STYLES: dict[str, Style] = {
     "N-Res": Style(0, "^", False),
     "N-ResLN": Style(4, "v", False),
     "N-Enc": Style(2, "D", False, prominent=True),
+    "ALTI": Style(5, "P", False),
+    "Value-Zeroing": Style(9, "X", False),
 }
 
 
@@ -151,7 +153,7 @@ def method_colour(method: str) -> tuple[int, int, int]:
     """Return the one colour (red, green, blue), 0 to 255, of a method.
 
     Args:
-        method: One of the eight methods.
+        method: One of ``STYLES``.
 
     Raises:
         ValueError: If there is no such method.

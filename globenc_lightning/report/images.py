@@ -78,14 +78,16 @@ def pictures(
             marked=decided[example].marked,
             mark_label=mark_label,
         )
-        drawn[f"{TAG}/heatmap/last_layer/example_{example:02d}"] = tokens_by_tokens(
-            last[method].numpy(),
-            tokens,
-            title=f"Example {example}: all tokens at the last layer",
-            subtitle=f"{how}{f', {shown_text}' if shown_text else ''}; {facts}",
-            marked=decided[example].marked,
-            mark_label=mark_label,
-        )
+        if method in last:
+            # Flows go from one token alone.
+            drawn[f"{TAG}/heatmap/last_layer/example_{example:02d}"] = tokens_by_tokens(
+                last[method].numpy(),
+                tokens,
+                title=f"Example {example}: all tokens at the last layer",
+                subtitle=f"{how}{f', {shown_text}' if shown_text else ''}; {facts}",
+                marked=decided[example].marked,
+                mark_label=mark_label,
+            )
         rows, steps = timeline(history, missing_steps, method, example)
         others, places = told_apart(history, missing_steps, measurement.task, example)
         drawn[f"{TAG}/filmstrip/example_{example:02d}"] = filmstrip(
@@ -120,7 +122,8 @@ def drawn_method(chosen: Settings | About) -> str:
 
 def rollout_name(chosen: Settings | About | Attributions) -> str:
     """How the maps were aggregated, in words."""
-    return "row-normalised rollout" if chosen.normalize else "unnormalised rollout"
+    what = "attention flow" if chosen.aggregation == "maxflow" else "rollout"
+    return f"row-normalised {what}" if chosen.normalize else f"unnormalised {what}"
 
 
 def target_words(target: str, score: str = "") -> str:
