@@ -65,6 +65,14 @@ from globenc_lightning.functional import (
 from globenc_lightning.functional.kernels import KernelCache
 from globenc_lightning.functional.rollout import log_scale
 from globenc_lightning.probe import is_by_token
+from globenc_lightning.references import (
+    INTEGRATED,
+    Reference,
+    Scored,
+    integrated_gradients,
+    of_jacobian,
+    takes_jacobian,
+)
 from globenc_lightning.rolling import Layers
 from globenc_lightning.rolling import Tell as TellExamples
 from globenc_lightning.settings import AUTO, Settings, Target
@@ -578,12 +586,19 @@ def _replayed(reader: Reader, chunk: Chunk, settings: Settings, keep_maps: bool)
         if decision.kind in BY_TOKEN[:3] and decision.width == call.mask.shape[1]:
             # A head that reads several tokens still decides about one of them.
             judged = judged._replace(places=(layout.units % decision.width))
-        return judged
+
+        def again(later: Ran, contexts: OwnContexts) -> Scored:
+            other = replay.decided(later, len(call.mask), call.mask.shape[1], batch.batch)
+            other = replace(other, logits=contexts.in_graph(other.logits), ends=contexts.in_graph(other.ends))
+            return _scored(other, layout, settings, batch.batch, judged.chosen)[:2]
+
+        return judged._replace(again=again)
 
     batch = _moved(reader, chunk)
     run = _Run(replay.step.name, lambda given: replay.run(reader.model, given), judge)
     found = _connected(reader, run, batch, settings, keep_maps)
     chunk.weights, chunk.expected = batch.weights, None
+    found = _along_a_path(reader, run, batch, settings, found)
     units = found.judged.units
     return found._replace(again=lambda within: evaluate(reader, chunk, within, units)[0])
 
@@ -602,42 +617,12 @@ def at_home(decision: Decision, units: Tensor, checks: Checks, *others: Tensor) 
 
 def _judged(decision: Decision, home: Decision, layout: Layout, settings: Settings, batch: Any) -> "_Judged":
     """The scores of a chunk's examples; ``home`` is the decision on them, on the CPU."""
-    units, device = layout.units, decision.logits.device
-    rows = layout.rows
-    scores = decision.scores(units)
-    labels = decision.label(units)
-    if callable(settings.target):
-        logits, each = decision.logits, 1
-        if decision.kind in BY_TOKEN and decision.width:
-            # As a model that decides per token gives them: (b, s, c).
-            each, logits = decision.width, logits.unflatten(0, (-1, decision.width))
-        with _told("target(logits, batch)"):
-            chosen = settings.target(logits, batch)
-        if not isinstance(chosen, Tensor) or tuple(chosen.shape) != (len(logits),):
-            raise ModelCallError(
-                "target(logits, batch) must return one class index or one score per example, a tensor of shape "
-                f"({len(logits)},)"
-            )
-        if not chosen.is_floating_point():
-            if logits.dim() != 2:
-                raise ModelCallError(f"class indices need logits of shape (b, c); these have {tuple(logits.shape)}")
-            chosen = logits.gather(1, chosen.long().unsqueeze(1)).squeeze(1)
-        scores = chosen[units // each]
-    elif settings.target == "label" and decision.logits.shape[1] > 1:
-        if labels is None or labels.dim() != 1 or labels.is_floating_point():
-            raise ProbeError(
-                f"target='label' needs one class index per example, and the {decision.kind} that is trained has none: "
-                "use target='predicted', or a callable."
-            )
-        scores = decision.logits[units].gather(1, labels.long().to(device).unsqueeze(1)).squeeze(1)
+    units, rows = layout.units, layout.rows
+    scores, total, best = _scored(decision, layout, settings, batch)
     if rows.dim() == 2:
         every = torch.arange(len(units))
         chosen = home.predicted(every) if settings.target != "label" or home.labels is None else home.labels.long()
         rows = rows.gather(1, chosen.unsqueeze(1)).squeeze(1)
-    if layout.labelled is not None:
-        # Without a label, nothing is decided.
-        scores = torch.where(layout.labelled.to(device), scores, 0.0 * scores)
-    total = decision.logits.sum() if decision.kind == "loss" else scores.sum()
     return _Judged(
         logits=decision.logits[units].detach(),
         scores=scores,
@@ -649,6 +634,7 @@ def _judged(decision: Decision, home: Decision, layout: Layout, settings: Settin
         one_call=True,
         apart=decision.kind != "loss" and not callable(settings.target),
         decided=_decided(decision, units),
+        chosen=best,
     )
 
 
@@ -666,6 +652,52 @@ def _explained(reader: Reader, found: "_Found") -> Explained:
     several = len(set(judged.units.tolist())) < len(judged.units)
     shared = judged.home.kind == "loss" and (reader.replay is None or several)
     return Explained(judged.home, judged.rows, shared, judged.labelled, given.mask, call, found.again)
+
+
+def _scored(
+    decision: Decision, layout: Layout, settings: Settings, batch: Any, best: Sequence[Tensor] | None = None
+) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+    """The scores (n,) of a chunk's examples, what is differentiated (), and which logits the scores are.
+
+    The logits are those that ``best`` names, of another run; the scores are those of this run when None.
+    """
+    units, device = layout.units, decision.logits.device
+    labels = decision.label(units)
+    if callable(settings.target):
+        # A class index that the user's target gave stays what it was; a score is computed anew.
+        logits, each = decision.logits, 1
+        if decision.kind in BY_TOKEN and decision.width:
+            # As a model that decides per token gives them: (b, s, c).
+            each, logits = decision.width, logits.unflatten(0, (-1, decision.width))
+        with _told("target(logits, batch)"):
+            chosen = best[0] if best else settings.target(logits, batch)
+        if not isinstance(chosen, Tensor) or tuple(chosen.shape) != (len(logits),):
+            raise ModelCallError(
+                "target(logits, batch) must return one class index or one score per example, a tensor of shape "
+                f"({len(logits)},)"
+            )
+        best = ()
+        if not chosen.is_floating_point():
+            if logits.dim() != 2:
+                raise ModelCallError(f"class indices need logits of shape (b, c); these have {tuple(logits.shape)}")
+            best = (chosen.detach(),)
+            chosen = logits.gather(1, chosen.long().unsqueeze(1)).squeeze(1)
+        scores = chosen[units // each]
+    elif settings.target == "label" and decision.logits.shape[1] > 1:
+        if labels is None or labels.dim() != 1 or labels.is_floating_point():
+            raise ProbeError(
+                f"target='label' needs one class index per example, and the {decision.kind} that is trained has none: "
+                "use target='predicted', or a callable."
+            )
+        scores = decision.logits[units].gather(1, labels.long().to(device).unsqueeze(1)).squeeze(1)
+    else:
+        scores = decision.scores(units, best)
+        best = decision.chosen(units) if best is None else best
+    if layout.labelled is not None:
+        # Without a label, nothing is decided.
+        scores = torch.where(layout.labelled.to(device), scores, 0.0 * scores)
+    total = decision.logits.sum() if decision.kind == "loss" else scores.sum()
+    return scores, total, best or ()
 
 
 def _recorded(
@@ -702,9 +734,11 @@ def _record(
     """The attributions of one call of an encoder."""
     call, layers, saliency, judged = found.calls[place], found.layers[place], found.saliency[place], found.judged
     head, chosen, home = found.heads[place], judged.rows, found.at_home[place]
+    references = found.references[place]
     mask, ids = call.mask, call.ids
     if chosen is not None:
         # Texts that no example is decided from, of other choices say, are left out.
+        references = {name: Reference(*(part[chosen] for part in one)) for name, one in references.items()}
         mask, saliency, ids = mask[chosen], saliency[chosen], None if ids is None else ids[chosen]
         head = None if head is None else head[chosen]
         home = _AtHome(home.mask[chosen], None if home.head is None else home.head[chosen], home.finite[chosen])
@@ -745,6 +779,10 @@ def _record(
         found_of = dict(zip(layers.methods, values, strict=True))
         return {method: found_of[method] for method in settings.methods}
 
+    compared = {
+        name: spearman(rows, references[name].lengths[:, None, None], counted[:, None, None]).unbind(1)
+        for name in settings.further_references
+    }
     decision, device = judged.home, mask.device
     every = torch.arange(len(decision.logits))
     return Attributions(
@@ -777,6 +815,9 @@ def _record(
         decided=judged.decided,
         loss=decision.losses(every).to(device),
         aggregation=settings.aggregation,
+        references={name: references[name].lengths for name in compared},
+        reference_correlation={name: by_method(rho) for name, rho in compared.items()},
+        reference_error={name: references[name].error for name in compared},
     )
 
 
@@ -833,6 +874,8 @@ class _Judged(NamedTuple):
         places: (n,) the token that each example's decision is about; None where the logits do not tell it.
         decided: (n, c) the logits of each example's decision, see ``Attributions.decided``.
         labelled: (n,) whether anything is decided of an example; of all of them when None.
+        chosen: which logits the scores are, see ``Decision.chosen``.
+        again: the scores of what was decided here, in what another run of the model gave.
     """
 
     logits: Tensor
@@ -846,6 +889,8 @@ class _Judged(NamedTuple):
     places: Tensor | None = None
     decided: Tensor | None = None
     labelled: Tensor | None = None
+    chosen: Sequence[Tensor] = ()
+    again: Callable[[Any, OwnContexts], Scored] | None = None
 
 
 class _Run(NamedTuple):
@@ -883,6 +928,7 @@ class _Found(NamedTuple):
     judged: _Judged
     encoder_calls: int
     at_home: list[_AtHome]
+    references: list[dict[str, Reference]]
     again: Callable[[Within], Decision] | None = None
 
 
@@ -906,11 +952,15 @@ def _forward_and_backward(
     watch = LossWatch()
 
     def judge(output: Any, calls: tuple[EncoderCall, ...], contexts: OwnContexts, checks: Checks) -> _Judged:
-        outcome, squashed = _before_squashing(output, watch)
-        return _judged_output(reader, contexts.in_graph(outcome), squashed, batch, told, settings, calls, checks)
+        def decided(output: Any, contexts: OwnContexts) -> tuple[Decision, Tensor]:
+            outcome, squashed = _before_squashing(output, watch)
+            return _decided_by(reader, contexts.in_graph(outcome), squashed, batch, told, settings, calls)
+
+        return _judged_output(output, contexts, decided, batch, told, settings, calls, checks)
 
     call = _watched(way.call, watch) if reader.squashes else way.call
-    found = _connected(reader, _Run(way.name, call, judge), batch, settings, keep_maps)
+    run = _Run(way.name, call, judge)
+    found = _along_a_path(reader, run, batch, settings, _connected(reader, run, batch, settings, keep_maps))
     units, same_way = found.judged.units, way
     # Without the hidden states, which would keep the autograd graph.
     calls = tuple(replace(one, hidden=torch.empty(0), last=torch.empty(0)) for one in found.calls)
@@ -954,7 +1004,7 @@ def _decided_again(
         return detached(_decision_of(reader, logits, ends, squashed, told, target, calls).of(units))
 
 
-def _judged_output(
+def _decided_by(
     reader: Reader,
     outcome: Any,
     squashed: str | None,
@@ -962,9 +1012,8 @@ def _judged_output(
     told: Mapping[str, Any],
     settings: Settings,
     calls: tuple[EncoderCall, ...],
-    checks: Checks,
-) -> _Judged:
-    """The scores of a batch's examples by what a model returned.
+) -> tuple[Decision, Tensor]:
+    """What a model's output decides on a batch, and its logits as the model gives them.
 
     Args:
         reader: the model.
@@ -974,18 +1023,43 @@ def _judged_output(
         told: the same with ids, masks and labels on the CPU.
         settings: what is computed.
         calls: the calls of encoders.
+    """
+    ends = ends_of(outcome, batch, calls[0].mask.shape[1])
+    logits = logits_of(outcome if ends is None else ends[0], size_of_batch(batch), _width(reader, reader.read))
+    return _decision_of(reader, logits, ends, squashed, told, settings.target, calls), logits
+
+
+def _judged_output(
+    output: Any,
+    contexts: OwnContexts,
+    decided: Callable[[Any, OwnContexts], tuple[Decision, Tensor]],
+    batch: Mapping[str, Any],
+    told: Mapping[str, Any],
+    settings: Settings,
+    calls: tuple[EncoderCall, ...],
+    checks: Checks,
+) -> _Judged:
+    """The scores of a batch's examples by what a model returned.
+
+    Args:
+        output: what it returned.
+        contexts: those that it was run in.
+        decided: what an output decides, see :func:`_decided_by`.
+        batch: the batch.
+        told: the same with ids, masks and labels on the CPU.
+        settings: what is computed.
+        calls: the calls of encoders.
         checks: what is to be looked at with what was decided.
     """
     size, call = size_of_batch(batch), calls[0]
-    ends = ends_of(outcome, batch, call.mask.shape[1])
-    logits = logits_of(outcome if ends is None else ends[0], size, _width(reader, reader.read))
-    decision = _decision_of(reader, logits, ends, squashed, told, settings.target, calls)
+    decision, logits = decided(output, contexts)
+    chosen: tuple[Tensor, ...] = ()
     real = call.mask.any(1) if len(call.mask) == size else torch.ones(size, dtype=torch.bool, device=logits.device)
     if decision.kind in BY_TOKEN and decision.width is not None:
         (real,) = checks.settle(real)
     if callable(settings.target):
         with _told("target(logits, batch)"):
-            scores = _scores_of_target(logits, batch, settings.target)
+            scores, chosen = _scores_of_target(logits, batch, settings.target)
         units, place = _units_read(decision, scores, logits)
     else:
         units = _units(decision, size, real)
@@ -994,21 +1068,34 @@ def _judged_output(
             scores = _scores_of_labels(decision, units, told, logits)
             place = None if decision.labels is None else decision.labels
         else:
-            scores = decision.scores(units)
+            scores, chosen = decision.scores(units), decision.chosen(units)
     predicted = decision.predicted(units)
     rows = _rows_of(decision, scores, predicted if place is None else place, calls, checks)
     home, _ = at_home(decision, units, checks)
     # Only rows with something in them: a row of padding may hold NaN, and its gradient would be nobody's.
-    used = torch.stack([one.mask.any(1) for one in calls if len(one.mask) == size] or [real]).all(0)
+    used = torch.stack([one.mask.any(1) for one in calls if len(one.mask) == size] or [real]).all(0).to(scores.device)
+
+    def again(later: Any, contexts: OwnContexts) -> Scored:
+        other, logits = decided(later, contexts)
+        if callable(settings.target):
+            with _told("target(logits, batch)"):
+                scores = _scores_of_target(logits, batch, settings.target, chosen)[0]
+        elif settings.target == "label":
+            scores = _scores_of_labels(other, units, told, logits)
+        else:
+            scores = other.scores(units, chosen)
+        return scores, torch.where(used, scores, 0.0).sum()
+
     return _Judged(
         logits.detach(),
         scores,
-        torch.where(used.to(scores.device), scores, 0.0).sum(),
+        torch.where(used, scores, 0.0).sum(),
         rows(),
         home,
         units,
         one_call=False,
         decided=_decided(decision, units),
+        again=again,
     )
 
 
@@ -1129,8 +1216,15 @@ def _units_read(decision: Decision, scores: Tensor, logits: Tensor) -> tuple[Ten
     return (units * (decision.width or 1) + place, None) if by_token else (units, place)
 
 
-def _scores_of_target(logits: Tensor, batch: Mapping[str, Any], target: Callable[..., Any]) -> Tensor:
-    """What the user's own target gives, as one score per example, (b,)."""
+def _scores_of_target(
+    logits: Tensor, batch: Mapping[str, Any], target: Callable[..., Any], before: tuple[Tensor, ...] = ()
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """What the user's own target gives, as one score per example, (b,); and the class indices, (b,), if it gave these.
+
+    Class indices that it gave ``before`` stay what they were.
+    """
+    if before:
+        return logits.gather(1, before[0].unsqueeze(1)).squeeze(1), before
     chosen = target(logits, batch)
     if not isinstance(chosen, Tensor) or tuple(chosen.shape) != (len(logits),):
         raise ModelCallError(
@@ -1138,7 +1232,7 @@ def _scores_of_target(logits: Tensor, batch: Mapping[str, Any], target: Callable
             f"({len(logits)},)"
         )
     if chosen.is_floating_point():
-        return chosen
+        return chosen, ()
     if logits.dim() != 2:
         raise ModelCallError(f"class indices need logits of shape (b, c); these have {tuple(logits.shape)}")
     if bool(((chosen < 0) | (chosen >= logits.shape[1])).any()):
@@ -1146,7 +1240,8 @@ def _scores_of_target(logits: Tensor, batch: Mapping[str, Any], target: Callable
             f"target(logits, batch) returned class indices from {int(chosen.min())} to {int(chosen.max())}; the logits "
             f"have the classes 0 to {logits.shape[1] - 1}."
         )
-    return logits.gather(1, chosen.to(logits.device).long().unsqueeze(1)).squeeze(1)
+    chosen = chosen.to(logits.device).long()
+    return logits.gather(1, chosen.unsqueeze(1)).squeeze(1), (chosen,)
 
 
 def _scores_of_labels(decision: Decision, units: Tensor, batch: Mapping[str, Any], logits: Tensor) -> Tensor:
@@ -1394,7 +1489,9 @@ def _attempted(
             if judged.apart and judged.rows is not None:
                 prove = prove_rows(judged.scores, judged.rows, result.calls[0].last)
             with _told("the backward pass from the score to the hidden states"):
-                gradients = torch.autograd.grad(judged.total, sources, allow_unused=True)
+                gradients = torch.autograd.grad(
+                    judged.total, sources, retain_graph=takes_jacobian(settings.references), allow_unused=True
+                )
         saliency = []
         for structure, call_, gradient in zip(reader.read, result.calls, gradients, strict=False):
             if gradient is None:
@@ -1408,6 +1505,11 @@ def _attempted(
         _refuse_other_rows(judged, result.calls[0], gradients[0], checks)
         if prove is not None:
             prove(gradients[len(result.calls)], checks)
+        chosen = settings.readout != AUTO
+        references = [
+            of_jacobian(settings.references, call_, head, effective_readout(structure, settings.readout), chosen)
+            for structure, call_, head in zip(reader.read, result.calls, gradients[len(result.calls) :], strict=True)
+        ]
     heads = [
         None if one is None else torch.linalg.vector_norm(working(one), dim=-1)
         for one in gradients[len(result.calls) :]
@@ -1415,7 +1517,35 @@ def _attempted(
     homes = _brought_home(checks, result.calls, heads, saliency)
     heads = [None if home.head is None else head for home, head in zip(homes, heads, strict=True)]
     count = reader.replay.task.calls if judged.one_call and reader.replay and reader.replay.task else len(places)
-    return _Found(list(collected.values()), saliency, heads, result.calls, judged, count, homes)
+    return _Found(list(collected.values()), saliency, heads, result.calls, judged, count, homes, references)
+
+
+def _along_a_path(reader: Reader, run: _Run, batch: Any, settings: Settings, found: _Found) -> _Found:
+    """What was found, with integrated gradients where they are asked for: more runs of the model."""
+    judged = found.judged
+    if INTEGRATED not in settings.references or judged.again is None:
+        return found
+
+    def call() -> Any:
+        with _told(run.name):
+            return run.call(batch if isinstance(batch, Chunk) else _copied(batch))
+
+    with _told("the gradient along the path to the hidden states"):
+        along = integrated_gradients(
+            reader.model,
+            reader.structures,
+            found.calls,
+            call,
+            judged.again,
+            judged.scores,
+            judged.rows,
+            apart=judged.home.kind not in ("similarity", "loss") and not callable(settings.target),
+            connected=reader.connected,
+            written=reader.written,
+        )
+    for references, one in zip(found.references, along, strict=True):
+        references[INTEGRATED] = one
+    return found
 
 
 def _brought_home(

@@ -57,6 +57,9 @@ class Attributions:
         references: reference -> (b, k), what the rows are compared with besides the saliency, where it was asked for;
             zero at padding.
         reference_correlation: reference -> method -> (b, l) float64, as ``correlation`` with that reference.
+        reference_error: reference -> (b,) how far off it is, as a share: how much integrated gradients miss of the
+            score's difference, relative to the sum of the contributions' sizes; the relative standard error of ``"HTA"``
+            by random directions, the mean over the tokens; 0 of ``"exact HTA"``.
         signed: (b, k) each token's signed contribution to the score; zero at padding. None where not asked for.
         left_out: (b,) the score less the sum of these: what biases contribute.
         aggregation: ``"rollout"``; or ``"maxflow"``, where the rows are flows, and there is no rollout, no last map and
@@ -97,6 +100,7 @@ class Attributions:
     signed: Tensor | None = None
     left_out: Tensor | None = None
     aggregation: str = "rollout"
+    reference_error: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def head_reads(self) -> str:

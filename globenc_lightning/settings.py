@@ -14,7 +14,7 @@ AUTO = "auto"
 FURTHER_METHODS = ("ALTI", "Value-Zeroing")
 """Methods beside GlobEnc's own eight, which are computed where they are asked for."""
 AGGREGATIONS = ("rollout", "maxflow")
-REFERENCES = ("saliency", "integrated gradients", "HTA")
+REFERENCES = ("saliency", "integrated gradients", "HTA", "exact HTA")
 """What the rows are compared with; the saliency always is."""
 
 

@@ -282,7 +282,7 @@ def _structures(
     own = any(is_torch_encoder(encoder) for encoder in encoders.values())
     try:
         for path, encoder in encoders.items():
-            chain = _watch(
+            chain = watch_call(
                 encoder,
                 hook(recorder.encoder_entered(path, makeups[path])),
                 hook(recorder.encoder_left),
@@ -345,7 +345,7 @@ class _ForwardHandle:
             self._attributes["forward"] = self._before
 
 
-def _watch(
+def watch_call(
     encoder: nn.Module,
     entered: Callable[..., None],
     left: Callable[..., Any],
@@ -461,7 +461,7 @@ def note_calls(
             ids, mask = (None if one is None else one.cpu() for one in found)
         given.append((ids, mask, shape))
 
-    chain = _watch(encoder, before, after, [], handles)
+    chain = watch_call(encoder, before, after, [], handles)
     handles += tokens.watch()
     if chain is not None:
         handles += chain.watch_exit()
@@ -1151,15 +1151,13 @@ def read(
     contexts = OwnContexts(model, connected=False) if contexts is None else contexts
     hook = contexts.apart
     failed: list[Exception] = []
-    known = {id(structure.encoder) for structure in structures}
-    choices = [list(choice.values()) for choice in _choices(model)]
-    encoders = next((some for some in choices if known <= {id(encoder) for encoder in some}), choices[0])
+    encoders = encoders_called(model, structures)
     tokens = GivenTokens(model, encoders)
     handles += tokens.watch(hook)
     chains = []
     for encoder in encoders:
         closing = _closing_of([one for one in own if one.encoder is encoder])
-        chains.append(_watch(encoder, hook(encoder_entered), hook(encoder_left), failed, handles, closing))
+        chains.append(watch_call(encoder, hook(encoder_entered), hook(encoder_left), failed, handles, closing))
     for module in _distinct(structure.entry for structure in own):
         handles.append(module.register_forward_pre_hook(hook(entry), with_kwargs=True))
     for module in _distinct(one.module for structure in own for one in structure.order):
@@ -1189,6 +1187,13 @@ def read(
     if checks is None:
         asked.settle()
     return ReadForward(output, tuple(calls))
+
+
+def encoders_called(model: nn.Module, structures: tuple[Structure | Skipped, ...]) -> list[nn.Module]:
+    """The encoders of a model of which its calls are counted: those among which all are that were found."""
+    known = {id(structure.encoder) for structure in structures}
+    choices = [list(choice.values()) for choice in _choices(model)]
+    return next((some for some in choices if known <= {id(encoder) for encoder in some}), choices[0])
 
 
 def _not_finite(where: str) -> str:

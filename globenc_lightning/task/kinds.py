@@ -60,16 +60,29 @@ class Decision:
     distance: bool = False
     width: int | None = 1
 
-    def scores(self, units: Tensor) -> Tensor:
-        """The score of each unit, (n,), in the autograd graph."""
+    def scores(self, units: Tensor, chosen: Sequence[Tensor] | None = None) -> Tensor:
+        """The score of each unit, (n,), in the autograd graph.
+
+        Args:
+            units: (n,) the units.
+            chosen: which logits the scores are, as :meth:`chosen` tells it of another run; the largest when None.
+        """
         logits = self.logits[units]
         if self.kind == "span" and self.ends is not None:
-            return logits.amax(1) + self.ends[units].amax(1)
+            both = (logits, self.ends[units])
+            if chosen is None:
+                return both[0].amax(1) + both[1].amax(1)
+            return _gathered(both[0], chosen[0]) + _gathered(both[1], chosen[1])
         if self.kind == "similarity" and logits.shape[1] > 1:
             return logits.gather(1, self._partners(units).unsqueeze(1)).squeeze(1)
         if logits.shape[1] == 1:
             return logits[:, 0]
-        return logits.amax(1)
+        return logits.amax(1) if chosen is None else _gathered(logits, chosen[0])
+
+    def chosen(self, units: Tensor) -> tuple[Tensor, ...]:
+        """Which logits the scores of the units are, (n,): those of the starts, then of the ends, of a span."""
+        ends = () if self.ends is None else (self.ends[units].detach().argmax(1),)
+        return (self.logits[units].detach().argmax(1), *ends)
 
     def predicted(self, units: Tensor) -> Tensor:
         """(n,) the class, label, token, choice or start that is decided for; 1 where a single logit is above 0."""
@@ -175,6 +188,11 @@ class Decision:
         if self.labels is None or self.labels.dim() != 1:
             return units.to(self.logits.device)
         return self.labels[units].long().to(self.logits.device)
+
+
+def _gathered(logits: Tensor, chosen: Tensor) -> Tensor:
+    """(n,) one of the logits (n, c) of each unit."""
+    return logits.gather(1, chosen.unsqueeze(1)).squeeze(1)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, ignored: int) -> Tensor:
