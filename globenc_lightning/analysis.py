@@ -7,6 +7,7 @@ states -> ``Attributions``.
 Axes: ``b`` example, ``l`` layer, ``q`` token that receives, ``k`` token that is attended to, ``d`` hidden.
 """
 
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -142,6 +143,7 @@ class Reader:
             any batch.
         encoder_call: where the model is called itself: which call of an encoder is shown, the others after it.
         within: where in the user's batches the mapping is that the model is called on, as code: ``"['first']"``.
+        remembered: by name, what was taken from what is remembered of the model, beside what it was taken from.
     """
 
     model: nn.Module
@@ -163,6 +165,7 @@ class Reader:
     proven: set[tuple[int, tuple[int, ...]]] = field(default_factory=set)
     encoder_call: int = 0
     within: str = ""
+    remembered: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
     @property
     def structure(self) -> Structure | None:
@@ -203,7 +206,8 @@ def _reader_of(model: nn.Module) -> Reader:
     known = _KNOWN.get(model)
     if known is not None:
         try:
-            return Reader(model, **{name: _resolved(value) for name, value in known.items()})
+            resolved = {name: _resolved(value) for name, value in known.items()}
+            return Reader(model, **resolved, remembered={name: (resolved[name], known[name]) for name in known})
         except ReferenceError:
             # A part of the model was exchanged since.
             pass
@@ -212,10 +216,17 @@ def _reader_of(model: nn.Module) -> Reader:
 
 def _remember(reader: Reader) -> None:
     try:
-        _KNOWN[reader.model] = {name: _kept(getattr(reader, name)) for name in _REMEMBERED}
+        _KNOWN[reader.model] = {name: _kept_of(reader, name) for name in _REMEMBERED}
     except TypeError:
         # Something stands in for a forward that nobody can refer to weakly.
         _KNOWN.pop(reader.model, None)
+
+
+def _kept_of(reader: Reader, name: str) -> Any:
+    """What is kept of a reader's attribute: what it was taken from, where it is that very object still."""
+    value = getattr(reader, name)
+    before, kept = reader.remembered.get(name, (None, None))
+    return kept if before is value and value is not None else _kept(value)
 
 
 def _kept(value: Any) -> Any:
@@ -229,7 +240,9 @@ def _kept(value: Any) -> Any:
         # The function of an attention implementation; nobody can refer weakly to a weak reference.
         return _Kept(ref, (value,))
     if isinstance(value, tuple):
-        return _Kept(type(value), tuple(_kept(one) for one in value))
+        parts = tuple(_kept(one) for one in value)
+        # Names and numbers need no place of their own.
+        return value if all(map(operator.is_, parts, value)) else _Kept(type(value), parts)
     if is_dataclass(value) and not isinstance(value, nn.Module):
         return _Kept(type(value), tuple(_kept(getattr(value, one.name)) for one in fields(value)))
     return ref(value)

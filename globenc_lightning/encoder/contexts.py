@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from globenc_lightning.errors import GlobEncError, is_out_of_memory
 
@@ -151,7 +151,7 @@ class OwnContexts(TorchFunctionMode):
             self._apart += 1
             inside = not torch.is_grad_enabled()
             try:
-                with self._outside():
+                with self._outside(), self._set_aside():
                     return hook(*self.in_graph(args, inside), **kwargs)
             except GlobEncError:
                 raise
@@ -182,6 +182,21 @@ class OwnContexts(TorchFunctionMode):
 
     def _is_own(self, tensor: Tensor) -> bool:
         return memory_of(tensor) in self._own
+
+    @contextmanager
+    def _set_aside(self) -> Iterator[None]:
+        """Take this mode off the stack: it would pass on each function of a hook, and cost more than many of them.
+
+        Where the forward has opened a mode of its own since, it stays below that.
+        """
+        if _get_current_function_mode() is not self:
+            yield
+            return
+        super().__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            super().__enter__()
 
     @contextmanager
     def _outside(self) -> Iterator[None]:

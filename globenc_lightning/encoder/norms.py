@@ -67,8 +67,15 @@ class Norm:
 
     def frozen(self, entering: Tensor) -> FrozenNorm:
         """The norm with its statistics frozen at what really enters it, (b, q, d)."""
-        power = torch.var(entering, -1, correction=0) if self.centered else entering.square().mean(-1)
-        return FrozenNorm(self.factor(), (power + self.epsilon).sqrt(), self.centered)
+        return FrozenNorm(self.factor(), (self._power(entering) + self.epsilon).sqrt(), self.centered)
+
+    def _power(self, entering: Tensor) -> Tensor:
+        """The variance, or the mean square, of what enters, (b, q)."""
+        if entering.device.type != "cpu":
+            # Fewer operations, for which a processor takes twenty times as long as for those below.
+            return torch.var(entering, -1, correction=0) if self.centered else entering.square().mean(-1)
+        deviation = entering - entering.mean(-1, keepdim=True) if self.centered else entering
+        return torch.linalg.vector_norm(deviation, dim=-1).square_().div_(entering.shape[-1])
 
 
 def find_norm(module: nn.Module, name: str, entering: Tensor, leaving: Tensor) -> Norm | None:
