@@ -11,7 +11,10 @@ from globenc_lightning.reasons import Reasons, shortened
 from globenc_lightning.report import images, page, publish
 from globenc_lightning.report.dashboard import store
 from globenc_lightning.report.dashboard.records import records
+from globenc_lightning.report.scalars import by_layer, monitored
 from globenc_lightning.settings import Settings
+
+__all__ = ["TAG", "Destination", "Output", "by_layer", "monitored"]
 
 TAG = "globenc"
 
@@ -35,20 +38,6 @@ class Destination:
     layouts: Mapping[str, Sequence[str]]
     is_trial: bool = False
     now: float | None = None
-
-
-def monitored(measurement: Measurement, tag: str) -> dict[str, float]:
-    """Returns the figures that can be monitored: tag -> rho at the last layer, mean over the probe."""
-    return {f"{tag}/spearman/{method}": float(one.mean[-1]) for method, one in measurement.summary().items()}
-
-
-def by_layer(measurement: Measurement, tag: str) -> dict[str, float]:
-    """Returns tag -> rho, mean over the probe, for every method and layer, from 01."""
-    return {
-        f"{tag}/spearman_by_layer/{method}/layer_{layer + 1:02d}": float(rho)
-        for method, one in measurement.summary().items()
-        for layer, rho in enumerate(one.mean)
-    }
 
 
 class Output:
