@@ -540,6 +540,7 @@ def about(
         text=text,
         aggregation=settings.aggregation,
         references=tuple(settings.references),
+        signed=settings.signed,
     )
 
 

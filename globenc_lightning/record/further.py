@@ -176,7 +176,9 @@ def _faithfulness(examples: Any, tokens: Any, per_example: Callable[[str], list[
         if column.startswith("masked/")
     }
     return Faithfulness(
-        **figures,
+        gain=figures["gain"],
+        sufficiency_gain=figures["sufficiency_gain"],
+        log_odds=figures["log_odds"],
         span=_values(examples[schema.SPAN[0]]),
         masked=masked,
         **{name: value for name, value in told.items() if name in known},

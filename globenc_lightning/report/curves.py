@@ -21,7 +21,7 @@ _Floats = NDArray[np.float64]
 
 _PALETTE = "petroff10"
 _MARGIN_LEFT = 64
-_MARGIN_RIGHT = 206
+_MARGIN_RIGHT = 218
 _AXES_WIDTH = 660
 _AXES_HEIGHT = 400
 WIDTH = _MARGIN_LEFT + _AXES_WIDTH + _MARGIN_RIGHT
@@ -127,12 +127,13 @@ class Plot(NamedTuple):
 
 
 class Style(NamedTuple):
-    """How one method is drawn in every picture: attention weights (W) dashed and hollow, norms (N) solid, filled."""
+    """How one method is drawn in every picture: weights (W) dashed and hollow, norms (N) solid, rivals dash-dotted."""
 
     entry: int
     marker: str
     weights: bool
     prominent: bool = False
+    rival: bool = False
 
 
 STYLES: dict[str, Style] = {
@@ -144,6 +145,8 @@ STYLES: dict[str, Style] = {
     "N-Res": Style(0, "^", False),
     "N-ResLN": Style(4, "v", False),
     "N-Enc": Style(2, "D", False, prominent=True),
+    "ALTI": Style(5, "P", False, rival=True),
+    "Value-Zeroing": Style(9, "X", False, rival=True),
 }
 
 
@@ -151,7 +154,7 @@ def method_colour(method: str) -> tuple[int, int, int]:
     """Return the one colour (red, green, blue), 0 to 255, of a method.
 
     Args:
-        method: One of the eight methods.
+        method: One of ``STYLES``.
 
     Raises:
         ValueError: If there is no such method.
@@ -188,7 +191,7 @@ def correlation_by_layer(
     Raises:
         ValueError: If there is no method, an unknown one, or an array of another shape.
     """
-    return _picture(by_layer(correlations), title, subtitle)
+    return picture(by_layer(correlations), title, subtitle)
 
 
 def by_layer(correlations: Mapping[str, ArrayLike]) -> Curves:
@@ -244,7 +247,7 @@ def correlation_over_training(
     Raises:
         ValueError: If there is no method, an unknown one, no step, or an array that is not (n,).
     """
-    return _picture(over_training(steps, means, spread), title, subtitle)
+    return picture(over_training(steps, means, spread), title, subtitle)
 
 
 def over_training(
@@ -364,7 +367,8 @@ def arranged(curves: Curves) -> Plot:
     return Plot(curves, " ".join(caption), drawn, ends, heights, (x_low, x_high), list(tick_labels), words)
 
 
-def _picture(curves: Curves, title: str, subtitle: str) -> canvas.Picture:
+def picture(curves: Curves, title: str, subtitle: str) -> canvas.Picture:
+    """Draw curves as a picture (height, width, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     plot = arranged(curves)
@@ -477,7 +481,7 @@ def plotted(plot: Plot, head: int = 0, foot: int = 0) -> Any:
                 outline = np.concatenate([np.stack([x[run], low], 1), np.stack([x[run], high], 1)[::-1]])
                 band = PolyCollection([outline], facecolors=[(*colour, 0.13)], edgecolors="none", zorder=2)
                 add(band)
-        dashes: Any = (0, (4.5, 1.8)) if style.weights else "-"
+        dashes: Any = (0, (4.5, 1.8)) if style.weights else (0, (6, 1.6, 1.4, 1.6)) if style.rival else "-"
         drawing: dict[str, Any] = {
             "color": colour,
             "linestyle": dashes,
