@@ -30,6 +30,7 @@ from globenc_lightning.probe import ProbeSet
 from globenc_lightning.reasons import Reasons
 from globenc_lightning.record.keeping import Record, RecordKeeper, options_of
 from globenc_lightning.report.output import TAG, monitored
+from globenc_lightning.report.page import Charted
 from globenc_lightning.restoring import find_state
 from globenc_lightning.schedule import Schedule
 from globenc_lightning.settings import AUTO, Settings, Target
@@ -79,9 +80,13 @@ class GlobEncCallback(Callback):
     - ``globenc/spearman/<method>`` by ``self.log``, so that ``ModelCheckpoint`` and ``EarlyStopping`` can monitor it:
       rho at the last layer, mean over the probe set;
     - ``globenc/spearman_by_layer/<method>/layer_<NN>``: the same for every layer, from 01;
-    - images ``globenc/heatmap/...``, ``globenc/filmstrip/...``, ``globenc/correlation/...`` where a logger can show
-      images (TensorBoard, Weights & Biases, MLflow, Comet, Aim and others, see
-      ``globenc_lightning/report/publish.py``);
+    - with ``references=``: ``globenc/spearman_with/<reference>/<method>`` by ``self.log``, and
+      ``globenc/spearman_with_by_layer/<reference>/<method>/layer_<NN>``;
+    - with ``faithfulness=``: ``globenc/faithfulness/<method>``, ``globenc/sufficiency_gain/<method>`` and
+      ``globenc/log_odds/<method>`` by ``self.log``: means over the examples that have such a figure;
+    - images ``globenc/heatmap/...``, ``globenc/filmstrip/...``, ``globenc/correlation/...``, and ``globenc/signed/...``
+      and ``globenc/faithfulness/...`` where they were asked for, where a logger can show images (TensorBoard, Weights &
+      Biases, MLflow, Comet, Aim and others, see ``globenc_lightning/report/publish.py``);
     - one text ``globenc/about``, where a logger takes texts: all choices, the probe's sentences, and why there are no
       figures where there are none;
     - two records ``globenc/dashboard/...`` for the GlobEnc tab, where a logger writes TensorBoard's event files.
@@ -433,6 +438,12 @@ class GlobEncCallback(Callback):
         return state_keys.state_key(type(self).__qualname__, self._choices.made_of(self._collector.name), place)
 
 
-def _layouts(callbacks: Sequence[GlobEncCallback]) -> dict[str, Sequence[str]]:
-    """What stands in a run's one layout for Custom Scalars: the methods of each callback that wants one, by its tag."""
-    return {one._monitor.tag: one._choices.settings.methods for one in callbacks if one._choices.custom_scalars}
+def _layouts(callbacks: Sequence[GlobEncCallback]) -> dict[str, Charted]:
+    """What stands in a run's one layout for Custom Scalars: what each callback that wants one computes, by its tag."""
+    return {
+        one._monitor.tag: Charted(
+            one._choices.settings.methods, one._choices.settings.further_references, one._choices.masked_methods
+        )
+        for one in callbacks
+        if one._choices.custom_scalars
+    }

@@ -231,6 +231,7 @@ class About:
         aggregation: how the layers' maps were put together.
         references: what the rows are compared with, the saliency first.
         faithfulness: the methods whose first tokens are masked.
+        signed: whether there are signed contributions to the score.
     """
 
     encoder: str
@@ -252,6 +253,7 @@ class About:
     aggregation: str = "rollout"
     references: tuple[str, ...] = ("saliency",)
     faithfulness: tuple[str, ...] = ()
+    signed: bool = False
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "About":
@@ -368,6 +370,8 @@ class History(list[HistoryEntry]):
         example: int = 0,
         *,
         method: str | None = None,
+        signed: bool = False,
+        masked: bool = False,
         title: str | None = None,
         dpi: int = 200,
     ) -> Path:
@@ -377,6 +381,10 @@ class History(list[HistoryEntry]):
             path: where to, ending in ``.svg`` (lines and text stay lines and text) or ``.png``.
             example: the number of the example in the probe set, from 0.
             method: one of the methods that were computed; N-Enc, or the last of them, when None.
+            signed: show the signed contributions to the score in place of a method's attributions, in two-sided
+                colours, beside the score and what they leave out (``signed=True`` of the callback).
+            masked: frame the tokens that were masked to measure how faithful the method is (``faithfulness=`` of the
+                callback), in place of those that were decided about.
             title: what stands above; ``""`` leaves the whole head out, for a figure with a caption of its own.
             dpi: dots per inch of a PNG.
 
@@ -391,7 +399,7 @@ class History(list[HistoryEntry]):
         """
         from globenc_lightning.report import stills
 
-        return stills.save_sentence(self, path, example, method, title, dpi)
+        return stills.save_sentence(self, path, example, method, title, dpi, signed=signed, masked=masked)
 
     def save_correlation(
         self,
@@ -400,6 +408,7 @@ class History(list[HistoryEntry]):
         *,
         step: int | None = None,
         methods: Sequence[str] | None = None,
+        reference: str = "saliency",
         title: str | None = None,
         dpi: int = 200,
     ) -> Path:
@@ -410,6 +419,8 @@ class History(list[HistoryEntry]):
             by: ``"layer"``, every layer at one step; or ``"training"``, the last layer at every step.
             step: which step, for ``by="layer"``; the last one when None.
             methods: some of the methods that were computed; all of them when None.
+            reference: what the methods are compared with: the ``"saliency"``, or another of the callback's
+                ``references=``.
             title: what stands above; ``""`` leaves the whole head out, for a figure with a caption of its own.
             dpi: dots per inch of a PNG.
 
@@ -417,14 +428,47 @@ class History(list[HistoryEntry]):
             The path.
 
         Raises:
-            ValueError: nothing was analysed yet, or there is no such kind, step, method or format.
+            ValueError: nothing was analysed yet, or there is no such kind, step, method, reference or format.
 
         Example:
             >>> callback.history.save_correlation("curves.png", by="training")  # doctest: +SKIP
         """
         from globenc_lightning.report import stills
 
-        return stills.save_correlation(self, path, by, step, methods, title, dpi)
+        return stills.save_correlation(self, path, by, step, methods, title, dpi, reference)
+
+    def save_faithfulness(
+        self,
+        path: str | os.PathLike[str],
+        figure: str = "gain",
+        *,
+        methods: Sequence[str] | None = None,
+        title: str | None = None,
+        dpi: int = 200,
+    ) -> Path:
+        """Save the curves of faithfulness over the training: mean over the probe set, 95 % confidence bands.
+
+        Args:
+            path: where to, ending in ``.svg`` (lines and text stay lines and text) or ``.png``.
+            figure: ``"gain"``, what masking a method's first tokens costs beside random ones;
+                ``"sufficiency_gain"``, what they alone keep; or ``"log_odds"``, see :class:`Faithfulness`.
+            methods: some of the methods whose first tokens were masked; all of them when None.
+            title: what stands above; ``""`` leaves the whole head out, for a figure with a caption of its own.
+            dpi: dots per inch of a PNG.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: nothing was analysed yet, faithfulness was not measured, or there is no such figure, method or
+                format.
+
+        Example:
+            >>> callback.history.save_faithfulness("faithfulness.svg")  # doctest: +SKIP
+        """
+        from globenc_lightning.report import stills
+
+        return stills.save_faithfulness(self, path, figure, methods, title, dpi)
 
 
 def _summary(by_example: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

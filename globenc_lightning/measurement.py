@@ -592,6 +592,7 @@ def about(
         aggregation=settings.aggregation,
         references=tuple(settings.references),
         faithfulness=tuple(masked),
+        signed=settings.signed,
     )
 
 

@@ -28,6 +28,7 @@ from globenc_lightning.remarks import remarks
 from globenc_lightning.report.dashboard.records import kept_maps
 from globenc_lightning.report.names import class_names
 from globenc_lightning.report.output import TAG, Destination, Output, by_layer, monitored
+from globenc_lightning.report.page import Charted
 from globenc_lightning.report.texts import texts_of
 from globenc_lightning.report.verdicts import verdicts
 from globenc_lightning.schedule import Schedule
@@ -58,7 +59,7 @@ class Monitor:
         history: what was found.
         tag: what the tags of this callback begin with.
         session: a number of this process's training; 0 before the first.
-        layouts: tag -> methods, of each callback of the Trainer that writes a layout for Custom Scalars.
+        layouts: tag -> what is computed, of each callback of the Trainer that writes a layout for Custom Scalars.
         resumed: whether the training goes on from a checkpoint and has not trained since.
         refused: whether the model is one that is not analysed at all.
         has_validated: whether the validation that is running was looked at already.
@@ -76,7 +77,7 @@ class Monitor:
         self.history = History()
         self.tag = TAG
         self.session = 0.0
-        self.layouts: Callable[[], Mapping[str, Sequence[str]]] = dict
+        self.layouts: Callable[[], Mapping[str, Charted]] = dict
         self.resumed = False
         self.refused = False
         self._choices = choices

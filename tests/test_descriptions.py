@@ -214,5 +214,5 @@ def test_a_wrong_custom_scalars_is_told() -> None:
 
 
 def test_the_layout_names_every_method() -> None:
-    assert len(page.layout({"globenc": METHODS})["globenc"]) == 9
+    assert len(page.layout({"globenc": page.Charted(METHODS)})["globenc"]) == 9
     assert not publish.log_layout(Album(), {"globenc": {}})

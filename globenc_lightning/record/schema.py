@@ -15,6 +15,8 @@ import re
 import zlib
 from pathlib import Path
 
+from globenc_lightning.spelling import hyphenated
+
 SCHEMA = 1
 """The number of this layout; it grows when a reader of today could no longer read what is written."""
 
@@ -55,6 +57,31 @@ EXAMPLE_COLUMNS = {
 }
 """Columns of ``examples``, before one column ``rho/<method>/<NN>`` for each method and layer: Spearman's rho."""
 
+FAITHFULNESS_COLUMNS = {
+    "gain": (
+        "how much more the score falls with the first tokens of {method} masked than with as many random ones, as a "
+        "share of the column span; 0 is no better than random; null where span is too small to divide by"
+    ),
+    "sufficiency_gain": (
+        "how much more of the score is kept by the first tokens of {method} alone than by as many random ones, as a "
+        "share of the column span; null where it is too small"
+    ),
+    "log_odds": (
+        "log-odds of what is decided on the whole text, less those with the first tokens of {method} masked; null "
+        "where unknown"
+    ),
+}
+"""Columns of ``examples`` where faithfulness was asked for: one ``gain/<method>`` for each method, and so on."""
+
+SPAN = ("span", "the score of the whole text less that of the text with every token masked; null where unknown")
+"""A column of ``examples`` where faithfulness was asked for."""
+
+SIGNED = ("signed", "the token's signed contribution to the score; see left_out")
+"""A column of ``tokens`` where signed scores were asked for."""
+
+LEFT_OUT = ("left_out", "the score less the sum of the example's signed contributions: what biases contribute")
+"""A column of ``examples`` where signed scores were asked for."""
+
 PROBE_COLUMNS = {
     "example": ("int32", "the number of the example in the probe, from 0"),
     "position": ("int32", "the number of the token in the example, from 0, padding left out"),
@@ -82,6 +109,26 @@ def attribution_column(method: str, layer: int) -> str:
 def rho_column(method: str, layer: int) -> str:
     """Returns the column of a method's correlation with the saliency at a layer, counted from 1: ``rho/N-Enc/01``."""
     return f"rho/{attribution_column(method, layer)}"
+
+
+def reference_column(reference: str) -> str:
+    """Returns the column of ``tokens`` that holds a further reference: ``reference/integrated-gradients``."""
+    return f"reference/{hyphenated(reference)}"
+
+
+def rho_with_column(reference: str, method: str, layer: int) -> str:
+    """Returns the column of a method's correlation with a further reference: ``rho_with/HTA/N-Enc/01``."""
+    return f"rho_with/{hyphenated(reference)}/{attribution_column(method, layer)}"
+
+
+def masked_column(method: str) -> str:
+    """Returns the column of ``tokens`` that says which tokens were masked for a method: ``masked/N-Enc``."""
+    return f"masked/{method}"
+
+
+def faithfulness_column(figure: str, method: str) -> str:
+    """Returns the column of a figure of faithfulness, one of ``FAITHFULNESS_COLUMNS``: ``gain/N-Enc``."""
+    return f"{figure}/{method}"
 
 
 def parsed_column(column: str) -> tuple[str, int] | None:

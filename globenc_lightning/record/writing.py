@@ -27,7 +27,7 @@ from torch import Tensor
 from globenc_lightning.errors import RecordError
 from globenc_lightning.measurement import About, HistoryEntry, Measurement
 from globenc_lightning.probe import ProbeSet
-from globenc_lightning.record import schema
+from globenc_lightning.record import further, schema
 from globenc_lightning.record.libraries import load_pyarrow
 from globenc_lightning.record.words import word_numbers
 from globenc_lightning.report.room import require_free
@@ -235,8 +235,9 @@ class RunRecord:
                 "dtype": self._options.dtype,
                 "methods": self._options.chosen_methods(methods),
                 "layers": self._options.chosen_layers(layers),
+                **further.said(measurement, about),
             },
-            "columns": _described(methods, layers, self._options),
+            "columns": _described(measurement, about, methods, layers, self._options),
         }
         text = _json(said)
         if text != self._about_written:
@@ -273,7 +274,7 @@ class RunRecord:
         last = [schema.attribution_column(method, layers) for method in by_layer]
         # The history keeps the last layer's rows: of 12 layers, the other 11 are not read.
         file = schema.step_file(self.folder, schema.TOKENS, self.run, step)
-        tokens = _read(file, ["example", "saliency", *last])
+        tokens = _read(file, ["example", "saliency", *last, *further.wanted(_names(file))])
         owner = tokens["example"].to_numpy()
         lengths = np.bincount(owner, minlength=len(examples)).tolist()
 
@@ -293,6 +294,7 @@ class RunRecord:
             probability=_floats(examples["probability"]),
             texts=[int(one.partition("-")[0], 16) for one in examples["text_hash"].to_pylist()],
             validation=examples["validation"][0].as_py(),
+            **further.restored(examples, tokens, per_example),
         )
 
 
@@ -327,6 +329,16 @@ def _read(file: Path, columns: list[str] | None = None) -> Any:
 
     try:
         return parquet.read_table(file, columns=columns, partitioning=None)
+    except (ArrowException, OSError) as error:
+        raise RecordError(f"{file} cannot be read as Parquet: {error}") from error
+
+
+def _names(file: Path) -> list[str]:
+    """The columns of a file."""
+    from pyarrow import ArrowException, parquet
+
+    try:
+        return [*parquet.read_schema(file).names]
     except (ArrowException, OSError) as error:
         raise RecordError(f"{file} cannot be read as Parquet: {error}") from error
 
@@ -385,7 +397,9 @@ def _layers_of(measurement: Measurement) -> int:
     return next((rho.shape[1] for rho in measurement.correlation.values()), 0)
 
 
-def _described(methods: Sequence[str], layers: int, options: RecordOptions) -> dict[str, dict[str, str]]:
+def _described(
+    measurement: Measurement, about: About, methods: Sequence[str], layers: int, options: RecordOptions
+) -> dict[str, dict[str, str]]:
     """What each column of each file holds."""
     kinds = ((schema.TOKENS, schema.TOKEN_COLUMNS), (schema.EXAMPLES, schema.EXAMPLE_COLUMNS))
     told = {
@@ -400,8 +414,10 @@ def _described(methods: Sequence[str], layers: int, options: RecordOptions) -> d
     for method in options.chosen_methods(methods):
         for layer in options.chosen_layers(layers):
             told[schema.TOKENS][schema.attribution_column(method, layer)] = (
-                f"the readout row of the {method} rollout up to layer {layer}"
+                f"the readout row of the {method} {about.aggregation} up to layer {layer}"
             )
+    for kind, columns in further.described(measurement, about, layers).items():
+        told[kind] |= columns
     return told
 
 
@@ -423,7 +439,7 @@ def _tokens(pyarrow: Any, measurement: Measurement, step: int, options: RecordOp
         # An example without a real token has no rows.
         rows = torch.cat([one[method] for one in measurement.rows if one], 1).float().numpy().astype(dtype)
         columns |= {schema.attribution_column(method, layer): rows[layer - 1] for layer in layers}
-    return pyarrow.table(columns)
+    return pyarrow.table(columns | further.token_columns(measurement, dtype))
 
 
 def _examples(
@@ -460,7 +476,7 @@ def _examples(
         arrays |= {
             schema.rho_column(method, layer + 1): one.double().numpy() for layer, one in enumerate(rho.unbind(1))
         }
-    return pyarrow.table(arrays)
+    return further.with_metadata(pyarrow.table(arrays | further.example_columns(pyarrow, measurement)), measurement)
 
 
 def _probe(pyarrow: Any, measurement: Measurement, probe: ProbeSet) -> Any:

@@ -21,7 +21,7 @@ _Floats = NDArray[np.float64]
 
 _PALETTE = "petroff10"
 _MARGIN_LEFT = 64
-_MARGIN_RIGHT = 206
+_MARGIN_RIGHT = 218
 _AXES_WIDTH = 660
 _AXES_HEIGHT = 400
 WIDTH = _MARGIN_LEFT + _AXES_WIDTH + _MARGIN_RIGHT
@@ -127,12 +127,13 @@ class Plot(NamedTuple):
 
 
 class Style(NamedTuple):
-    """How one method is drawn in every picture: attention weights (W) dashed and hollow, others solid and filled."""
+    """How one method is drawn in every picture: weights (W) dashed and hollow, norms (N) solid, rivals dash-dotted."""
 
     entry: int
     marker: str
     weights: bool
     prominent: bool = False
+    rival: bool = False
 
 
 STYLES: dict[str, Style] = {
@@ -144,8 +145,8 @@ STYLES: dict[str, Style] = {
     "N-Res": Style(0, "^", False),
     "N-ResLN": Style(4, "v", False),
     "N-Enc": Style(2, "D", False, prominent=True),
-    "ALTI": Style(5, "P", False),
-    "Value-Zeroing": Style(9, "X", False),
+    "ALTI": Style(5, "P", False, rival=True),
+    "Value-Zeroing": Style(9, "X", False, rival=True),
 }
 
 
@@ -190,7 +191,7 @@ def correlation_by_layer(
     Raises:
         ValueError: If there is no method, an unknown one, or an array of another shape.
     """
-    return _picture(by_layer(correlations), title, subtitle)
+    return picture(by_layer(correlations), title, subtitle)
 
 
 def by_layer(correlations: Mapping[str, ArrayLike]) -> Curves:
@@ -246,7 +247,7 @@ def correlation_over_training(
     Raises:
         ValueError: If there is no method, an unknown one, no step, or an array that is not (n,).
     """
-    return _picture(over_training(steps, means, spread), title, subtitle)
+    return picture(over_training(steps, means, spread), title, subtitle)
 
 
 def over_training(
@@ -366,7 +367,8 @@ def arranged(curves: Curves) -> Plot:
     return Plot(curves, " ".join(caption), drawn, ends, heights, (x_low, x_high), list(tick_labels), words)
 
 
-def _picture(curves: Curves, title: str, subtitle: str) -> canvas.Picture:
+def picture(curves: Curves, title: str, subtitle: str) -> canvas.Picture:
+    """Draw curves as a picture (height, width, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     plot = arranged(curves)
@@ -479,7 +481,7 @@ def plotted(plot: Plot, head: int = 0, foot: int = 0) -> Any:
                 outline = np.concatenate([np.stack([x[run], low], 1), np.stack([x[run], high], 1)[::-1]])
                 band = PolyCollection([outline], facecolors=[(*colour, 0.13)], edgecolors="none", zorder=2)
                 add(band)
-        dashes: Any = (0, (4.5, 1.8)) if style.weights else "-"
+        dashes: Any = (0, (4.5, 1.8)) if style.weights else (0, (6, 1.6, 1.4, 1.6)) if style.rival else "-"
         drawing: dict[str, Any] = {
             "color": colour,
             "linestyle": dashes,

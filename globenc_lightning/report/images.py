@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from globenc_lightning.attributions import Attributions
+from globenc_lightning.faithfulness import Faithfulness
 from globenc_lightning.measurement import About, HistoryEntry, Measurement, score_in_words
 from globenc_lightning.probe import ProbeSet
+from globenc_lightning.report import further_pictures
 from globenc_lightning.report.averages import mean_and_interval
 from globenc_lightning.report.canvas import Picture
 from globenc_lightning.report.curves import correlation_by_layer, correlation_over_training
@@ -33,6 +35,14 @@ READOUT_NAMES = {
     "token": "row of the token that is decided",
     "weighted": "rows weighted by what the decision reads",
 }
+
+REFERENCE_WORDS = {
+    "saliency": "saliency: L2 gradient × input of {target}",
+    "integrated gradients": "integrated gradients of {target}",
+    "HTA": "HTA: how far the row that is read depends on each token’s first hidden state (norm of the Jacobian)",
+}
+"""Each reference, in words."""
+SIGNED_OF = "signed contributions to {score}, with attention, norms and the activations’ slopes held fixed"
 
 
 def pictures(
@@ -58,6 +68,9 @@ def pictures(
     """
     method = drawn_method(settings)
     step = history[-1].step
+    validations = moments(history, missing_steps)
+    score = score_in_words(measurement.task, settings.target_name, measurement.distance)
+    explained = target_words(settings.target_name, score)
     drawn: dict[str, Picture] = {}
     # Of a large probe, few are drawn.
     named = measurement.first(1 + max(measurement.last, default=0))
@@ -100,19 +113,32 @@ def pictures(
             mark_label=mark_label,
             others=others,
         )
-    score = score_in_words(measurement.task, settings.target_name, measurement.distance)
-    compared = what_is_compared(settings, target_words(settings.target_name, score), measurement)
-    compared += f"; {shown_text}" if shown_text else ""
+        told = f"{SIGNED_OF.format(score=explained)}{f'; {shown_text}' if shown_text else ''}"
+        of_signed = further_pictures.of_signed(validations, example, tokens, others, told)
+        drawn |= {f"{TAG}/{tag}": picture for tag, picture in of_signed.items()}
+    besides = f"; {shown_text}" if shown_text else ""
+
+    def with_reference(reference: str = "saliency") -> str:
+        return what_is_compared(settings, explained, measurement, reference) + besides
+
+    compared, put_together = with_reference(), aggregate_name(settings)
     drawn[f"{TAG}/correlation/by_layer"] = correlation_by_layer(
         {name: rho.numpy() for name, rho in measurement.correlation.items()},
-        title=f"Correlation of rollout and saliency by layer, step {step}",
+        title=f"Correlation of {put_together} and saliency by layer, step {step}",
         subtitle=compared,
     )
     steps, means, spread = over_training(history, missing_steps)
     drawn[f"{TAG}/correlation/over_training"] = correlation_over_training(
-        steps, means, spread=spread, title="Correlation of rollout and saliency over training", subtitle=compared
+        steps,
+        means,
+        spread=spread,
+        title=f"Correlation of {put_together} and saliency over training",
+        subtitle=compared,
     )
-    return drawn
+    further = further_pictures.of_references(history[-1], validations, with_reference, put_together)
+    if measurement.faithfulness is not None:
+        further |= further_pictures.of_faithfulness(validations, what_is_masked(measurement.faithfulness, besides))
+    return drawn | {f"{TAG}/{tag}": picture for tag, picture in further.items()}
 
 
 def drawn_method(chosen: Settings | About) -> str:
@@ -122,8 +148,21 @@ def drawn_method(chosen: Settings | About) -> str:
 
 def rollout_name(chosen: Settings | About | Attributions) -> str:
     """How the maps were aggregated, in words."""
-    what = "attention flow" if chosen.aggregation == "maxflow" else "rollout"
-    return f"row-normalised {what}" if chosen.normalize else f"unnormalised {what}"
+    return f"{'row-normalised' if chosen.normalize else 'unnormalised'} {aggregate_name(chosen)}"
+
+
+def aggregate_name(chosen: Settings | About | Attributions) -> str:
+    """What aggregates the maps, in a word or two."""
+    return "attention flow" if getattr(chosen, "aggregation", "rollout") == "maxflow" else "rollout"
+
+
+def what_is_masked(found: Faithfulness, besides: str = "") -> str:
+    """What was masked to measure faithfulness, in words."""
+    of = "score" if found.unit == "value" else "probability of what is decided"
+    return (
+        f"{of}; masked: the {found.share * 100:.0f} % of the tokens that the last layer’s readout row ranks first, "
+        f"special tokens never{besides}"
+    )
 
 
 def target_words(target: str, score: str = "") -> str:
@@ -143,17 +182,20 @@ def the(score: str) -> str:
     return score if score.startswith("the ") else f"the {score}"
 
 
-def what_is_compared(chosen: Settings | About, target: str, read: Measurement | About) -> str:
+def what_is_compared(
+    chosen: Settings | About, target: str, read: Measurement | About, reference: str = "saliency"
+) -> str:
     """What the correlation is of, in words.
 
     Args:
         chosen: how the maps were aggregated.
         target: the score that the saliency is taken of, in words.
         read: the rule, and which row was read.
+        reference: what it is with.
     """
     return (
         f"{rollout_name(chosen)}{EXTENSION[read.rule]}, {READOUT_NAMES[read.readout]}; "
-        f"saliency: L2 gradient × input of {target}"
+        f"{REFERENCE_WORDS[reference].format(target=target)}"
     )
 
 

@@ -11,7 +11,10 @@ from globenc_lightning.reasons import Reasons, shortened
 from globenc_lightning.report import images, page, publish
 from globenc_lightning.report.dashboard import store
 from globenc_lightning.report.dashboard.records import records
+from globenc_lightning.report.scalars import by_layer, monitored
 from globenc_lightning.settings import Settings
+
+__all__ = ["TAG", "Destination", "Output", "by_layer", "monitored"]
 
 TAG = "globenc"
 
@@ -24,7 +27,7 @@ class Destination:
         loggers: the trainer's loggers.
         tag: what its tags begin with: ``globenc``, or ``globenc_2`` for the second callback of a Trainer.
         session: a number of this process's training.
-        layouts: tag -> methods, of each callback whose layout for Custom Scalars is written.
+        layouts: tag -> what is computed, of each callback whose layout for Custom Scalars is written.
         is_trial: whether the loggers swallow everything (``fast_dev_run``).
         now: the time that the tab's records are written at; that of the machine's clock when None.
     """
@@ -32,23 +35,9 @@ class Destination:
     loggers: Sequence[Any]
     tag: str
     session: float
-    layouts: Mapping[str, Sequence[str]]
+    layouts: Mapping[str, page.Charted]
     is_trial: bool = False
     now: float | None = None
-
-
-def monitored(measurement: Measurement, tag: str) -> dict[str, float]:
-    """Returns the figures that can be monitored: tag -> rho at the last layer, mean over the probe."""
-    return {f"{tag}/spearman/{method}": float(one.mean[-1]) for method, one in measurement.summary().items()}
-
-
-def by_layer(measurement: Measurement, tag: str) -> dict[str, float]:
-    """Returns tag -> rho, mean over the probe, for every method and layer, from 01."""
-    return {
-        f"{tag}/spearman_by_layer/{method}/layer_{layer + 1:02d}": float(rho)
-        for method, one in measurement.summary().items()
-        for layer, rho in enumerate(one.mean)
-    }
 
 
 class Output:
@@ -147,7 +136,8 @@ class Output:
         about, reasons = history.about, history.reasons
         if about is None and not reasons:
             return
-        text, tables = page.markdown(about, reasons), page.tables(about, reasons)
+        found = next((entry.faithfulness for entry in reversed(history.latest) if entry.faithfulness is not None), None)
+        text, tables = page.markdown(about, reasons, found), page.tables(about, reasons, found)
         # A run has one layout, so each callback that wants one writes that of all.
         layout = page.layout(to.layouts) if to.tag in to.layouts else {}
         described = fingerprint([text, repr(layout)])

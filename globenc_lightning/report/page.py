@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from globenc_lightning.faithfulness import Faithfulness
 from globenc_lightning.measurement import About
+from globenc_lightning.report import further_texts
 from globenc_lightning.report.canvas import visible
-from globenc_lightning.report.images import EXTENSION, READOUT_NAMES, drawn_method, rollout_name, target_words
+from globenc_lightning.report.images import (
+    EXTENSION,
+    READOUT_NAMES,
+    aggregate_name,
+    drawn_method,
+    rollout_name,
+    target_words,
+)
 from globenc_lightning.report.publish import Tables
 from globenc_lightning.settings import TARGETS
+from globenc_lightning.spelling import hyphenated
 
 REASON_COLUMNS = ("first at step", "why")
 MAX_EXAMPLES = 64
@@ -22,6 +32,13 @@ MAX_EXAMPLES = 64
 MAX_TOKENS = 128
 TOKEN_LIMIT = 80
 MAX_REASONS = 20
+
+FAITHFULNESS_CHARTS = {
+    "faithfulness: gain over random tokens": "faithfulness",
+    "sufficiency: gain over random tokens": "sufficiency_gain",
+    "log-odds lost by masking": "log_odds",
+}
+"""Title of a chart -> the tags that it shows."""
 
 _TRUTH = {"regression": "target", "span": "true answer", "multi-label": "labels"}
 _PLAIN = re.compile(r"[\w#.,:;!?/'\"()\[\]{}+=%@$^~*-]+")
@@ -33,12 +50,13 @@ Reason = tuple[int, str]
 """A step, and why there are no figures at it."""
 
 
-def markdown(about: About | None, reasons: Sequence[Reason] = ()) -> str:
+def markdown(about: About | None, reasons: Sequence[Reason] = (), faithfulness: Faithfulness | None = None) -> str:
     """Write what a run's figures are of, and why there are none.
 
     Args:
         about: All of it; None before there are figures.
         reasons: Why there are no figures, and at which steps.
+        faithfulness: The newest figures of masked copies, or None.
 
     Returns:
         Markdown: a table of the choices, one of the sentences, and one of the reasons.
@@ -46,7 +64,7 @@ def markdown(about: About | None, reasons: Sequence[Reason] = ()) -> str:
     why = [] if not reasons else ["**No figures, and why**", "", *_table(REASON_COLUMNS, _reasons(reasons, prose))]
     if about is None:
         return "\n".join(["**GlobEnc: this run has no figures so far**", "", *why]) + "\n"
-    choices, sentences = _choices(about), _sentences(about)
+    choices, sentences = _choices(about, code, faithfulness), _sentences(about)
     lines = ["**GlobEnc: what the figures of this run are of**", "", *_table(("choice", "value"), choices), ""]
     lines += [f"**The probe: {_counted(len(about.tokens), 'example')}**", "", *_table(_columns(about), sentences)]
     left_out = _left_out(about)
@@ -54,7 +72,7 @@ def markdown(about: About | None, reasons: Sequence[Reason] = ()) -> str:
     return "\n".join([*lines, "", *why] if why else lines) + "\n"
 
 
-def tables(about: About | None, reasons: Sequence[Reason] = ()) -> Tables:
+def tables(about: About | None, reasons: Sequence[Reason] = (), faithfulness: Faithfulness | None = None) -> Tables:
     """Return the same as plain tables, for loggers that show tables: ``choices``, ``probe`` and ``reasons``."""
     why: Tables = {"reasons": (REASON_COLUMNS, _reasons(reasons, str))} if reasons else {}
     if about is None:
@@ -67,33 +85,54 @@ def tables(about: About | None, reasons: Sequence[Reason] = ()) -> Tables:
         ]
         for number, one in enumerate(about.tokens[:MAX_EXAMPLES])
     ]
+    chosen = _choices(about, str, faithfulness)
     return {
-        "choices": (("choice", "value"), [[name, re.sub("[*`]", "", value)] for name, value in _choices(about, str)]),
+        "choices": (("choice", "value"), [[name, re.sub("[*`]", "", value)] for name, value in chosen]),
         "probe": (_columns(about), plain),
         **why,
     }
 
 
-def layout(methods: Mapping[str, Sequence[str]]) -> dict[str, dict[str, list[Any]]]:
+class Charted(NamedTuple):
+    """What a callback computes, as far as charts are laid out for it.
+
+    Attributes:
+        methods: The methods.
+        references: What they are compared with besides the saliency.
+        faithfulness: The methods whose first tokens are masked.
+    """
+
+    methods: Sequence[str]
+    references: Sequence[str] = ()
+    faithfulness: Sequence[str] = ()
+
+
+def layout(charted: Mapping[str, Charted]) -> dict[str, dict[str, list[Any]]]:
     """Lay out TensorBoard's Custom Scalars tab.
 
     Args:
-        methods: The methods of every callback of a Trainer, by its tag.
+        charted: What every callback of a Trainer computes, by its tag.
 
     Returns:
         What ``SummaryWriter.add_custom_scalars`` takes: a category per callback; in it one chart with the last layer's
-        rho of all methods, and one per method with all its layers.
+        rho of all methods, one for each further reference, those of faithfulness, and one per method with all its
+        layers.
     """
-    return {
-        tag: {
-            "last layer, all methods": ["Multiline", [f"^{tag}/spearman/.*$"]],
-            **{
-                f"{method}, all layers": ["Multiline", [rf"^{tag}/spearman_by_layer/{method}/layer_\d+$"]]
-                for method in chosen
-            },
-        }
-        for tag, chosen in methods.items()
-    }
+    return {tag: _charts(tag, one) for tag, one in charted.items()}
+
+
+def _charts(tag: str, charted: Charted) -> dict[str, list[Any]]:
+    charts = {"last layer, all methods": f"^{tag}/spearman/.*$"}
+    for reference in charted.references:
+        charts[f"last layer, all methods, with {reference}"] = f"^{tag}/spearman_with/{hyphenated(reference)}/.*$"
+    if charted.faithfulness:
+        charts |= {title: f"^{tag}/{name}/.*$" for title, name in FAITHFULNESS_CHARTS.items()}
+    for method in charted.methods:
+        charts[f"{method}, all layers"] = rf"^{tag}/spearman_by_layer/{method}/layer_\d+$"
+        for reference in charted.references:
+            below = f"^{tag}/spearman_with_by_layer/{hyphenated(reference)}"
+            charts[f"{method}, all layers, with {reference}"] = rf"{below}/{method}/layer_\d+$"
+    return {title: ["Multiline", [tags]] for title, tags in charts.items()}
 
 
 def code(token: str) -> str:
@@ -135,7 +174,7 @@ def _reasons(reasons: Sequence[Reason], written: Any) -> list[list[str]]:
     return [*rows, ["…", f"{more} more"]] if more else rows
 
 
-def _choices(about: About, as_code: Any = code) -> list[tuple[str, str]]:
+def _choices(about: About, as_code: Any, faithfulness: Faithfulness | None) -> list[tuple[str, str]]:
     extension = EXTENSION[about.rule]
     target = target_words(about.target, about.score)
     if about.target not in TARGETS:
@@ -153,13 +192,23 @@ def _choices(about: About, as_code: Any = code) -> list[tuple[str, str]]:
         ("rule", _rule(about.rule) if extension else "post-LN, the paper's"),
         ("methods", ", ".join(map(as_code, about.methods))),
         ("drawn in the pictures", as_code(drawn_method(about))),
-        ("rollout", f"{rollout_name(about)} (normalize={about.normalize})"),
+        (aggregate_name(about), f"{rollout_name(about)} (normalize={about.normalize}){_flow(about)}"),
         ("readout", f"{about.readout}: {READOUT_NAMES[about.readout]}"),
         ("saliency", f"L2 norm of gradient × input of {target}"),
+        *further_texts.choices(about, target, as_code, faithfulness),
         ("special tokens", special),
         ("probe", f"{as_code(about.probe)}: {about.origin}"),
         *([("shown one by one", shown_words(len(about.tokens)))] if len(about.tokens) > MAX_EXAMPLES else []),
     ]
+
+
+def _flow(about: About) -> str:
+    """What an attention flow is; nothing of a rollout."""
+    if about.aggregation != "maxflow":
+        return ""
+    return (
+        ": the largest flow from the row that is read to each token, with the maps as capacities (Abnar & Zuidema 2020)"
+    )
 
 
 def _rule(rule: str) -> str:

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from globenc_lightning.measurement import About, History
-from globenc_lightning.report import canvas, curves, fonts, images
-from globenc_lightning.report.heatmap import TABLE
+from globenc_lightning.report import canvas, curves, fonts, further_curves, further_stills, images
+from globenc_lightning.report import signed as signed_pictures
+from globenc_lightning.report.further_stills import Strip
 from globenc_lightning.report.verdicts import MARKS
 
 if TYPE_CHECKING:
@@ -54,34 +55,56 @@ class Scene(NamedTuple):
 
 
 def save_sentence(
-    history: History, path: str | os.PathLike[str], example: int, method: str | None, title: str | None, dpi: int
+    history: History,
+    path: str | os.PathLike[str],
+    example: int,
+    method: str | None,
+    title: str | None,
+    dpi: int,
+    *,
+    signed: bool = False,
+    masked: bool = False,
 ) -> Path:
     """Save one example over the training; see `History.save_sentence`."""
     target = checked_path(path, dpi)
     about = _about(history)
+    if signed and (masked or method is not None):
+        raise ValueError(
+            "signed=True shows contributions to the score, which no method gives: leave method= and masked= out."
+        )
     if isinstance(example, bool) or not isinstance(example, int) or not 0 <= example < len(about.tokens):
         raise ValueError(f"there is no example {example!r}: the probe has {len(about.tokens)}, numbered from 0.")
     chosen = images.drawn_method(about) if method is None else _known_methods(about, [method])[0]
     tokens = about.tokens[example]
-    rows, steps = images.timeline(history.latest, history.missing_steps, chosen, example)
-    if not len(tokens) or rows.shape[1] != len(tokens):
-        raise ValueError(f"example {example} has no figures: its rows are empty.")
-    rho = [
-        math.nan if entry is None else float(entry.by_example[chosen][example, -1])
-        for _, entry in images.moments(history.latest, history.missing_steps)
-    ]
-    others, marked = images.told_apart(history.latest, history.missing_steps, about.task, example)
     label = about.labels[example]
     truth = about.truths[example] if about.truths else "" if label is None else str(label)
     named = {"regression": "target", "span": "true answer"}.get(about.task, "label")
     text = f", {about.text}" if about.text else ""
+    ending = f"{text}{f'; {named} {truth}' if truth else ''}"
+    rewrite = canvas.visible if target.suffix.lower() == ".svg" else _readable
+    others, marked = images.told_apart(history.latest, history.missing_steps, about.task, example)
+    validations = images.moments(history.latest, history.missing_steps)
+    if signed:
+        contributions = further_stills.signed_strip(validations, example, tokens, others)
+        heading = signed_pictures.TITLE.format(example=example) if title is None else title
+        score = images.target_words(about.target, about.score)
+        below = f"{images.SIGNED_OF.format(score=score)}{ending}; {signed_pictures.NOTE}"
+        return _save(target, dpi, lambda: _strip(contributions, heading, below, rewrite))
+    rows, steps = images.timeline(history.latest, history.missing_steps, chosen, example)
+    if not len(tokens) or rows.shape[1] != len(tokens):
+        raise ValueError(f"example {example} has no figures: its rows are empty.")
+    rho = [math.nan if entry is None else float(entry.by_example[chosen][example, -1]) for _, entry in validations]
+    values = ["undefined" if math.isnan(one) else f"{one:.2f}".replace("-", "−") for one in rho]
+    mark_label = MARKS.get(about.task, "")
+    if masked:
+        marked = further_stills.masked_tokens(validations, chosen, example, others)
+        mark_label = "token that was masked"
     heading = f"Example {example}: the last layer's readout over training" if title is None else title
     below = (
         f"{chosen}{images.EXTENSION[about.rule]}, {images.rollout_name(about)}, {images.READOUT_NAMES[about.readout]}"
-        f"{text}{f'; {named} {truth}' if truth else ''}"
+        f"{ending}"
     )
-    rewrite = canvas.visible if target.suffix.lower() == ".svg" else _readable
-    strip = _Strip(rows, tokens, steps, rho, others, marked, MARKS.get(about.task, ""))
+    strip = Strip(canvas.shares(rows), tokens, steps, {"ρ": values}, others, marked, mark_label)
     return _save(target, dpi, lambda: _strip(strip, heading, below, rewrite))
 
 
@@ -93,28 +116,61 @@ def save_correlation(
     methods: Sequence[str] | None,
     title: str | None,
     dpi: int,
+    reference: str = "saliency",
 ) -> Path:
     """Save the curves of the correlation; see `History.save_correlation`."""
     target = checked_path(path, dpi)
     about = _about(history)
+    if reference not in about.references:
+        raise ValueError(
+            f"there is no correlation with {reference!r}; choose from {', '.join(map(repr, about.references))}, or "
+            f"train with GlobEncCallback(references=[{reference!r}])."
+        )
     chosen = list(about.methods) if methods is None else _known_methods(about, methods)
-    compared = images.what_is_compared(about, images.target_words(about.target, about.score), about)
+    compared = images.what_is_compared(about, images.target_words(about.target, about.score), about, reference)
     compared += f"; {about.text}" if about.text else ""
     if by == "layer":
         entry = next((one for one in reversed(history.latest) if step is None or one.step == step), None)
         if entry is None:
             raise ValueError(f"nothing was analysed at step {step!r}; the steps are {_listed(history)}.")
-        shown = curves.by_layer({method: entry.by_example[method].numpy() for method in chosen})
-        heading = f"Correlation of rollout and saliency by layer, step {entry.step}"
+        if reference == "saliency":
+            shown = curves.by_layer({method: entry.by_example[method].numpy() for method in chosen})
+        elif reference in entry.reference_rho:
+            shown = further_curves.correlation_by_layer(entry, reference, chosen)
+        else:
+            raise ValueError(f"nothing was compared with {reference} at step {entry.step}.")
+        heading = f"Correlation of {images.aggregate_name(about)} and {reference} by layer, step {entry.step}"
     elif by == "training":
         if step is not None:
             raise ValueError("step chooses one for by='layer'; by='training' shows all of them.")
-        steps, means, spread = images.over_training(history.latest, history.missing_steps)
-        shown = curves.over_training(steps, {m: means[m] for m in chosen}, {m: spread[m] for m in chosen})
-        heading = "Correlation of rollout and saliency over training"
+        if reference == "saliency":
+            steps, means, spread = images.over_training(history.latest, history.missing_steps)
+            shown = curves.over_training(steps, {m: means[m] for m in chosen}, {m: spread[m] for m in chosen})
+        else:
+            validations = images.moments(history.latest, history.missing_steps)
+            shown = further_curves.correlation_over_training(validations, reference, chosen)
+        heading = f"Correlation of {images.aggregate_name(about)} and {reference} over training"
     else:
         raise ValueError(f"by must be one of {', '.join(map(repr, KINDS))}; got {by!r}.")
     return save_curves(target, dpi, shown, heading if title is None else title, compared)
+
+
+def save_faithfulness(
+    history: History,
+    path: str | os.PathLike[str],
+    figure: str,
+    methods: Sequence[str] | None,
+    title: str | None,
+    dpi: int,
+) -> Path:
+    """Save the curves of faithfulness over the training; see `History.save_faithfulness`."""
+    target = checked_path(path, dpi)
+    about = _about(history)
+    shown, newest = further_stills.faithfulness_curves(
+        images.moments(history.latest, history.missing_steps), figure, methods
+    )
+    told = images.what_is_masked(newest, f"; {about.text}" if about.text else "")
+    return save_curves(target, dpi, shown, further_curves.HEADINGS[figure] if title is None else title, told)
 
 
 def checked_path(path: str | os.PathLike[str], dpi: int) -> Path:
@@ -178,34 +234,12 @@ def _curves(shown: curves.Curves, title: str, subtitle: str) -> Scene:
     return Scene(figure, [*head.words, *words, *foot.words], [], title)
 
 
-class _Strip(NamedTuple):
-    """What a strip shows.
-
-    Attributes:
-        rows: (n, k) attributions, one row per step; NaN where there are none.
-        tokens: (k,).
-        steps: (n,).
-        rho: (n,) of each step.
-        others: The rows that are of another text than the tokens.
-        marked: One per row: the tokens that are framed.
-        mark_label: What a framed token is.
-    """
-
-    rows: NDArray[np.float64]
-    tokens: Sequence[str]
-    steps: Sequence[int]
-    rho: Sequence[float]
-    others: Sequence[int]
-    marked: Sequence[Sequence[int]]
-    mark_label: str
-
-
-def _strip(strip: _Strip, title: str, subtitle: str, rewrite: Callable[[str, int], str]) -> Scene:
-    """Rows of attributions as a strip, one per step, with each step's rho at the right."""
+def _strip(strip: Strip, title: str, subtitle: str, rewrite: Callable[[str, int], str]) -> Scene:
+    """Rows of tokens as a strip, one per step, with what belongs to each step at the right."""
     from matplotlib.patches import Rectangle
 
-    rows, tokens, steps, rho, others, marked, mark_label = strip
-    part = canvas.shares(rows)
+    rows, tokens, steps, beside_rows, others, marked, mark_label, look = strip
+    part = rows.copy()
     part[list(others)] = np.nan
     missing: NDArray[np.bool_] = np.asarray(np.isnan(part).all(axis=1))
     columns = sorted({place for places in marked for place in places})
@@ -216,13 +250,16 @@ def _strip(strip: _Strip, title: str, subtitle: str, rewrite: Callable[[str, int
     widths = {column: _width(style.texts[column], style.size) for column in style.shown}
     angle = math.radians(style.slope)
 
-    values = ["undefined" if math.isnan(one) else f"{one:.2f}".replace("-", "−") for one in rho]
     beside = max(_width(str(step), small) for step in steps) + 8
     # A slanted label ends below its own column, so the first ones may reach further to the left than the steps.
     reach = max((width * math.cos(angle) - column * cell_width for column, width in widths.items()), default=0)
     left = round(canvas.MARGIN + max(beside, reach - cell_width / 2 if style.slope == 45 else 0))
     right = left + len(tokens) * cell_width
-    width = max(canvas.MIN_WIDTH, right + 10 + max(_width(text, small) for text in ("ρ", *values)) + canvas.MARGIN)
+    places, end = {}, right + 10
+    for name, values in beside_rows.items():
+        places[name] = end
+        end += max(_width(text, small) for text in (name, *values)) + 14
+    width = max(canvas.MIN_WIDTH, end - 14 + canvas.MARGIN)
     head = _head(title, subtitle, width)
     scale_top = head.height
     failed = [row for row in np.flatnonzero(missing) if row not in others]
@@ -235,7 +272,7 @@ def _strip(strip: _Strip, title: str, subtitle: str, rewrite: Callable[[str, int
     height = round(bottom + 10 + drop + line + canvas.MARGIN - 8)
 
     sheet = _Sheet(width, height)
-    colours = canvas.colour_table(TABLE)
+    colours = canvas.colour_table(look.table)
     gap_x, gap_y = (float(size >= 8) for size in (cell_width, cell_height))
     boxes: dict[int, list[tuple[float, float, float, float]]] = {}
     for row, column in zip(*np.nonzero(~np.isnan(part)), strict=True):
@@ -248,10 +285,9 @@ def _strip(strip: _Strip, title: str, subtitle: str, rewrite: Callable[[str, int
         sheet.boxes([(canvas.MARGIN + 2 * share, scale_top + 2, 180 - 2 * share, 12)], colours[round(share / 89 * 255)])
     scale_words = [
         curves.Word(text, canvas.MARGIN + round(place * 180), scale_top + 24, anchor, small - 1, canvas.MUTED)
-        for text, place, anchor in (("0", 0, "left"), ("0.5", 0.5, "middle"), ("1", 1, "right"))
+        for text, place, anchor in zip(look.ends, (0, 0.5, 1), ("left", "middle", "right"), strict=True)
     ]
-    key = "share of the validation's largest value"
-    scale_words.append(curves.Word(key, canvas.MARGIN + 194, scale_top + 8, "left", small, canvas.MUTED))
+    scale_words.append(curves.Word(look.key, canvas.MARGIN + 194, scale_top + 8, "left", small, canvas.MUTED))
     across_all = right - left - gap_x
     styles = {"no value": (_GREY, _HATCH, "/////"), "another text": (_OTHER, _OTHER_HATCH, "\\\\\\\\\\")}
     hatched = [("no value", left, top + row * cell_height, across_all, cell_height - gap_y) for row in failed]
@@ -296,13 +332,16 @@ def _strip(strip: _Strip, title: str, subtitle: str, rewrite: Callable[[str, int
             "step ↓", max(left - 8, canvas.MARGIN + _width("step ↓", small)), axis_y, "right", small, canvas.MUTED
         )
     )
-    words.append(curves.Word("ρ", right + 10, axis_y, "left", small, canvas.MUTED))
+    words += [curves.Word(name, x, axis_y, "left", small, canvas.MUTED) for name, x in places.items()]
     room = line - 1 if cell_height >= line - 1 else 2 * (line - 1)
     for row in canvas.thinned(len(rows), cell_height, room):
         middle = round(top + (row + 0.5) * cell_height - gap_y / 2)
         words.append(curves.Word(str(steps[row]), left - 8, middle, "right", small, canvas.INK))
         if not missing[row]:
-            words.append(curves.Word(values[row], right + 10, middle, "left", small, canvas.MUTED))
+            words += [
+                curves.Word(values[row], places[name], middle, "left", small, canvas.MUTED)
+                for name, values in beside_rows.items()
+            ]
     slanted = []
     for column in style.shown:
         centre = left + (column + 0.5) * cell_width - gap_x / 2

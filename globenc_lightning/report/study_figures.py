@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from globenc_lightning.errors import RecordError
-from globenc_lightning.report import curves, stills
+from globenc_lightning.report import curves, scales, stills
 from globenc_lightning.study.bootstrap import EXAMPLES
 
 if TYPE_CHECKING:
@@ -320,20 +320,8 @@ def _references(values: Mapping[str, float]) -> dict[str, float]:
 
 def _scale(name: str, table: Any, references: Mapping[str, float], least: float, most: float) -> curves.Scale:
     """A y-axis that holds zero, all lines with their bands, and the references."""
-    from matplotlib.ticker import MaxNLocator
-
     values = np.concatenate([table[one].to_numpy(dtype=np.float64) for one in ("mean", "low", "high")])
-    values = np.clip([*values[np.isfinite(values)], *references.values(), 0.0], least, most)
-    low, high = float(values.min()), float(values.max())
-    high = low + 0.1 if high - low < 0.1 else high
-    ticks = [float(one) for one in MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
-    ticks = [min(max(one, least), most) for one in ticks]
-    ticks = [one for one in dict.fromkeys(ticks) if one <= high or one - high < 0.5 * (ticks[-1] - ticks[-2])]
-    low, high = min(low, ticks[0]), max(high, ticks[-1])
-    pad = 0.02 * (high - low)
-    digits = 1 if all(abs(one * 10 - round(one * 10)) < 1e-6 for one in ticks) else 2
-    digits = digits if all(abs(one * 100 - round(one * 100)) < 1e-6 for one in ticks) else 3
-    return curves.Scale(name, low - pad, high + pad, ticks, least, most, digits)
+    return scales.fitting(name, [*values, *references.values()], least, most)
 
 
 def _counted(special_tokens: bool) -> str:

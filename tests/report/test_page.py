@@ -274,7 +274,9 @@ def test_the_layout_is_read_by_tensorboards_plugin(tmp_path: Path) -> None:
     names = [f"spearman/{method}" for method in METHODS]
     names += [f"spearman_by_layer/{method}/layer_{layer:02d}" for method in METHODS for layer in (1, 2, 12)]
     publish.log_scalars([logger], {f"{tag}/{name}": 0.5 for tag in tags for name in names}, 0)
-    assert publish.log_layout(logger, page.layout({"globenc": METHODS, "globenc_2": ("N", "W")}))
+    assert publish.log_layout(
+        logger, page.layout({"globenc": page.Charted(METHODS), "globenc_2": page.Charted(("N", "W"))})
+    )
     logger.finalize("success")
     found, read = custom_scalars(tmp_path)
     assert list(found) == ["globenc", "globenc_2"]
