@@ -132,8 +132,10 @@ export function paintBeside(part, told, beside, sentence, label, theme) {
     chip.classList.toggle("for", share > FAINT);
     chip.classList.toggle("against", share < -FAINT);
   }
-  part.element.setAttribute("aria-label", `${label}, ${aloud(beside, sentence)}`);
+  const name = `${label}, ${aloud(beside, sentence)}`;
+  if (part.element.getAttribute("aria-label") !== name) part.element.setAttribute("aria-label", name);
   const facts = beside.kind === "reference" ? [] : beside.facts;
+  if (told.hidden && !facts.length && !beside.said) return;
   told.hidden = !facts.length && !beside.said;
   told.replaceChildren(
     beside.said,

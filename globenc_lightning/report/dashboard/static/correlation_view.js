@@ -88,6 +88,7 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
   /** The figures of the masked copies stand beside rho over the training. */
   function arrange(withFaithfulness) {
     const wanted = withFaithfulness ? [trainingCard, faithfulness.element, layersCard] : [layersCard, trainingCard];
+    cards.classList.toggle("even", withFaithfulness);
     if (wanted.length !== cards.children.length) cards.replaceChildren(...wanted);
   }
 
@@ -155,9 +156,9 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
       ),
       ...(hidden ? [html("span", { class: "hint" }, `${hidden} more hidden by TensorBoard’s run filter`)] : []),
     );
-    const names = [SALIENCY, ...index.references];
-    reference.element.hidden = names.length < 2;
-    setOptions(reference.select, names.map((value) => ({ value, label: titleOf(value) })), selection.reference);
+    const offered = [SALIENCY, ...index.references];
+    reference.element.hidden = offered.length < 2;
+    setOptions(reference.select, offered.map((value) => ({ value, label: titleOf(value) })), selection.reference);
     curveBox.checked = state.curve;
     setText(curveName, `Sentence ${selection.sentence + 1} against the mean of ${selection.method}`);
   }

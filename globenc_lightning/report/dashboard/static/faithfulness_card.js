@@ -104,6 +104,7 @@ export function createFaithfulnessCard({ update, theme, tooltip, runs, onPick })
         low: null,
         high: null,
         weight: /** @type {"usual"} */ ("usual"),
+        level: true,
       };
       const compared = chosen !== "log_odds" && lines.length > 0;
       setText(hint, MEANINGS[chosen]);
