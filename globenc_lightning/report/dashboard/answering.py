@@ -82,6 +82,10 @@ class Request:
         self.context = plugin_util.context(request.environ)
         self.experiment = plugin_util.experiment_id(request.environ)
 
+    def has(self, name: str) -> bool:
+        """Whether an argument is there."""
+        return name in self._arguments
+
     def text(self, name: str) -> str:
         """An argument that must be there."""
         value = self._arguments.get(name)

@@ -22,7 +22,7 @@ from globenc_lightning.report.dashboard import shown, store
 from globenc_lightning.report.dashboard.answering import Answer, numbers
 from globenc_lightning.report.dashboard.trainings import Training, Validation, only_item
 
-COMPARED = ("target", "readout", "normalize", "exclude_special_tokens")
+COMPARED = ("target", "readout", "normalize", "exclude_special_tokens", "aggregation")
 """Runs that differ in one of these settings are not averaged."""
 TOLD_BY = 64
 """So many sentences tell a probe from others of its size: all versions of the package show them of a large one."""

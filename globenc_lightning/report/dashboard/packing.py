@@ -1,10 +1,11 @@
 """Which sentences of a probe a validation's records hold, and which methods' rows and maps of each of them.
 
 The room of a record is limited. Methods are taken in the order of the ladder's importance, the drawn one first, and a
-sentence never has a method without all that come before it.
+sentence never has a method without all that come before it. What was asked for besides comes after the drawn method and
+before the others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from globenc_lightning.report.page import MAX_EXAMPLES
@@ -19,12 +20,9 @@ MOST_SENTENCES = 1000
 MAPPED_SENTENCES = 256
 """So many sentences get the drawn method's map before any of them gets another's."""
 
-IMPORTANCE = (
-    *("N-Enc", "N-ResLN", "N-Res", "N", "W-FixedRes", "W", "W-Res", "N-FixedRes"),
-    *("ALTI", "Value-Zeroing"),
-)
-"""What the ladder compares: the whole layer, one part less at each step, then rollout of weights, then the variants; and
-the rivals."""
+IMPORTANCE = ("N-Enc", "N-ResLN", "N-Res", "N", "ALTI", "Value-Zeroing", "W-FixedRes", "W", "W-Res", "N-FixedRes")
+"""What the ladder compares: the whole layer, one part less at each step, other papers' methods, then rollout of
+weights, then the variants."""
 
 Part = tuple[int, str]
 """A sentence, counted from 0, and a method."""
@@ -36,10 +34,12 @@ class Rows(NamedTuple):
     Attributes:
         sentences: so many of the first ones; everything but their rows is held of each.
         rows: the sentences and methods whose rows are held.
+        besides: the sentences of which everything is held that was asked for besides.
     """
 
     sentences: int
     rows: list[Part]
+    besides: list[int]
 
 
 def by_importance(methods: Sequence[str], drawn: str) -> list[str]:
@@ -47,7 +47,14 @@ def by_importance(methods: Sequence[str], drawn: str) -> list[str]:
     return sorted(methods, key=lambda one: (one != drawn, IMPORTANCE.index(one)))
 
 
-def rows_that_fit(lengths: Sequence[int], layers: int, methods: Sequence[str]) -> Rows:
+def nothing_besides(length: int) -> int:
+    """Returns how many bytes a sentence takes besides its rows, where nothing was asked for."""
+    return 0
+
+
+def rows_that_fit(
+    lengths: Sequence[int], layers: int, methods: Sequence[str], besides: Callable[[int], int] = nothing_besides
+) -> Rows:
     """Choose the sentences of a record and their rows.
 
     The first sentences, as many as are listed in texts, come first: each gets a method's rows, as far as there is room,
@@ -58,22 +65,29 @@ def rows_that_fit(lengths: Sequence[int], layers: int, methods: Sequence[str]) -
         lengths: (b) how many tokens each sentence has.
         layers: of the encoder.
         methods: in the order of :func:`by_importance`.
+        besides: how many bytes a sentence of so many tokens takes for what was asked for besides.
 
     Returns:
-        The number of sentences, and the rows.
+        The number of sentences, their rows, and which of them have what was asked for besides.
     """
     first = min(MAX_EXAMPLES, len(lengths))
-    rows, room = _down_the_ladder([2 * layers * length for length in lengths[:first]], methods, ROWS_ROOM)
+    sizes = [2 * layers * length for length in lengths[:first]]
+    rows, room = _down_the_ladder(sizes, methods[:1], ROWS_ROOM)
+    further, room = _down_the_ladder([besides(length) for length in lengths[:first]], ("",), room)
+    complete = [index for index, _ in further]
+    others, room = _down_the_ladder(sizes, methods[1:], room)
+    rows += others
     count = first
     for length in lengths[first:MOST_SENTENCES]:
         # Rows, rho, saliency, and the tokens themselves.
-        size = len(methods) * (2 * layers * length + 4 * layers) + 10 * length
+        size = len(methods) * (2 * layers * length + 4 * layers) + 10 * length + besides(length)
         if size > room:
             break
         room -= size
         rows += [(count, method) for method in methods]
+        complete.append(count)
         count += 1
-    return Rows(count, rows)
+    return Rows(count, rows, complete)
 
 
 def maps_that_fit(lengths: Sequence[int], methods: Sequence[str]) -> list[Part]:

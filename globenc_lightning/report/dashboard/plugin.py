@@ -16,7 +16,7 @@ from tensorboard.data import provider
 from tensorboard.plugins import base_plugin
 
 from globenc_lightning import dynamics
-from globenc_lightning.report.dashboard import many_runs, shown, store
+from globenc_lightning.report.dashboard import asked_answers, many_runs, shown, store
 from globenc_lightning.report.dashboard.answering import (
     Answer,
     Recent,
@@ -130,12 +130,14 @@ class GlobEncPlugin(base_plugin.TBPlugin):
         training = self._training(request, request.text("run"), request.text("tag"), refresh=False)
         newest = has_data(training)
         sentence = request.whole("sentence", len(newest.sentences), "sentences")
+        reference = asked_answers.reference_of(request, training)
+        found = [
+            None if one.summary is None else asked_answers.rho_with(one.summary, reference)
+            for one in training.validations
+        ]
         return {
             "rho": {
-                method: [
-                    None if one.summary is None else numbers(one.summary.rho[place, sentence])
-                    for one in training.validations
-                ]
+                method: [None if rho is None else numbers(rho[place, sentence]) for rho in found]
                 for place, method in enumerate(newest.methods)
             }
         }
@@ -164,7 +166,10 @@ class GlobEncPlugin(base_plugin.TBPlugin):
         }
 
     def _tokens(self, request: Request) -> Answer:
-        """Every sentence's readout row of one method and layer at one validation: all that a slider's step shows."""
+        """Every sentence's readout row of one method and layer at one validation: all that a slider's step shows.
+
+        Where the browser asks for them, another reference than the saliency, the masked tokens or the signed scores.
+        """
         training = self._training(request, request.text("run"), request.text("tag"), refresh=False)
         newest = has_data(training)
         index = request.whole("index", len(training.validations), "validations")
@@ -174,14 +179,20 @@ class GlobEncPlugin(base_plugin.TBPlugin):
         rows = detail.rows.get(method, {})
         count = len(newest.sentences)
         looked_at = [rows[one][layer] if one in rows else None for one in range(count)]
-        return {
+        reference = asked_answers.reference_of(request, training)
+        rho = asked_answers.rho_with(summary, reference)
+        answer: Answer = {
             "index": index,
             "step": summary.moment.step,
             "rows": all_as_shares(looked_at, store.ROW_LEVELS),
-            "saliency": all_as_shares(detail.saliency[:count], store.ROW_LEVELS),
-            "rho": numbers(summary.rho[list(summary.methods).index(method), :, layer]),
+            "saliency": asked_answers.rows_of(detail, reference, count),
+            "rho": [None] * count if rho is None else numbers(rho[list(summary.methods).index(method), :, layer]),
             **shown.stored_rows(detail, summary.methods, count, method),
         }
+        if request.has("asked"):
+            which = request.one_of("asked", asked_answers.SHOWN)
+            answer[which] = asked_answers.of_tokens(which, summary, detail, method, count)
+        return answer
 
     def _movement(self, request: Request) -> Answer:
         training = self._training(request, request.text("run"), request.text("tag"), refresh=False)
@@ -372,6 +383,9 @@ def _index_of(run: str, tag: str, training: Training) -> Answer:
             "sentences": [],
             "examples": 0,
             "correlation": {},
+            "references": [],
+            "reference_correlation": {},
+            "masking": None,
         }
     return answer | {
         "methods": newest.methods,
@@ -395,6 +409,7 @@ def _index_of(run: str, tag: str, training: Training) -> Answer:
             }
             for place, method in enumerate(newest.methods)
         },
+        **asked_answers.of_training(training, newest),
     }
 
 

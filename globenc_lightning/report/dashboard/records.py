@@ -11,7 +11,7 @@ import torch
 from globenc_lightning.measurement import Measurement, class_of, score_in_words
 from globenc_lightning.probe import ProbeSet
 from globenc_lightning.report.curves import mean_and_interval
-from globenc_lightning.report.dashboard import packing, store
+from globenc_lightning.report.dashboard import asked_records, packing, store
 from globenc_lightning.report.images import READOUT_NAMES, drawn_method, target_words
 from globenc_lightning.report.texts import texts_of
 from globenc_lightning.report.verdicts import MARKS, verdicts
@@ -66,6 +66,8 @@ def records(
     mean, half, n, _ = (np.stack(parts) for parts in zip(*intervals, strict=True))
     size = len(measurement.names)
     fitting = _rows_that_fit(measurement, settings)
+    references = asked_records.correlations(measurement, fitting.sentences)
+    masking = asked_records.masking(measurement, fitting.sentences)
     measurement = measurement.first(fitting.sentences)
     texts = texts_of(measurement, probe)
     said = verdicts(measurement, probe, class_names)
@@ -82,6 +84,8 @@ def records(
             "rule": measurement.rule,
             "encoder": measurement.encoder,
             "probe": probe.fingerprint(),
+            # Records of earlier versions have no word for the rollout.
+            **({} if settings.aggregation == "rollout" else {"aggregation": settings.aggregation}),
         },
         class_names=None if class_names is None else tuple(class_names),
         sentences=tuple(_sentence(measurement, probe, index) for index in range(len(measurement.names))),
@@ -105,27 +109,28 @@ def records(
             "text": texts.shown,
             **({} if settings.aggregation == "rollout" else {"aggregation": settings.aggregation}),
             "marked": MARKS.get(measurement.task, ""),
+            **({"signed": target_words(settings.target_name, score)} if measurement.signed else {}),
             # How many there are. A reader of an earlier version finds it in the words alone.
             **({"examples": str(size)} if fitting.sentences < size else {}),
             "shown": f"the first {fitting.sentences} of {size:,} examples" if fitting.sentences < size else "",
         },
+        references=references,
+        masking=masking,
     )
-    return summary, _detail(measurement, settings, moment, fitting.rows)
+    return summary, _detail(measurement, settings, moment, fitting)
 
 
 def _rows_that_fit(measurement: Measurement, settings: Settings) -> packing.Rows:
     lengths = [len(one) for one in measurement.saliency]
     layers = next(iter(measurement.correlation.values())).shape[1]
-    return packing.rows_that_fit(lengths, layers, _methods(settings))
+    return packing.rows_that_fit(lengths, layers, _methods(settings), asked_records.bytes_besides(measurement))
 
 
-def _detail(
-    measurement: Measurement, settings: Settings, moment: store.Moment, fitting: Sequence[packing.Part]
-) -> store.Detail:
+def _detail(measurement: Measurement, settings: Settings, moment: store.Moment, fitting: packing.Rows) -> store.Detail:
     lengths = tuple(len(one) for one in measurement.saliency)
     order = _methods(settings)
     rows: dict[str, dict[int, np.ndarray]] = {method: {} for method in order}
-    for index, method in fitting:
+    for index, method in fitting.rows:
         rows[method][index] = store.shares(measurement.rows[index][method].numpy(), store.ROW_LEVELS)
     maps: dict[str, dict[int, np.ndarray]] = {method: {} for method in order}
     for index, method in packing.maps_that_fit(lengths, order):
@@ -133,7 +138,8 @@ def _detail(
             maps[method][index] = store.shares(measurement.last[index][method].numpy(), store.MAP_LEVELS)
     saliency = tuple(store.shares(one.numpy(), store.ROW_LEVELS) for one in measurement.saliency)
     budget = packing.ROWS_ROOM + packing.MAPS_ROOM
-    return store.Detail(moment, lengths, saliency, _stored(rows), _stored(maps), budget)
+    parts = asked_records.parts(measurement, fitting.besides)
+    return store.Detail(moment, lengths, saliency, _stored(rows), _stored(maps), budget, parts)
 
 
 def _sentence(measurement: Measurement, probe: ProbeSet, index: int) -> store.Sentence:

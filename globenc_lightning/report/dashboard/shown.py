@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from globenc_lightning.report.dashboard import store
+from globenc_lightning.report.dashboard import asked, store
 from globenc_lightning.report.dashboard.answering import Answer
 
 _OF = re.compile(r"of ([0-9,]{1,20}) examples")
@@ -41,6 +41,7 @@ def cut(summary: store.Summary, count: int) -> store.Summary:
     """Returns the summary of so many of its first sentences; means stay those of the whole probe."""
     if len(summary.sentences) <= count:
         return summary
+    references, masking = asked.cut(summary.references, summary.masking, count)
     return replace(
         summary,
         sentences=summary.sentences[:count],
@@ -49,6 +50,8 @@ def cut(summary: store.Summary, count: int) -> store.Summary:
         rho=summary.rho[:, :count],
         decided=summary.decided[:count],
         words={**summary.words, "examples": str(examples_of(summary))},
+        references=references,
+        masking=masking,
     )
 
 
@@ -62,7 +65,7 @@ def nbytes(detail: store.Detail) -> int:
     """Returns how much memory a detail's attributions take."""
     rows = sum(codes.nbytes for of in detail.rows.values() for codes in of.values())
     maps = sum(codes.nbytes for of in detail.maps.values() for codes in of.values())
-    return rows + maps + sum(codes.nbytes for codes in detail.saliency)
+    return rows + maps + sum(codes.nbytes for codes in detail.saliency) + detail.parts.nbytes
 
 
 def stored_rows(detail: store.Detail, methods: Sequence[str], count: int, method: str) -> Answer:

@@ -1,8 +1,8 @@
 """How one validation is kept in an event file: two records of numbers and JSON, compressed; nothing is unpickled.
 
-Each record is one string tensor: a magic word, a version, and compressed, the length of a JSON header, the header, and
-the arrays that it lists, little-endian, one after the other. ``Summary`` is small and enough for everything but
-the tokens' colours; ``Detail`` holds those. A reader trusts nothing: what does not add up is a ``RecordError``.
+Each record is one string tensor, see ``encoding``. ``Summary`` is small and enough for everything but the tokens'
+colours; ``Detail`` holds those. What was asked for besides the methods and the saliency is in ``asked``. A reader
+trusts nothing: what does not add up is a ``RecordError``.
 
 This module is read by TensorBoard's process: the standard library and numpy alone.
 
@@ -11,39 +11,32 @@ Axes: ``m`` method, ``b`` sentence, ``l`` layer, ``q`` token that receives, ``k`
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import struct
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from globenc_lightning.report.dashboard import asked, encoding
+from globenc_lightning.report.dashboard.encoding import RecordError
+
+__all__ = [
+    *("MAP_LEVELS", "PLUGIN", "ROW_LEVELS", "Decided", "Detail", "Missing", "Moment", "RecordError", "Sentence"),
+    *("Summary", "detail_from_bytes", "parsed_tag", "shares", "summary_from_bytes", "tag", "to_bytes"),
+]
+
 PLUGIN = "globenc"
-VERSION = 1
-LARGEST = 16 * 1024 * 1024
-"""A record that claims to be larger than this, in bytes, is not read."""
 ROW_LEVELS = 65535
 MAP_LEVELS = 255
 
-_MAGIC = b"GlobEnc\n"
-_PREFIX = struct.Struct("<8sI")
-_LENGTH = struct.Struct("<I")
-_TYPES = ("<f4", "<i4", "<u2", "|u1")
 _TAG = re.compile(r"(?P<callback>.+)/dashboard/(?P<kind>summary|detail)/(?P<ordinal>[0-9]{6,9})", re.DOTALL)
 
 _Floats = NDArray[np.float32]
 _Codes = NDArray[np.uint16]
 _Bytes = NDArray[np.uint8]
-_Value = TypeVar("_Value")
-
-
-class RecordError(ValueError):
-    """A record that is damaged, or that another version has written."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +135,8 @@ class Summary:
         decided: (b) what each sentence was decided to be; empty where an earlier version of the package wrote it.
         words: what is explained, by name: ``task``, ``score``, ``readout``, ``text``, ``marked`` and ``shown``, which
             examples of a large probe the sentences are; empty as above.
+        references: the correlation with what the rows are compared with besides the saliency.
+        masking: what the sentences' masked copies tell; None where none were made.
     """
 
     moment: Moment
@@ -159,6 +154,8 @@ class Summary:
     n: NDArray[np.int32]
     decided: tuple[Decided, ...] = ()
     words: Mapping[str, str] = field(default_factory=dict)
+    references: Mapping[str, asked.Correlation] = field(default_factory=dict)
+    masking: asked.Masking | None = None
 
     @property
     def layers(self) -> int:
@@ -177,6 +174,7 @@ class Detail:
         rows: method -> sentence -> (l, k) the readout row of every layer, in steps of 1 / ``ROW_LEVELS``.
         maps: method -> sentence -> (q, k) the last layer's rollout, in steps of 1 / ``MAP_LEVELS``.
         budget: how many bytes the attributions were allowed to take, before compression. What did not fit is absent.
+        parts: what was asked for besides, of the sentences that there is room for.
     """
 
     moment: Moment
@@ -185,6 +183,7 @@ class Detail:
     rows: Mapping[str, Mapping[int, _Codes]]
     maps: Mapping[str, Mapping[int, _Bytes]] = field(default_factory=dict)
     budget: int = 0
+    parts: asked.Parts = field(default_factory=asked.Parts)
 
 
 def tag(callback: str, kind: str, ordinal: int) -> str:
@@ -245,6 +244,7 @@ def to_bytes(record: Summary | Detail | Missing) -> bytes:
             header["words"] = dict(record.words)
         arrays |= {name: getattr(record, name).astype("<f4") for name in ("probability", "rho", "mean", "low", "high")}
         arrays["n"] = record.n.astype("<i4")
+        asked.write_summary(header, arrays, record.references, record.masking)
     elif isinstance(record, Detail):
         header |= {
             "kind": "detail",
@@ -253,14 +253,15 @@ def to_bytes(record: Summary | Detail | Missing) -> bytes:
             "maps": [[method, list(of)] for method, of in record.maps.items()],
             "budget": record.budget,
         }
-        arrays["saliency"] = _joined(record.saliency, "<u2")
-        arrays |= {f"rows {name}": _joined(of.values(), "<u2") for name, of in record.rows.items()}
-        arrays |= {f"maps {name}": _joined(of.values(), "|u1") for name, of in record.maps.items()}
+        arrays["saliency"] = encoding.joined(record.saliency, "<u2")
+        arrays |= {f"rows {name}": encoding.joined(of.values(), "<u2") for name, of in record.rows.items()}
+        arrays |= {f"maps {name}": encoding.joined(of.values(), "|u1") for name, of in record.maps.items()}
+        asked.write_parts(header, arrays, record.parts)
     else:
         header["kind"] = "missing"
         if record.reason is not None:
             header["reason"] = record.reason
-    return encode(header, arrays)
+    return encoding.encode(header, arrays)
 
 
 def summary_from_bytes(data: bytes) -> Summary | Missing:
@@ -275,8 +276,8 @@ def summary_from_bytes(data: bytes) -> Summary | Missing:
     Raises:
         RecordError: it is damaged, or another version's.
     """
-    header, arrays = decode(data)
-    return _checked(lambda: _summary(header, arrays))
+    header, arrays = encoding.decode(data)
+    return encoding.checked(lambda: _summary(header, arrays))
 
 
 def detail_from_bytes(data: bytes) -> Detail:
@@ -291,97 +292,18 @@ def detail_from_bytes(data: bytes) -> Detail:
     Raises:
         RecordError: it is damaged, or another version's.
     """
-    header, arrays = decode(data)
-    return _checked(lambda: _detail(header, arrays))
-
-
-def encode(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """A JSON header and arrays in one string of bytes.
-
-    Args:
-        header: what JSON can hold, NaN left out.
-        arrays: by name, of one of the types that are allowed.
-
-    Returns:
-        The bytes.
-    """
-    listed = [[name, array.dtype.str, array.shape] for name, array in arrays.items()]
-    text = json.dumps({**header, "arrays": listed}, allow_nan=False, separators=(",", ":")).encode("ascii")
-    parts = [_LENGTH.pack(len(text)), text, *(array.tobytes() for array in arrays.values())]
-    return _PREFIX.pack(_MAGIC, VERSION) + zlib.compress(b"".join(parts), 6)
-
-
-def decode(data: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Read what :func:`encode` wrote; everything is checked before it is used.
-
-    Args:
-        data: the bytes.
-
-    Returns:
-        The header and the arrays.
-
-    Raises:
-        RecordError: it is damaged, or another version's.
-    """
-    if not isinstance(data, bytes) or len(data) < _PREFIX.size or not data.startswith(_MAGIC):
-        raise RecordError("it does not begin as a record of this package does")
-    version = _PREFIX.unpack_from(data)[1]
-    if version != VERSION:
-        raise RecordError(f"it is written in format {version}, and this version of the package reads format {VERSION}")
-    raw = _decompressed(data[_PREFIX.size :])
-    return _checked(lambda: _split(raw))
-
-
-def _decompressed(data: bytes) -> bytes:
-    engine = zlib.decompressobj()
-    try:
-        raw = engine.decompress(data, LARGEST)
-    except zlib.error as error:
-        raise RecordError("its compressed part is damaged") from error
-    if engine.unconsumed_tail:
-        raise RecordError(f"it would take more than {LARGEST // 1024 // 1024} MB")
-    if not engine.eof or engine.unused_data:
-        raise RecordError("it is cut off, or something follows it")
-    return raw
-
-
-def _checked(read: Callable[[], _Value]) -> _Value:
-    """Whatever goes wrong while strange data is read is one kind of error."""
-    try:
-        return read()
-    except RecordError:
-        raise
-    except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError, struct.error) as error:
-        raise RecordError("its header is damaged") from error
-
-
-def _split(raw: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    start = _LENGTH.size + _LENGTH.unpack_from(raw)[0]
-    if start > len(raw):
-        raise RecordError("its header is longer than the record")
-    header = json.loads(raw[_LENGTH.size : start])
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, kind, shape in header["arrays"]:
-        sizes = [_whole(size) for size in shape]
-        if kind not in _TYPES or len(sizes) > 3 or not isinstance(name, str):
-            raise RecordError(f"it holds an array of an unknown kind, {kind!r}")
-        dtype = np.dtype(kind)
-        count = math.prod(sizes)
-        arrays[name] = np.frombuffer(raw, dtype, count, start).reshape(sizes)
-        start += count * dtype.itemsize
-    if start != len(raw):
-        raise RecordError("it is larger than its arrays")
-    return header, arrays
+    header, arrays = encoding.decode(data)
+    return encoding.checked(lambda: _detail(header, arrays))
 
 
 def _summary(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Summary | Missing:
     moment = _moment(header)
     if header["kind"] == "missing":
         reason = header.get("reason")
-        return Missing(moment, None if reason is None else _text(reason))
+        return Missing(moment, None if reason is None else encoding.text(reason))
     if header["kind"] != "summary":
         raise RecordError("it is another kind of record than its tag says")
-    methods = tuple(_text(one) for one in header["methods"])
+    methods = tuple(encoding.text(one) for one in header["methods"])
     sentences = tuple(_sentence(*one) for one in header["sentences"])
     sizes = len(methods), len(sentences), arrays["rho"].shape[-1]
     expected: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -390,9 +312,9 @@ def _summary(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> S
         **dict.fromkeys(("mean", "low", "high"), ("<f4", (sizes[0], sizes[2]))),
         "n": ("<i4", (sizes[0], sizes[2])),
     }
-    found = {name: _array(arrays, name, *wanted) for name, wanted in expected.items()}
-    predicted = tuple(_whole(one) for one in header["predicted"])
-    drawn = _text(header["drawn_method"])
+    found = {name: encoding.array(arrays, name, *wanted) for name, wanted in expected.items()}
+    predicted = tuple(encoding.whole(one) for one in header["predicted"])
+    drawn = encoding.text(header["drawn_method"])
     if len(predicted) != len(sentences) or drawn not in methods or len(set(methods)) < len(methods) or not sizes[2]:
         raise RecordError("its parts do not belong together")
     names = header["class_names"]
@@ -407,12 +329,14 @@ def _summary(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> S
         moment=moment,
         methods=methods,
         drawn_method=drawn,
-        settings={_text(name): _plain(value) for name, value in header["settings"].items()},
-        class_names=None if names is None else tuple(_text(one) for one in names),
+        settings={encoding.text(name): encoding.plain(value) for name, value in header["settings"].items()},
+        class_names=None if names is None else tuple(encoding.text(one) for one in names),
         sentences=sentences,
         predicted=predicted,
         decided=decided,
-        words={_text(name): _text(value) for name, value in header.get("words", {}).items()},
+        words={encoding.text(name): encoding.text(value) for name, value in header.get("words", {}).items()},
+        references=asked.read_references(header, arrays, sizes),
+        masking=asked.read_masking(header, arrays, sizes[1]),
         **found,
     )
 
@@ -420,45 +344,47 @@ def _summary(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> S
 def _detail(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Detail:
     if header["kind"] != "detail":
         raise RecordError("it is another kind of record than its tag says")
-    lengths = tuple(_whole(one) for one in header["lengths"])
+    lengths = tuple(encoding.whole(one) for one in header["lengths"])
     rows: dict[str, dict[int, _Codes]] = {}
     layers: set[int] = set()
     for method, of in header["rows"]:
-        codes = _array(arrays, f"rows {method}", "<u2")
-        total = sum(lengths[_place(one, lengths)] for one in of)
+        codes = encoding.array(arrays, f"rows {method}", "<u2")
+        total = sum(lengths[encoding.place(one, lengths)] for one in of)
         count, rest = divmod(codes.size, total) if total else (0, codes.size)
         if rest:
             raise RecordError("its rows do not fit its sentences")
         layers.add(count)
-        rows[_text(method)] = _divided(codes, {one: (count, lengths[one]) for one in of})
+        rows[encoding.text(method)] = encoding.divided(codes, {one: (count, lengths[one]) for one in of})
     if len(layers - {0}) > 1:
         raise RecordError("its methods differ in their number of layers")
     maps = {
-        _text(method): _divided(
-            _array(arrays, f"maps {method}", "|u1"), {_place(one, lengths): (lengths[one], lengths[one]) for one in of}
+        encoding.text(method): encoding.divided(
+            encoding.array(arrays, f"maps {method}", "|u1"),
+            {encoding.place(one, lengths): (lengths[one], lengths[one]) for one in of},
         )
         for method, of in header["maps"]
     }
-    saliency = _divided(
-        _array(arrays, "saliency", "<u2"), {place: (length,) for place, length in enumerate(lengths)}
+    saliency = encoding.divided(
+        encoding.array(arrays, "saliency", "<u2"), {place: (length,) for place, length in enumerate(lengths)}
     ).values()
-    return Detail(_moment(header), lengths, tuple(saliency), rows, maps, _whole(header["budget"]))
+    parts = asked.read_parts(header, arrays, lengths)
+    return Detail(_moment(header), lengths, tuple(saliency), rows, maps, encoding.whole(header["budget"]), parts)
 
 
 def _moment(header: Mapping[str, Any]) -> Moment:
     ordinal, step, epoch, session = header["moment"]
     if isinstance(session, bool) or not isinstance(session, int | float) or not math.isfinite(session):
         raise RecordError("its header is damaged")
-    return Moment(_whole(ordinal), _whole(step), _whole(epoch), float(session))
+    return Moment(encoding.whole(ordinal), encoding.whole(step), encoding.whole(epoch), float(session))
 
 
 def _sentence(tokens: Sequence[Any], special: Sequence[Any], label: Any) -> Sentence:
     if len(tokens) != len(special):
         raise RecordError("its tokens and their marks differ in number")
     return Sentence(
-        tuple(_text(one) for one in tokens),
+        tuple(encoding.text(one) for one in tokens),
         tuple(bool(one) for one in special),
-        None if label is None else _whole(label, least=-(2**53)),
+        None if label is None else encoding.whole(label, least=-(2**53)),
     )
 
 
@@ -481,59 +407,14 @@ def _decided(
     ):
         raise RecordError("its header is damaged")
     return Decided(
-        _text(name),
-        _text(answer),
-        _text(truth_name),
-        _text(truth),
+        encoding.text(name),
+        encoding.text(answer),
+        encoding.text(truth_name),
+        encoding.text(truth),
         right,
         None if chance is None else float(chance),
-        _text(chance_name),
-        _text(where),
-        tuple(_whole(place) for place in marked),
-        tuple((_text(title), _text(text)) for title, text in others),
+        encoding.text(chance_name),
+        encoding.text(where),
+        tuple(encoding.whole(place) for place in marked),
+        tuple((encoding.text(title), encoding.text(text)) for title, text in others),
     )
-
-
-def _array(
-    arrays: Mapping[str, NDArray[Any]], name: str, kind: str, shape: tuple[int, ...] | None = None
-) -> NDArray[Any]:
-    array = arrays[name]
-    if array.dtype.str != kind or (shape is not None and array.shape != shape):
-        raise RecordError(f"its {name} are of another kind or size than its header says")
-    return array
-
-
-def _joined(parts: Any, kind: str) -> NDArray[Any]:
-    return np.concatenate([np.zeros(0, kind), *(np.asarray(part).reshape(-1) for part in parts)]).astype(kind)
-
-
-def _divided(codes: NDArray[Any], shapes: Mapping[int, tuple[int, ...]]) -> dict[int, NDArray[Any]]:
-    sizes = [math.prod(shape) for shape in shapes.values()]
-    if sum(sizes) != codes.size:
-        raise RecordError("its numbers do not fit its sentences")
-    parts = np.split(codes.reshape(-1), np.cumsum(sizes)[:-1]) if sizes else []
-    return {place: part.reshape(shape) for (place, shape), part in zip(shapes.items(), parts, strict=True)}
-
-
-def _place(value: Any, within: Sequence[Any]) -> int:
-    if _whole(value) >= len(within):
-        raise RecordError("it names a sentence that it does not hold")
-    return int(value)
-
-
-def _whole(value: Any, least: int = 0) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**53:
-        raise RecordError("a whole number is missing from its header")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise RecordError("a text is missing from its header")
-    return value
-
-
-def _plain(value: Any) -> str | int | bool | None:
-    if value is None or isinstance(value, bool | str):
-        return value
-    return _whole(value, least=-(2**53))

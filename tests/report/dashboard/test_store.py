@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from globenc_lightning.report.dashboard import store
+from globenc_lightning.report.dashboard import encoding, store
 
 METHODS = ("W", "N-Enc")
 TOKENS = (("[CLS]", "<script>alert(1)</script>", "\x00\x07\u202e", "\U0001f600", "日本", "##ing"), ("\ud800", '"'))
@@ -61,7 +61,7 @@ def detail(**changes: Any) -> store.Detail:
     return store.Detail(**{**parts, **changes})
 
 
-def packed(header: Any, body: bytes = b"", version: int = store.VERSION) -> bytes:
+def packed(header: Any, body: bytes = b"", version: int = encoding.VERSION) -> bytes:
     """A record with a header of any kind."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<8sI", b"GlobEnc\n", version) + zlib.compress(struct.pack("<I", len(text)) + text + body)
@@ -111,10 +111,10 @@ def test_a_reason_is_text_and_those_who_wrote_none_are_read() -> None:
     found = store.summary_from_bytes(store.to_bytes(store.Missing(MOMENT, reason)))
     assert isinstance(found, store.Missing)
     assert found.reason == reason
-    older, _ = store.decode(store.to_bytes(store.Missing(MOMENT)))
+    older, _ = encoding.decode(store.to_bytes(store.Missing(MOMENT)))
     assert "reason" not in older
     for damaged in (3, ["a"], {"a": "b"}, True):
-        data = store.encode({**older, "reason": damaged}, {})
+        data = encoding.encode({**older, "reason": damaged}, {})
         with pytest.raises(store.RecordError, match="a text is missing"):
             store.summary_from_bytes(data)
 
@@ -286,7 +286,7 @@ def test_damaged_records_are_refused_in_words(data: bytes, words: str) -> None:
 
 
 def test_a_bomb_is_refused_before_it_goes_off() -> None:
-    bomb = struct.pack("<8sI", b"GlobEnc\n", 1) + zlib.compress(b"\x00" * (store.LARGEST + 1), 9)
+    bomb = struct.pack("<8sI", b"GlobEnc\n", 1) + zlib.compress(b"\x00" * (encoding.LARGEST + 1), 9)
     assert len(bomb) < 100_000
     with pytest.raises(store.RecordError, match="more than 16 MB"):
         store.summary_from_bytes(bomb)

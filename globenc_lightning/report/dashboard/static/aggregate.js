@@ -7,6 +7,7 @@ const SETTINGS = {
   readout: "another readout",
   normalize: "another normalization",
   exclude_special_tokens: "another choice about special tokens",
+  aggregation: "another aggregation",
 };
 
 /**
@@ -30,7 +31,7 @@ export function whyApart(table, own, methods) {
   if (table.probe !== own.probe) return "another probe";
   if (table.layers !== own.layers) return `another number of layers, ${table.layers}`;
   const other = Object.keys(SETTINGS).find((name) => table.settings[name] !== own.settings[name]);
-  if (other) return `${SETTINGS[other]}, ${visible(String(table.settings[other] ?? "none"))}`;
+  if (other) return `${SETTINGS[other]}, ${visible(String(table.settings[other] ?? (other === "aggregation" ? "rollout" : "none")))}`;
   const absent = methods.filter((method) => !(method in table.mean));
   return absent.length ? `no figures of ${absent.join(", ")}` : null;
 }

@@ -1,5 +1,7 @@
 /** The plugin's JSON, fetched once and kept while it is likely to be shown again. */
 
+import { SALIENCY } from "./state.js";
+
 /** @typedef {{run: string, callbacks: {tag: string, validations: number, written: number}[]}} Run */
 /**
  * @typedef {{tokens: string[], special: boolean[], label: number|null, truth_name: string, truth: string|null,
@@ -24,12 +26,29 @@
  * @typedef {{run: string, tag: string, methods: string[], drawn_method: string, layers: number, settings: object,
  *   class_names: string[]|null, words: Record<string, string>, sentences: Sentence[],
  *   examples: number, validations: Validation[], correlation: Record<string, Curves>,
- *   messages: string[]}} Index
+ *   references: string[], reference_correlation: Record<string, Record<string, Curves>>, masking: Masking|null,
+ *   messages: string[]}} Index references are those besides the saliency; masking is null where no copies were made
  */
 /**
- * @typedef {{rows: (number[]|null)[], saliency: number[][], rho: (number|null)[], stored: Record<string, number>,
- *   instead: Record<string, string[]>, room: number}} Tokens one entry per sentence; stored is by method the number of
- *   sentences whose rows are, instead by sentence without a row the methods that it has, room is in bytes
+ * @typedef {{mean: (number|null)[], low: (number|null)[], high: (number|null)[], n: (number|null)[]}} Course
+ *   [validation]; null where the validation has no masked copies
+ */
+/**
+ * @typedef {{methods: string[], unit: string, share: number, score: string, masking: string,
+ *   examples: (number|null)[], measures: Record<string, Record<string, Course>>}} Masking by measure and method
+ */
+/**
+ * @typedef {{methods: string[], tokens: (number[]|null)[], gain?: (number|null)[], sufficiency_gain?: (number|null)[],
+ *   log_odds?: (number|null)[], probability?: ([number, number]|null)[]}} Masked one entry per sentence; probability of
+ *   what is decided, on the whole text and on the masked copy
+ */
+/** @typedef {{rows: (number[]|null)[], left_out: (number|null)[]}} Signed one entry per sentence */
+/**
+ * @typedef {{rows: (number[]|null)[], saliency: (number[]|null)[], rho: (number|null)[],
+ *   stored: Record<string, number>, instead: Record<string, string[]>, room: number, masked?: Masked,
+ *   signed?: Signed}} Tokens one entry per sentence; the saliency is that of the reference that was asked for; stored is
+ *   by method the number of sentences whose rows are, instead by sentence without a row the methods that it has, room is
+ *   in bytes
  */
 /**
  * @typedef {{rows: Record<string, number[][]>, rows_note: string|null, saliency: number[],
@@ -122,16 +141,21 @@ export function createApi() {
         written,
       ),
 
-    /** @returns {Promise<Tokens>} every sentence's readout row of one method and layer */
-    tokens: (run, tag, index, method, layer) =>
-      once("tokens", { run, tag, index, method, layer }, writtenAt(run, tag, index)),
+    /**
+     * @param {{reference?: string, asked?: string|null}} [besides] another reference than the saliency; "masked" or
+     *   "signed"
+     * @returns {Promise<Tokens>} every sentence's readout row of one method and layer
+     */
+    tokens: (run, tag, index, method, layer, besides = {}) =>
+      once("tokens", { run, tag, index, method, layer, ...named(besides) }, writtenAt(run, tag, index)),
 
     /** @returns {Promise<Detail>} one sentence at one validation */
     detail: (run, tag, index, sentence) =>
       once("detail", { run, tag, index, sentence }, writtenAt(run, tag, index)),
 
     /** @returns {Promise<{rho: Record<string, (number|null)[][]>}>} one sentence over all validations */
-    sentence: (run, tag, sentence, written) => once("sentence", { run, tag, sentence }, written),
+    sentence: (run, tag, sentence, written, besides = {}) =>
+      once("sentence", { run, tag, sentence, ...named(besides) }, written),
 
     /** @returns {Promise<{sentences: Moved[], lacking: number[], room: number}>} lacking are those without rows */
     movement: (run, tag, from, to, method, layer) =>
@@ -142,4 +166,9 @@ export function createApi() {
         writtenAt(run, tag, to),
       ),
   };
+}
+
+/** What is not the usual. */
+function named({ reference = SALIENCY, asked = null }) {
+  return { ...(reference === SALIENCY ? {} : { reference }), ...(asked ? { asked } : {}) };
 }

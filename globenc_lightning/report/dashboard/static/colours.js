@@ -10,6 +10,12 @@ const SCALES = {
   dark: { lightness: [0.34, 0.94], chroma: [0.008, 0.18, 0.04], hue: [270, 258, 215] },
 };
 const STEPS = 256;
+// Both ends are as light as each other: the hue tells the sign, and never alone, see signed.js.
+const TWO_SIDED = {
+  light: { lightness: [0.975, 0.5], chroma: 0.15, hues: [262, 48] },
+  dark: { lightness: [0.34, 0.8], chroma: 0.14, hues: [255, 62] },
+};
+const HALF = 128; // steps on either side of zero
 
 /** @typedef {{background: string, ink: string}} Shade */
 /** @typedef {{shades: Shade[], bytes: Uint8ClampedArray, gradient: string}} Scale */
@@ -44,6 +50,42 @@ export function scale(dark) {
   const made = { shades, bytes, gradient: `linear-gradient(to right, ${stops.join(", ")})` };
   scales.set(dark, made);
   return made;
+}
+
+/** @type {Map<boolean, Scale>} */
+const twoSided = new Map();
+
+/**
+ * The scale of signed scores: what speaks against on the left, what speaks for on the right, nothing in the middle.
+ * @param {boolean} dark
+ * @returns {Scale}
+ */
+export function signedScale(dark) {
+  const known = twoSided.get(dark);
+  if (known) return known;
+  const { lightness, chroma, hues } = TWO_SIDED[dark ? "dark" : "light"];
+  const bytes = new Uint8ClampedArray((2 * HALF + 1) * 3);
+  const shades = Array.from({ length: 2 * HALF + 1 }, (_, at) => {
+    const t = Math.abs(at - HALF) / HALF;
+    const angle = (hues[at < HALF ? 0 : 1] * Math.PI) / 180;
+    const [a, b] = [chroma * t * Math.cos(angle), chroma * t * Math.sin(angle)];
+    const linear = fromOklab(lightness[0] + (lightness[1] - lightness[0]) * t, a, b);
+    const rgb = linear.map((channel) => Math.round(255 * encoded(channel)));
+    bytes.set(rgb, 3 * at);
+    return { background: `rgb(${rgb.join(", ")})`, ink: inkOn(linear) };
+  });
+  const stops = [0, 32, 64, 96, 128, 160, 192, 224, 256].map((at) => shades[at].background);
+  const made = { shades, bytes, gradient: `linear-gradient(to right, ${stops.join(", ")})` };
+  twoSided.set(dark, made);
+  return made;
+}
+
+/**
+ * @param {number} share -1 to 1
+ * @returns {number} the step of the two-sided scale
+ */
+export function signedStep(share) {
+  return Math.round((Math.min(Math.max(share, -1), 1) + 1) * HALF);
 }
 
 /**
@@ -90,8 +132,8 @@ const METHOD_STYLES = {
   "N-Res": { light: "#3f90da", dark: "#68b2f5", marker: "up", dash: "", hollow: false },
   "N-ResLN": { light: "#832db6", dark: "#c58aec", marker: "down", dash: "", hollow: false },
   "N-Enc": { light: "#bd1f01", dark: "#ff7a66", marker: "diamond", dash: "", hollow: false },
-  "ALTI": { light: "#8c5546", dark: "#d3a293", marker: "plus", dash: "", hollow: false },
-  "Value-Zeroing": { light: "#26828e", dark: "#92dadd", marker: "cross", dash: "", hollow: false },
+  "ALTI": { light: "#8c5546", dark: "#d3a293", marker: "plus", dash: "7 2 1.5 2", hollow: false },
+  "Value-Zeroing": { light: "#26828e", dark: "#92dadd", marker: "cross", dash: "7 2 1.5 2", hollow: false },
 };
 const OTHER_METHOD = { light: "#50545c", dark: "#c4c8d0", marker: "circle", dash: "1 3", hollow: true };
 

@@ -1,10 +1,15 @@
-/** Spearman's rho with the saliency: through the layers at one validation, and over the training at one layer. */
+/**
+ * Spearman's rho with the saliency, or another reference: through the layers at one validation, and over the training
+ * at one layer; beside it, where it was asked for, what masked copies tell.
+ */
 
+import { titleOf } from "./beside.js";
 import { methodStyle } from "./colours.js";
-import { html, notice, replaceButtons, setText } from "./dom.js";
+import { html, labelledSelect, notice, replaceButtons, setOptions, setText } from "./dom.js";
+import { createFaithfulnessCard } from "./faithfulness_card.js";
 import { createLineChart, sample } from "./line_chart.js";
 import { counted, createShare, partOf } from "./shares.js";
-import { hasFigures, whyEmpty } from "./state.js";
+import { hasFigures, SALIENCY, whyEmpty } from "./state.js";
 import { shorten, visible } from "./text.js";
 
 const HEIGHT = 400;
@@ -28,12 +33,20 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
     html("input", { type: "checkbox", on: { change: () => update({ curve: curveBox.checked }) } })
   );
   const curveName = html("span");
+  const reference = labelledSelect("Correlated with", (value) =>
+    update({ reference: value === SALIENCY ? null : value }),
+  );
   const layersTitle = html("h2");
   const trainingTitle = html("h2");
   const layersHint = html("p", { class: "hint" });
   const trainingHint = html("p", { class: "hint" }, "A click goes to that validation.");
   /** @type {Scene|null} */
   let shown = null;
+
+  function toStep(x) {
+    const validation = shown?.selection.index.validations.findLast(({ step }) => step === x);
+    if (validation) update({ validation: validation.ordinal });
+  }
 
   const layersChart = createLineChart({
     label: "Correlation by layer",
@@ -45,12 +58,12 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
     label: "Correlation over the training",
     tooltip,
     nameX: (x) => `step ${x}`,
-    onPick(x) {
-      const validation = shown?.selection.index.validations.findLast(({ step }) => step === x);
-      if (validation) update({ validation: validation.ordinal });
-    },
+    onPick: toStep,
   });
+  const faithfulness = createFaithfulnessCard({ update, theme, tooltip, runs, onPick: toStep });
   const layersCard = html("div", { class: "card" }, layersTitle, layersHint, layersChart.element);
+  const trainingCard = html("div", { class: "card" }, trainingTitle, trainingHint, trainingChart.element);
+  const cards = html("div", { class: "cards" }, layersCard, trainingCard);
   const element = html(
     "section",
     { "class": "view correlation-view", "aria-label": "Correlation" },
@@ -62,19 +75,22 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
         { class: "toggle-row" },
         html("span", { class: "field-name" }, "Methods"),
         methodChips,
+        reference.element,
         html("label", { class: "check" }, curveBox, curveName),
       ),
       runRow,
     ),
     share.element,
     message,
-    html(
-      "div",
-      { class: "cards" },
-      layersCard,
-      html("div", { class: "card" }, trainingTitle, trainingHint, trainingChart.element),
-    ),
+    cards,
   );
+
+  /** The figures of the masked copies stand beside rho over the training. */
+  function arrange(withFaithfulness) {
+    const wanted = withFaithfulness ? [trainingCard, faithfulness.element, layersCard] : [layersCard, trainingCard];
+    cards.classList.toggle("even", withFaithfulness);
+    if (wanted.length !== cards.children.length) cards.replaceChildren(...wanted);
+  }
 
   function toggle(text, pressed, mark, press, fixed = false) {
     return html(
@@ -140,6 +156,9 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
       ),
       ...(hidden ? [html("span", { class: "hint" }, `${hidden} more hidden by TensorBoard’s run filter`)] : []),
     );
+    const offered = [SALIENCY, ...index.references];
+    reference.element.hidden = offered.length < 2;
+    setOptions(reference.select, offered.map((value) => ({ value, label: titleOf(value) })), selection.reference);
     curveBox.checked = state.curve;
     setText(curveName, `Sentence ${selection.sentence + 1} against the mean of ${selection.method}`);
   }
@@ -156,10 +175,10 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
     const drawn = drawnMethods(scene);
     return [selection.index, ...others].flatMap((index) =>
       drawn
-        .filter((method) => index.methods.includes(method))
+        .filter((method) => curvesOf(index, selection.reference)?.[method])
         .map((method) => {
           const style = methodStyle(method);
-          const curves = index.correlation[method];
+          const curves = curvesOf(index, selection.reference)[method];
           const run = visible(index.run);
           const prominent = overlaid ? index === selection.index : method === selection.method;
           return {
@@ -198,7 +217,9 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
   }
 
   function paint() {
-    if (!shown || layersCard.clientWidth === 0) return;
+    if (!shown) return;
+    arrange(Boolean(shown.selection.index.masking));
+    if (layersCard.clientWidth === 0) return;
     const { selection } = shown;
     const { index, method, layer, validation, position } = selection;
     paintToggles(shown);
@@ -207,16 +228,21 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
     const all = index.examples;
     const part = partOf(index);
     share.say(part ? `Means are of all ${counted(all)} sentences; the first ${part} can be drawn on their own.` : "");
-    const undefinedCount = all - (index.correlation[method].n[position]?.[layer] ?? 0);
-    setText(layersTitle, `By layer, at step ${validation.step}`);
+    const curves = curvesOf(index, selection.reference);
+    const absent = usable && curves[method].n[position] === null;
+    const undefinedCount = all - (curves[method].n[position]?.[layer] ?? 0);
+    const withWhat = index.references.length ? ` with ${titleOf(selection.reference)}` : "";
+    setText(layersTitle, `${withWhat ? `ρ${withWhat} by` : "By"} layer, at step ${validation.step}`);
     setText(
       layersHint,
       !usable
         ? whyEmpty(validation)
+        : absent
+        ? `${titleOf(selection.reference)} was not computed at this validation.`
         : `Mean over ${counted(all)} sentences, bands: 95 % interval of the mean. ${method}, layer ${layer + 1}: ` +
             (undefinedCount ? `${undefinedCount} undefined.` : "no ρ is undefined."),
     );
-    setText(trainingTitle, `Over the training, layer ${layer + 1}`);
+    setText(trainingTitle, `${withWhat ? `ρ${withWhat} over` : "Over"} the training, layer ${layer + 1}`);
 
     const floor = floorOf(shown, drawnMethods(shown));
     const numbers = Array.from({ length: index.layers }, (_, l) => l + 1);
@@ -252,6 +278,7 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
       height: HEIGHT,
       floor,
     });
+    faithfulness.paint(shown, drawnMethods(shown), { width, height: HEIGHT });
   }
 
   new ResizeObserver(() => element.isConnected && paint()).observe(element);
@@ -265,10 +292,10 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
      * @param {import("./state.js").State} state
      */
     async show(selection, isCurrent, state) {
-      const { run, tag, index, sentence } = selection;
+      const { run, tag, index, sentence, reference: compared } = selection;
       const [others, curve] = await Promise.all([
         Promise.all(state.overlay.filter((name) => name !== run).map((name) => runs.index(name, tag))),
-        state.curve ? api.sentence(run, tag, sentence, index.validations.at(-1)?.wall_time) : null,
+        state.curve ? api.sentence(run, tag, sentence, index.validations.at(-1)?.wall_time, { reference: compared }) : null,
       ]);
       if (!isCurrent()) return;
       shown = { selection, state, others: others.filter((other) => other !== null), curve: curve?.rho ?? null };
@@ -281,6 +308,11 @@ export function createCorrelationView({ api, update, theme, tooltip, runs }) {
   };
 }
 
+/** A run's correlations with a reference, by method; undefined where it has none. */
+function curvesOf(index, reference) {
+  return reference === SALIENCY ? index.correlation : index.reference_correlation[reference];
+}
+
 /** The validation of another run at a step, or the last one before it. */
 function atStep(index, step) {
   return Math.max(
@@ -291,11 +323,12 @@ function atStep(index, step) {
 
 /** The round number below all that these runs ever show, so that the scale stands still while the slider moves. */
 function floorOf({ selection, others, curve }, methods) {
-  const tables = [selection.index, ...others].flatMap(({ correlation }) =>
-    methods
-      .filter((method) => method in correlation)
-      .flatMap((method) => [correlation[method].mean, correlation[method].low]),
-  );
+  const tables = [selection.index, ...others].flatMap((index) => {
+    const curves = curvesOf(index, selection.reference) ?? {};
+    return methods
+      .filter((method) => method in curves)
+      .flatMap((method) => [curves[method].mean, curves[method].low]);
+  });
   const all = [...tables, ...(curve ? [curve[selection.method]] : [])].flat(2);
   const least = all.reduce((low, value) => (value !== null && value < low ? value : low), 0);
   return Math.max(Math.floor(2 * least) / 2, -1);

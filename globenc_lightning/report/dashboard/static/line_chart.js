@@ -25,6 +25,7 @@ const Y_PAD = 0.03;
  * @property {"strong"|"usual"|"quiet"} weight
  * @property {number[]} [n] of how many things each y is the mean
  * @property {boolean} [unnamed] whether it has no name at the right end
+ * @property {boolean} [level] whether it is a level to compare with: it has no markers
  */
 
 /**
@@ -235,7 +236,7 @@ export function createLineChart({ label, tooltip, onPick, nameX }) {
   }
 
   /** @param {Line} line */
-  function drawLine({ name, colour, style, x, y, low, high, weight }, toX, toY) {
+  function drawLine({ name, colour, style, x, y, low, high, weight, level }, toX, toY) {
     const group = svg("g", { "class": `line ${weight}`, "data-name": name });
     for (const [start, end] of stretches(y)) {
       const places = Array.from({ length: end - start }, (_, i) => start + i);
@@ -264,7 +265,7 @@ export function createLineChart({ label, tooltip, onPick, nameX }) {
     }
     const every = Math.ceil(x.length / MOST_MARKERS);
     for (const [i, value] of y.entries()) {
-      if (value !== null && (y.length - 1 - i) % every === 0)
+      if (!level && value !== null && (y.length - 1 - i) % every === 0)
         group.append(marker(style, toX(x[i]), toY(value), colour));
     }
     return group;

@@ -1,5 +1,6 @@
 /** One sentence in the view Tokens: its number and text, and once it is drawn its facts and its coloured tokens. */
 
+import { paintBeside } from "./beside.js";
 import { createChips } from "./chips.js";
 import { html, selectedIn, selectIn, setText } from "./dom.js";
 import { className, decimal, percent, visible } from "./text.js";
@@ -11,13 +12,13 @@ import { className, decimal, percent, visible } from "./text.js";
  * @property {number|null} token the token whose own row is shown
  * @property {string} origin what is said of that row; empty where there is none
  * @property {number[]|null} attribution
- * @property {number[]|null} saliency
+ * @property {import("./beside.js").Beside} beside
  * @property {string} absent why there is no attribution; empty where there is one
  * @property {{name: string, answer: string, right: boolean|null, chance: number|null, chanceName: string, where: string,
  *   marked: number[]}} decision
  * @property {string|undefined} markedWords what the marked tokens are
  * @property {number|null|undefined} rho undefined where there are no figures
- * @property {import("./colours.js").Scale} scale
+ * @property {import("./index.js").Context["theme"]} theme
  */
 
 /**
@@ -50,6 +51,7 @@ export function createSentenceRow(sentence, { i, count, names, back }) {
   function createParts() {
     const attribution = createChips(sentence, `Sentence ${i + 1}, attribution`);
     const saliency = createChips(sentence, `Sentence ${i + 1}, saliency`);
+    const told = html("p", { class: "told", hidden: true });
     const answerName = html("span", { class: "fact" });
     const predicted = html("span", { class: "predicted" });
     const where = html("p", { class: "where" });
@@ -88,15 +90,15 @@ export function createSentenceRow(sentence, { i, count, names, back }) {
     const others = sentence.others.map(([name, other]) => otherText(name, other));
     const columns = [
       html("div", {}, banner, absent, attribution.element, ...others),
-      html("div", {}, saliency.element),
+      html("div", {}, saliency.element, told),
     ];
     for (const chip of attribution.chips) {
       chip.setAttribute("role", "button");
       chip.setAttribute("aria-pressed", "false");
       chip.setAttribute("tabindex", "-1");
     }
-    const told = { answerName, predicted, verdict, where, bar, fill, probability, chanceName, rho };
-    return { attribution, saliency, ...told, banner, origin, absent, details, columns };
+    const named = { answerName, predicted, verdict, where, bar, fill, probability, chanceName, rho };
+    return { attribution, saliency, told, ...named, banner, origin, absent, details, columns };
   }
 
   /** Marks what was decided about; the words are part of the token's name for those who cannot see the frame. */
@@ -145,10 +147,10 @@ export function createSentenceRow(sentence, { i, count, names, back }) {
     },
 
     /** @param {RowContent} content of a row that is drawn */
-    paint({ chosen, token, origin, attribution, saliency, absent, decision, markedWords, rho, scale }) {
+    paint({ chosen, token, origin, attribution, beside, absent, decision, markedWords, rho, theme }) {
       if (!parts) return;
-      parts.attribution.paint(attribution, scale);
-      parts.saliency.paint(saliency, scale);
+      parts.attribution.paint(attribution, theme.scale());
+      paintBeside(parts.saliency, parts.told, beside, sentence, `Sentence ${i + 1}`, theme);
       parts.banner.hidden = !origin;
       setText(parts.origin, origin);
       parts.absent.hidden = !absent;

@@ -27,10 +27,19 @@ import { className, visible } from "./text.js";
  * @property {string} against what drift compares with: "previous", "first" or "last"
  * @property {string} by how drift is measured: "spearman" or "jaccard"
  * @property {string} tokens the typed tokens whose share Runs shows
+ * @property {string|null} reference what the rows are compared with; null for the saliency
+ * @property {string|null} beside what Tokens shows beside the rows: "masked", "signed", or null for the reference
+ * @property {string} measure which figure of the masked copies Correlation draws
  */
 
 export const VIEWS = ["tokens", "maps", "correlation", "movement", "runs"];
-const CHOICES = { against: ["previous", "first", "last"], by: ["spearman", "jaccard"] };
+const CHOICES = {
+  against: ["previous", "first", "last"],
+  by: ["spearman", "jaccard"],
+  measure: ["gain", "sufficiency_gain", "log_odds"],
+};
+const BESIDE = ["masked", "signed"];
+export const SALIENCY = "saliency";
 const MOST_TYPED = 2000;
 
 /** @returns {State} */
@@ -54,6 +63,9 @@ function initialState() {
     against: CHOICES.against[0],
     by: CHOICES.by[0],
     tokens: "",
+    reference: null,
+    beside: null,
+    measure: CHOICES.measure[0],
   };
 }
 
@@ -93,6 +105,9 @@ export function stateFromLink(link) {
     against: CHOICES.against.includes(link.against) ? link.against : CHOICES.against[0],
     by: CHOICES.by.includes(link.by) ? link.by : CHOICES.by[0],
     tokens: (link.tokens ?? "").slice(0, MOST_TYPED),
+    reference: link.reference ?? null,
+    beside: BESIDE.includes(link.beside) ? link.beside : null,
+    measure: CHOICES.measure.includes(link.measure) ? link.measure : CHOICES.measure[0],
   };
 }
 
@@ -104,7 +119,7 @@ export function linkFromState(state) {
   const start = initialState();
   /** @type {Record<string, string>} */
   const link = { view: state.view };
-  for (const name of ["run", "tag", "method"]) if (state[name] !== null) link[name] = state[name];
+  for (const name of ["run", "tag", "method", "reference", "beside"]) if (state[name] !== null) link[name] = state[name];
   for (const name of ["validation", "from"]) if (state[name] !== null) link[name] = String(state[name]);
   for (const name of ["layer", "sentence", "token"]) {
     if (state[name] !== start[name]) link[name] = String(state[name] + 1);
@@ -115,7 +130,7 @@ export function linkFromState(state) {
   if (state.runs) link.runs = JSON.stringify(state.runs);
   if (state.single) link.single = "1";
   if (state.near) link.near = "1";
-  for (const name of ["against", "by", "tokens"]) if (state[name] !== start[name]) link[name] = state[name];
+  for (const name of ["against", "by", "tokens", "measure"]) if (state[name] !== start[name]) link[name] = state[name];
   return link;
 }
 
@@ -133,6 +148,8 @@ export function linkFromState(state) {
  * @property {number} from position of the validation that Movement compares with
  * @property {number} sentence
  * @property {number|null} token
+ * @property {string} reference
+ * @property {string|null} beside "masked", "signed", or null for the reference
  */
 
 /**
@@ -158,7 +175,18 @@ export function select(state, index) {
     from: positionOf(validations, state.from, Math.max(validations.findIndex(hasFigures), 0)),
     sentence,
     token: state.token !== null && state.token < sentences[sentence].tokens.length ? state.token : null,
+    reference: state.reference !== null && index.references.includes(state.reference) ? state.reference : SALIENCY,
+    beside: besidesOf(index).includes(state.beside ?? "") ? state.beside : null,
   };
+}
+
+/**
+ * What Tokens can show beside the rows instead of a reference.
+ * @param {import("./api.js").Index} index
+ * @returns {string[]} nothing where nothing was asked for
+ */
+export function besidesOf({ masking, words }) {
+  return BESIDE.filter((one) => (one === "masked" ? masking : words.signed));
 }
 
 /**

@@ -1,5 +1,9 @@
-/** Every probe sentence in coloured tokens, what the method says on the left and the saliency on the right. */
+/**
+ * Every probe sentence in coloured tokens: what the method says on the left; on the right the saliency, or what else was
+ * asked for.
+ */
 
+import { besideOf, besideStored, createBesideHead, describedBeside } from "./beside.js";
 import { createLegend } from "./chips.js";
 import { html, notice, setText } from "./dom.js";
 import { createSentenceRow } from "./sentence_row.js";
@@ -25,7 +29,7 @@ const NOTHING = { name: "predicted", answer: "–", right: null, chance: null, c
 export function createTokensView({ api, update, theme, tooltip }) {
   const methodTitle = html("h2");
   const markKey = html("span", { class: "mark-key", hidden: true });
-  const saliencyHint = html("p", { class: "hint" });
+  const besideHead = createBesideHead({ update, theme });
   const message = html("div");
   const list = html("div", { "class": "sentences", "role": "feed", "aria-label": "Sentences" });
   const share = createShare();
@@ -37,12 +41,7 @@ export function createTokensView({ api, update, theme, tooltip }) {
       { class: "token-heads" },
       html("div", { class: "legend-cell" }, createLegend(theme), markKey),
       html("div", {}, methodTitle),
-      html(
-        "div",
-        {},
-        html("h2", {}, "Saliency"),
-        saliencyHint,
-      ),
+      besideHead.element,
       share.element,
     ),
     message,
@@ -140,7 +139,7 @@ export function createTokensView({ api, update, theme, tooltip }) {
     tooltip.show(
       at,
       visible(tokens[hit.k]),
-      [line(title, values), line("saliency", data.saliency[hit.i])],
+      [line(title, values), describedBeside(besideOf(selection, data, hit.i), hit.k)],
       "1 is the row’s largest value.",
     );
   }
@@ -200,12 +199,12 @@ export function createTokensView({ api, update, theme, tooltip }) {
       token,
       origin: token === null || !data ? "" : originOf(index, i, token, layer, own, note),
       attribution: (chosen && own) || row,
-      saliency: data ? data.saliency[i] : null,
+      beside: besideOf(selection, data, i),
       absent: !data || row || (chosen && own) ? "" : absentOf(method, data.instead[i]),
       decision: data ? decisionOf(index, validation, i) : NOTHING,
       markedWords: index.words.marked,
       rho: data?.rho[i],
-      scale: theme.scale(),
+      theme,
     });
   }
 
@@ -231,24 +230,30 @@ export function createTokensView({ api, update, theme, tooltip }) {
     }
     windowed.pin(sentence);
     for (const i of windowed.drawn()) paintRow(i);
-    share.say(shownOf(index), data ? storedOf(method, index.sentences.length, data) : "");
+    share.say(
+      shownOf(index),
+      data ? storedOf(method, index.sentences.length, data) : "",
+      data ? besideStored(index.sentences.map((_, i) => besideOf(selection, data, i))) : "",
+    );
     setText(methodTitle, method === "N-Enc" ? "N-Enc (GlobEnc)" : method);
-    const { readout, text, score, marked } = index.words;
+    const { readout, text, marked } = index.words;
     const of = [readout, text].filter(Boolean).map((words) => `; ${visible(words)}`);
     setText(methodHint, `what the readout is made of after layer ${layer + 1} of ${index.layers}${of.join("")}`);
-    setText(saliencyHint, `gradient × input at the first hidden states${score ? `, of ${visible(score)}` : ""}`);
+    besideHead.paint(selection);
     setText(markKey, marked ?? "");
     markKey.hidden = !marked;
   }
 
   /** Fetches what the next steps need, unless the slider is already somewhere else. */
-  async function prefetch({ run, tag, index, position, method, layer }, isCurrent) {
+  async function prefetch({ run, tag, index, position, method, layer, reference, beside }, isCurrent) {
     await new Promise((resolve) => setTimeout(resolve, REST_MS));
     if (!isCurrent()) return;
     for (const offset of PREFETCHED) {
       const next = index.validations[position + offset];
       // A failure shows when that validation is chosen.
-      if (next && hasFigures(next)) api.tokens(run, tag, position + offset, method, layer).catch(() => {});
+      if (next && hasFigures(next)) {
+        api.tokens(run, tag, position + offset, method, layer, { reference, asked: beside }).catch(() => {});
+      }
     }
   }
 
@@ -265,9 +270,9 @@ export function createTokensView({ api, update, theme, tooltip }) {
      * @param {() => boolean} isCurrent
      */
     async show(selection, isCurrent) {
-      const { run, tag, position, method, layer, validation, sentence } = selection;
+      const { run, tag, position, method, layer, validation, sentence, reference, beside } = selection;
       const usable = hasFigures(validation);
-      const data = usable ? await api.tokens(run, tag, position, method, layer) : null;
+      const data = usable ? await api.tokens(run, tag, position, method, layer, { reference, asked: beside }) : null;
       const { own, note } = usable ? await ownRow(selection) : { own: null, note: "" };
       if (!isCurrent()) return;
       shown = { selection, data, own, note };
