@@ -72,6 +72,7 @@ from globenc_lightning.functional.rollout import log_scale
 from globenc_lightning.probe import is_by_token
 from globenc_lightning.settings import AUTO, Settings, Target
 from globenc_lightning.sharding import whole_weights
+from globenc_lightning.signing import Network, Signed, signed_scores
 from globenc_lightning.task.advice import advice, advice_on_mask, advice_on_target
 from globenc_lightning.task.batches import moved
 from globenc_lightning.task.calling import (
@@ -137,6 +138,7 @@ class Reader:
             any batch.
         encoder_call: where the model is called itself: which call of an encoder is shown, the others after it.
         within: where in the user's batches the mapping is that the model is called on, as code: ``"['first']"``.
+        unsigned: why there are no signed scores, once they were refused; not asked for again.
     """
 
     model: nn.Module
@@ -158,6 +160,7 @@ class Reader:
     proven: set[tuple[int, tuple[int, ...]]] = field(default_factory=set)
     encoder_call: int = 0
     within: str = ""
+    unsigned: str = ""
 
     @property
     def structure(self) -> Structure | None:
@@ -680,7 +683,7 @@ def _replayed(reader: Reader, chunk: Chunk, settings: Settings, keep_maps: bool)
     run = _Run(replay.step.name, lambda given: replay.run(reader.model, given), judge)
     found = _connected(reader, run, batch, settings, keep_maps)
     chunk.weights, chunk.expected = batch.weights, None
-    return found
+    return _with_signed(reader, run, batch, settings, found)
 
 
 def at_home(decision: Decision, units: Tensor, checks: Checks, *others: Tensor) -> tuple[Decision, tuple[Tensor, ...]]:
@@ -775,7 +778,9 @@ def _record(
     call, layers, saliency, judged = found.calls[place], found.layers[place], found.saliency[place], found.judged
     head, chosen, home = found.heads[place], judged.rows, found.at_home[place]
     mask, ids = call.mask, call.ids
+    signed = found.signed.scores[place] if found.signed.scores else None
     if chosen is not None:
+        signed = None if signed is None else signed[chosen]
         # Texts that no example is decided from, of other choices say, are left out.
         mask, saliency, ids = mask[chosen], saliency[chosen], None if ids is None else ids[chosen]
         head = None if head is None else head[chosen]
@@ -844,6 +849,8 @@ def _record(
         distance=decision.distance,
         decided=judged.decided,
         loss=decision.losses(every).to(device),
+        signed=signed,
+        left_out=None if signed is None else judged.scores.detach() - signed.sum(1).to(judged.scores.dtype),
     )
 
 
@@ -928,6 +935,7 @@ class _Found(NamedTuple):
     judged: _Judged
     encoder_calls: int
     at_home: list[_AtHome]
+    signed: Signed = Signed()
 
 
 def _forward_and_backward(
@@ -954,7 +962,28 @@ def _forward_and_backward(
         return _judged_output(reader, contexts.in_graph(outcome), squashed, batch, told, settings, calls, checks)
 
     call = _watched(way.call, watch) if reader.squashes else way.call
-    return _connected(reader, _Run(way.name, call, judge), batch, settings, keep_maps)
+    run = _Run(way.name, call, judge)
+    found = _connected(reader, run, batch, settings, keep_maps)
+    return _with_signed(reader, run, batch, settings, found)
+
+
+def _with_signed(reader: Reader, run: "_Run", batch: Any, settings: Settings, found: "_Found") -> "_Found":
+    """What was found, with signed contributions where they are asked for and the network can be made linear."""
+    if not settings.signed or reader.unsigned:
+        return found
+
+    def call(_: Any) -> Any:
+        with _told(run.name):
+            return run.call(batch)
+
+    network = Network(reader.model, reader.structures, call, run.judge, reader.written, reader.connected)
+    texts, judged = batch.batch if isinstance(batch, Chunk) else batch, found.judged
+    signed = signed_scores(network, texts, judged.scores.detach(), judged.home.kind)
+    if signed.reason:
+        warn(f"{run.name}: there are no signed scores, the other figures are as ever: {signed.reason}.")
+        # In a training, the next analysis would find the same.
+        reader.unsigned = signed.reason
+    return found._replace(signed=signed)
 
 
 def _judged_output(
