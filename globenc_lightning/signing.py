@@ -146,7 +146,8 @@ def _checked(
     total, again, expected, constants, *tokens = [one.double() for one in checks.settle(*looked)]
     size = constants.abs().sum() + sum(one.abs().sum() for one in tokens)
     missing = float(total - constants.sum() - sum(one.sum() for one in tokens))
-    precision = torch.float64 if types == {torch.float64} else torch.float32
+    # Some norms compute in float32 whatever they are given.
+    precision = torch.float64 if frozen.types == {torch.float64} else torch.float32
     allowed = ALLOWED[precision] * float(size)
     # Written so that NaN is refused.
     if not abs(missing) <= allowed:

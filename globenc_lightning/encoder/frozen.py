@@ -99,6 +99,7 @@ class FrozenNetwork(TorchFunctionMode):
         self._counting = False
         self._added: list[Tensor] = []
         self._odd: dict[str, None] = {}
+        self._types: set[torch.dtype] = set()
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -114,6 +115,11 @@ class FrozenNetwork(TorchFunctionMode):
     def added(self) -> list[Tensor]:
         """What biases and constants contribute to the score, () each, once a backward pass was counted."""
         return self._added
+
+    @property
+    def types(self) -> set[torch.dtype]:
+        """The types that hidden states were computed in."""
+        return self._types
 
     @property
     def odd(self) -> list[str]:
@@ -139,6 +145,7 @@ class FrozenNetwork(TorchFunctionMode):
         live = [one for one in _tensors(args, kwargs) if _is_live(one)]
         if not live:
             return func(*args, **kwargs)
+        self._types.update(one.dtype for one in live)
         return self._run(func, name, args, kwargs, live)
 
     def _run(
@@ -307,7 +314,9 @@ class FrozenNetwork(TorchFunctionMode):
         self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], live: Sequence[Tensor]
     ) -> Any:
         """A function that keeps vectors apart: sums, joins, and whatever moves entries about."""
-        kind = VECTOR if func in _NEW else min(self._kind(one) for one in live)
+        # What follows the first argument may be there for its type or shape alone.
+        of = args[:1] if func in _NOTHING_ADDED and args and _is_live(args[0]) else live
+        kind = VECTOR if func in _NEW else min(self._kind(one) for one in of)
         if func in _SUMS or func in _FROM_CONSTANT:
             result = func(*args, **kwargs)
             added = self._added_by(func, args, kwargs)
