@@ -78,6 +78,7 @@ from globenc_lightning.rolling import Layers
 from globenc_lightning.rolling import Tell as TellExamples
 from globenc_lightning.settings import AUTO, Settings, Target
 from globenc_lightning.sharding import whole_weights
+from globenc_lightning.signing import Network, Signed, signed_scores
 from globenc_lightning.task.advice import advice, advice_on_mask, advice_on_target
 from globenc_lightning.task.batches import moved
 from globenc_lightning.task.calling import (
@@ -144,6 +145,7 @@ class Reader:
         encoder_call: where the model is called itself: which call of an encoder is shown, the others after it.
         within: where in the user's batches the mapping is that the model is called on, as code: ``"['first']"``.
         remembered: by name, what was taken from what is remembered of the model, beside what it was taken from.
+        unsigned: why there are no signed scores, once they were refused; not asked for again.
     """
 
     model: nn.Module
@@ -166,6 +168,7 @@ class Reader:
     encoder_call: int = 0
     within: str = ""
     remembered: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    unsigned: str = ""
 
     @property
     def structure(self) -> Structure | None:
@@ -612,6 +615,7 @@ def _replayed(reader: Reader, chunk: Chunk, settings: Settings, keep_maps: bool)
     found = _connected(reader, run, batch, settings, keep_maps)
     chunk.weights, chunk.expected = batch.weights, None
     found = _along_a_path(reader, run, batch, settings, found)
+    found = _with_signed(reader, run, batch, settings, found)
     units = found.judged.units
     return found._replace(again=lambda within: evaluate(reader, chunk, within, units)[0])
 
@@ -749,7 +753,9 @@ def _record(
     head, chosen, home = found.heads[place], judged.rows, found.at_home[place]
     references = found.references[place]
     mask, ids = call.mask, call.ids
+    signed = found.signed.scores[place] if found.signed.scores else None
     if chosen is not None:
+        signed = None if signed is None else signed[chosen]
         # Texts that no example is decided from, of other choices say, are left out.
         references = {name: Reference(*(part[chosen] for part in one)) for name, one in references.items()}
         mask, saliency, ids = mask[chosen], saliency[chosen], None if ids is None else ids[chosen]
@@ -831,6 +837,8 @@ def _record(
         references={name: references[name].lengths for name in compared},
         reference_correlation={name: by_method(rho) for name, rho in compared.items()},
         reference_error={name: references[name].error for name in compared},
+        signed=signed,
+        left_out=None if signed is None else judged.scores.detach() - signed.sum(1).to(judged.scores.dtype),
     )
 
 
@@ -942,6 +950,7 @@ class _Found(NamedTuple):
     encoder_calls: int
     at_home: list[_AtHome]
     references: list[dict[str, Reference]]
+    signed: Signed = Signed()
     again: Callable[[Within], Decision] | None = None
 
 
@@ -974,6 +983,7 @@ def _forward_and_backward(
     call = _watched(way.call, watch) if reader.squashes else way.call
     run = _Run(way.name, call, judge)
     found = _along_a_path(reader, run, batch, settings, _connected(reader, run, batch, settings, keep_maps))
+    found = _with_signed(reader, run, batch, settings, found)
     units, same_way = found.judged.units, way
     # Without the hidden states, which would keep the autograd graph.
     calls = tuple(replace(one, hidden=torch.empty(0), last=torch.empty(0)) for one in found.calls)
@@ -982,6 +992,25 @@ def _forward_and_backward(
         return _decided_again(reader, same_way, batch, told, settings.target, calls, units, within)
 
     return found._replace(again=again)
+
+
+def _with_signed(reader: Reader, run: "_Run", batch: Any, settings: Settings, found: "_Found") -> "_Found":
+    """What was found, with signed contributions where they are asked for and the network can be made linear."""
+    if not settings.signed or reader.unsigned:
+        return found
+
+    def call(_: Any) -> Any:
+        with _told(run.name):
+            return run.call(batch)
+
+    network = Network(reader.model, reader.structures, call, run.judge, reader.written, reader.connected)
+    texts, judged = batch.batch if isinstance(batch, Chunk) else batch, found.judged
+    signed = signed_scores(network, texts, judged.scores.detach(), judged.home.kind)
+    if signed.reason:
+        warn(f"{run.name}: there are no signed scores, the other figures are as ever: {signed.reason}.")
+        # In a training, the next analysis would find the same.
+        reader.unsigned = signed.reason
+    return found._replace(signed=signed)
 
 
 def _decided_again(

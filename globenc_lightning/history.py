@@ -102,7 +102,7 @@ class HistoryEntry:
             # Earlier versions had none of these, and they are not written where nobody asked for them.
             reference_rho=dict(state.get("reference_rho", {})),
             references=dict(state.get("references", {})),
-            signed=list(state.get("signed", ())),
+            signed=_rows_of(state.get("signed"), packed),
             left_out=state.get("left_out", torch.empty(0)),
             faithfulness=Faithfulness.from_state_dict(state["faithfulness"]) if "faithfulness" in state else None,
         )
@@ -197,7 +197,8 @@ class HistoryEntry:
             "probability": self.probability,
             "texts": self.texts,
             "validation": self.validation,
-            **{name: getattr(self, name) for name in ("reference_rho", "references", "signed") if getattr(self, name)},
+            **{name: getattr(self, name) for name in ("reference_rho", "references") if getattr(self, name)},
+            **({"signed": _in_one(self.signed, self.packed)} if self.signed else {}),
             **({"left_out": self.left_out} if len(self.left_out) else {}),
             **({} if self.faithfulness is None else {"faithfulness": self.faithfulness.state_dict()}),
         }
@@ -469,6 +470,18 @@ class History(list[HistoryEntry]):
         from globenc_lightning.report import stills
 
         return stills.save_faithfulness(self, path, figure, methods, title, dpi)
+
+
+def _in_one(rows: Sequence[Tensor], packed: Packed | None) -> dict[str, Any]:
+    """Rows (k,) of either sign in one tensor, for a checkpoint; exact, and lengths that are known are written once."""
+    lengths = [len(one) for one in rows]
+    known = packed is not None and packed.lengths == lengths
+    return {"values": torch.cat(list(rows)), "lengths": packed.lengths if packed is not None and known else lengths}
+
+
+def _rows_of(state: Any, packed: Packed | None) -> list[Tensor]:
+    """The rows that :func:`_in_one` was called on; none where nobody asked for them."""
+    return [] if state is None else list(state["values"].split(state["lengths"]))
 
 
 def _summary(by_example: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
