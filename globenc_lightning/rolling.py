@@ -123,7 +123,11 @@ class Layers:
             inputs = layer_inputs(done.layer, done.activations, done.weights, mixed="W-Res" in own)
             local_maps(*inputs, done.mask, own, kernel, out=self._maps[: len(own)], padding=self._padding)
         for method, out in zip(self.methods[len(own) :], self._maps[len(own) :], strict=True):
-            out.copy_(alti(*alti_inputs(done.layer, done.activations, done.weights, done.mask)) if method == "ALTI" else self._zeroed(done))
+            out.copy_(
+                alti(*alti_inputs(done.layer, done.activations, done.weights, done.mask))
+                if method == "ALTI"
+                else self._zeroed(done)
+            )
         return self._maps
 
     def _zeroed(self, done: LayerDone) -> Tensor:

@@ -111,9 +111,7 @@ class AttentionTrace(TorchFunctionMode):
         tapes: whether the functions after each attention call are noted, see :class:`~.tape.Tape`.
     """
 
-    def __init__(
-        self, report: Callable[[AttentionCall], None], *, inside: bool = False, tapes: bool = False
-    ) -> None:
+    def __init__(self, report: Callable[[AttentionCall], None], *, inside: bool = False, tapes: bool = False) -> None:
         super().__init__()
         self._report = report
         self._inside = inside
