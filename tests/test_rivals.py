@@ -278,14 +278,16 @@ def test_flows_of_a_tagger_go_from_the_tokens_that_are_decided() -> None:
         ("torch.compile", "rollout"),
         ("precision=bf16-true", "rollout"),
         ("metrics, lists and a file behind the loss", "rollout"),
-        ("a forward that keeps lists, tensors and a generator", "rollout"),
+        ("output_hidden_states", "rollout"),
     ],
 )
 def test_a_training_with_rivals_is_the_same_to_the_last_bit(name: str, aggregation: str) -> None:
     setting = SETTINGS[name]
     same, analysed = compare(
         setting,
-        lambda: GlobEncCallback(methods=("N-Enc", *RIVALS), aggregation=aggregation, num_examples=3, heatmap_examples=1),
+        lambda: GlobEncCallback(
+            methods=("N-Enc", *RIVALS), aggregation=aggregation, num_examples=3, heatmap_examples=1
+        ),
     )
     assert same == dict.fromkeys(COLUMNS, True)
     assert analysed >= setting.analysed

@@ -23,8 +23,8 @@ IMPORTANCE = (
     *("N-Enc", "N-ResLN", "N-Res", "N", "W-FixedRes", "W", "W-Res", "N-FixedRes"),
     *("ALTI", "Value-Zeroing"),
 )
-"""What the ladder compares: the whole layer, one part less at each step, then rollout of weights, then the variants; and
-the rivals."""
+"""What the ladder compares: the whole layer, one part less at each step, then rollout of weights, then the variants;
+and their rivals."""
 
 Part = tuple[int, str]
 """A sentence, counted from 0, and a method."""
