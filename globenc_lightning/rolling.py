@@ -123,12 +123,12 @@ class Layers:
             inputs = layer_inputs(done.layer, done.activations, done.weights, mixed="W-Res" in own)
             local_maps(*inputs, done.mask, own, kernel, out=self._maps[: len(own)], padding=self._padding)
         for method, out in zip(self.methods[len(own) :], self._maps[len(own) :], strict=True):
-            out.copy_(
-                alti(*alti_inputs(done.layer, done.activations, done.weights, done.mask))
-                if method == "ALTI"
-                else self._zeroed(done)
-            )
+            out.copy_(self._alti(done) if method == "ALTI" else self._zeroed(done))
         return self._maps
+
+    def _alti(self, done: LayerDone) -> Tensor:
+        """The contributions by ALTI in one layer, (b, q, k)."""
+        return alti(*alti_inputs(done.layer, done.activations, done.weights, done.mask))
 
     def _zeroed(self, done: LayerDone) -> Tensor:
         """The Value-Zeroing scores of one layer, (b, q, k), with the proof that what follows its attention is known."""
@@ -148,9 +148,9 @@ class Layers:
         def judge(found: Tensor) -> None:
             if not float(found) <= allowed:
                 raise UnsupportedEncoderError(
-                    f"Value-Zeroing is not defined for layer {done.place + 1} ({layer.name}): what follows its attention "
-                    f"gives another output when it is computed again, by {float(found):.1e} (allowed: {allowed:.0e}). "
-                    "Leave 'Value-Zeroing' out of methods."
+                    f"Value-Zeroing is not defined for layer {done.place + 1} ({layer.name}): what follows its "
+                    f"attention gives another output when it is computed again, by {float(found):.1e} "
+                    f"(allowed: {allowed:.0e}). Leave 'Value-Zeroing' out of methods."
                 )
 
         self.checks.add(apart, judge)

@@ -251,8 +251,8 @@ class Tape:
 
 def _refused(where: str, why: str) -> str:
     return (
-        f"Value-Zeroing is not defined for {where}: what follows its attention cannot be computed again of other numbers: "
-        f"{why}. Leave 'Value-Zeroing' out of methods."
+        f"Value-Zeroing is not defined for {where}: what follows its attention cannot be computed again of other "
+        f"numbers: {why}. Leave 'Value-Zeroing' out of methods."
     )
 
 

@@ -72,8 +72,8 @@ def _flows(source: NDArray[np.int32], inner: NDArray[np.int32], lowest: NDArray[
     found = np.zeros(width)
     for token in range(width):
         capacities = np.concatenate([above, lowest[:, token]])
-        graph = csr_array((capacities, indices, pointers), shape=(sink + 1, sink + 1))
-        # An edge without capacity is none.
+        graph = csr_array((capacities, indices, pointers), shape=(sink + 1, sink + 1), copy=True)
+        # An edge without capacity is none. This moves the others, in the copies.
         graph.eliminate_zeros()
         found[token] = maximum_flow(graph, 0, sink, method="dinic").flow_value
     return found
