@@ -77,6 +77,7 @@ from globenc_lightning.references import (
     integrated_gradients,
     of_jacobian,
     takes_jacobian,
+    told_of,
 )
 from globenc_lightning.settings import AUTO, Settings, Target
 from globenc_lightning.sharding import whole_weights
@@ -1545,6 +1546,9 @@ def _along_a_path(reader: Reader, run: _Run, batch: Any, settings: Settings, fou
         )
     for references, one in zip(found.references, along, strict=True):
         references[INTEGRATED] = one
+    word = told_of(brought_home([along[0].error])[0])
+    if word is not None:
+        warn(word)
     return found
 
 

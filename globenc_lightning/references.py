@@ -207,9 +207,23 @@ def integrated_gradients(
         lengths.append(gradient_x_input(mean, way, one.mask))
         signed.append((mean * way).sum(-1).masked_fill(~one.mask.bool(), 0.0))
     error = _error(signed, working(full) - working(base), rows, apart)
-    return [
-        Reference(one, error if len(error) == len(one) else error.max().expand(len(one))) for one in lengths
-    ]
+    return [Reference(one, error if len(error) == len(one) else error.max().expand(len(one))) for one in lengths]
+
+
+def told_of(error: Tensor) -> str | None:
+    """What somebody who reads integrated gradients has to know of how complete they are; None where nothing.
+
+    Args:
+        error: (b,) their completeness errors, on the CPU.
+    """
+    missed = error[torch.isfinite(error)]
+    most = float(missed.max()) if len(missed) else 0.0
+    if most <= INCOMPLETE:
+        return None
+    return (
+        f"integrated gradients miss {most:.0%} of what they sum up in an example, {float(missed.mean()):.1%} on "
+        f"average: {POINTS} points of the path are few for so uneven a score. Ranks suffer less than sums do."
+    )
 
 
 def _error(signed: Sequence[Tensor], difference: Tensor, rows: Tensor | None, apart: bool) -> Tensor:
