@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForTokenClassification, RobertaPreLayerNormConfig
+from transformers import (
+    BertConfig,
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+    RobertaPreLayerNormConfig,
+)
 from transformers import RobertaPreLayerNormForSequenceClassification as PreLayerNorm
 
 from globenc_lightning import METHODS, Attributions, attribute
@@ -18,7 +24,7 @@ from globenc_lightning.errors import GlobEncWarning
 from globenc_lightning.functional import spearman
 from globenc_lightning.functional.references import directions, largest_deviation
 from globenc_lightning.references import DIRECTIONS, INCOMPLETE, POINTS, jacobian_lengths, row_weights
-from tests import models
+from tests import models, torch_models
 
 INTEGRATED, HTA, EXACT = "integrated gradients", "HTA", "exact HTA"
 LENGTHS = (9, 5, 12)
@@ -104,6 +110,9 @@ def test_integrated_gradients_are_those_of_a_loop_over_single_examples(rule: str
 def test_the_class_that_is_predicted_on_the_text_stays_the_one_that_is_explained() -> None:
     """Halfway to the baseline, another class would be the largest: the largest logit's integral is another."""
     model, batch = build("post-LN"), models.batch([6] * 8, seed=2)
+    with torch.no_grad():
+        # No class is the largest of all examples.
+        model.classifier.bias -= model(**batch).logits.mean(0)
     found = attribute(model, batch, references=(INTEGRATED,))
     embeddings, encoder, head = parts_of(model)
     changes = 0
@@ -413,3 +422,188 @@ def test_half_precision(dtype: torch.dtype) -> None:
         assert found.references[name].dtype == torch.float32
         rho = spearman(found.references[name], exact.references[name], batch["attention_mask"])
         assert float(rho.min()) > 0.9
+
+
+# ---- further kinds of decision, of models and of calls
+
+
+def along(full: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
+    """(k,) lengths of the integrated gradients of a differentiable score of one example's states (1, k, d)."""
+    way, total = full - full.mean(1, keepdim=True), torch.zeros_like(full)
+    for place, weight in zip(*np.polynomial.legendre.leggauss(POINTS), strict=True):
+        states = (full + ((place + 1) / 2 - 1) * way).requires_grad_()
+        total += weight / 2 * torch.autograd.grad(score(states), states)[0]
+    return (total * way)[0].norm(dim=-1)
+
+
+def small(kind: Any, **options: Any) -> Any:
+    model = kind(BertConfig(**{**models._SIZES, "num_hidden_layers": 2, **options}))
+    models.redraw(model)
+    return model.double().eval()
+
+
+def test_a_span_is_explained_by_the_tokens_where_it_begins_and_ends_on_the_text() -> None:
+    model, batch = small(BertForQuestionAnswering), models.batch([8, 8, 8])
+    found = attribute(model, batch, references=(INTEGRATED,))
+    for example, ids in enumerate(singles(batch)):
+        output = model(input_ids=ids)
+        start, end = int(output.start_logits.argmax()), int(output.end_logits.argmax())
+
+        def score(states: Tensor, start: int = start, end: int = end) -> Tensor:
+            found: Tensor = model.qa_outputs(model.bert.encoder(states)[0])[0]
+            return found[start, 0] + found[end, 1]
+
+        compare(found.references[INTEGRATED], example, along(model.bert.embeddings(ids).detach(), score))
+
+
+def test_a_choice_is_explained_in_the_text_of_the_one_that_is_chosen() -> None:
+    model, flat = small(BertForMultipleChoice), models.batch([7, 5, 6, 7, 4, 7])
+    batch = {key: value.view(2, 3, 7) for key, value in flat.items()}
+    found = attribute(model, batch, references=(INTEGRATED, EXACT))
+    texts = singles(flat)
+    for example in range(2):
+        ids = texts[3 * example + int(found.predicted[example])]
+
+        def score(states: Tensor) -> Tensor:
+            return model.classifier(model.bert.pooler(model.bert.encoder(states)[0]))[0, 0]
+
+        full = model.bert.embeddings(ids).detach()
+        compare(found.references[INTEGRATED], example, along(full, score))
+        jacobian = torch.autograd.functional.jacobian(lambda states: model.bert.encoder(states)[0][0, 0], full)
+        compare(found.references[EXACT], example, jacobian[:, 0].square().sum((0, 2)).sqrt())
+
+
+class Pair(nn.Module):
+    """Compares two texts, by one encoder that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bert = models.build("bert", dtype=torch.float64).bert
+        self.head = nn.Linear(64, 3, dtype=torch.float64)
+
+    def forward(
+        self, query_input_ids: Tensor, query_attention_mask: Tensor, doc_input_ids: Tensor, doc_attention_mask: Tensor
+    ) -> Tensor:
+        query = self.bert(input_ids=query_input_ids, attention_mask=query_attention_mask)[0]
+        document = self.bert(input_ids=doc_input_ids, attention_mask=doc_attention_mask)[0]
+        logits: Tensor = self.head(torch.cat([query[:, 0], document[:, 0] * query[:, 0]], -1))
+        return logits
+
+
+def test_of_two_texts_both_go_along_the_path() -> None:
+    torch.manual_seed(0)
+    model, query, document = Pair(), models.batch([7, 4], seed=1), models.batch([5, 9], seed=2)
+    batch = {f"query_{key}": value for key, value in query.items()}
+    batch |= {f"doc_{key}": value for key, value in document.items()}
+    found = attribute(model, batch, references=(INTEGRATED,))
+    (other,) = found.others
+    for example, (left, right) in enumerate(zip(singles(query), singles(document), strict=True)):
+        full = [model.bert.embeddings(ids).detach() for ids in (left, right)]
+        base = [one.mean(1, keepdim=True).expand_as(one) for one in full]
+        total = [torch.zeros_like(one) for one in full]
+        for place, weight in zip(*np.polynomial.legendre.leggauss(POINTS), strict=True):
+            share = (place + 1) / 2
+            states = [(b + share * (f - b)).requires_grad_() for f, b in zip(full, base, strict=True)]
+            first, second = (model.bert.encoder(one)[0][:, 0] for one in states)
+            logit = model.head(torch.cat([first, second * first], -1))[0, found.predicted[example]]
+            for one, gradient in zip(total, torch.autograd.grad(logit, states), strict=True):
+                one += weight / 2 * gradient
+        for mine, gradient, f, b in zip((found, other), total, full, base, strict=True):
+            compare(mine.references[INTEGRATED], example, (gradient * (f - b))[0].norm(dim=-1))
+        assert float(found.reference_error[INTEGRATED][example]) < INCOMPLETE
+
+
+class InARow(Pair):
+    """The second call of its encoder goes on from what the first one gave."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:  # type: ignore[override]
+        first = self.bert(input_ids=input_ids, attention_mask=attention_mask)[0]
+        last = self.bert(inputs_embeds=first, attention_mask=attention_mask)[0]
+        logits: Tensor = self.head(torch.cat([first[:, 0], last[:, 0]], -1))
+        return logits
+
+
+def test_states_that_are_made_of_another_call_s_have_no_path_of_their_own() -> None:
+    torch.manual_seed(0)
+    model, batch = InARow(), models.batch([7, 4])
+    found = attribute(model, batch, references=(INTEGRATED, EXACT))
+    (other,) = found.others
+    for example, ids in enumerate(singles(batch)):
+
+        def score(states: Tensor, example: int = example) -> Tensor:
+            first = model.bert.encoder(states)[0]
+            last = model.bert(inputs_embeds=first)[0]
+            return model.head(torch.cat([first[:, 0], last[:, 0]], -1))[0, found.predicted[example]]
+
+        compare(found.references[INTEGRATED], example, along(model.bert.embeddings(ids).detach(), score))
+    real = batch["attention_mask"].bool()
+    assert other.references[INTEGRATED][real].isnan().all()
+    assert not other.references[INTEGRATED][~real].any()
+    assert other.reference_correlation[INTEGRATED]["N-Enc"].isnan().all()
+    assert other.references[EXACT][real].isfinite().all()
+
+
+@pytest.mark.parametrize("final", [False, True])
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_an_encoder_of_torch_s_own_whatever_axis_comes_first(norm_first: bool, final: bool) -> None:
+    built = [
+        torch_models.drawn(torch_models.Classifier(batch_first=first, norm_first=norm_first, final=final))
+        .double()
+        .eval()
+        for first in (True, False)
+    ]
+    built[1].load_state_dict(built[0].state_dict())
+    batch = {"input_ids": torch_models.texts()}
+    one, other = (attribute(model, batch, references=(INTEGRATED, HTA)) for model in built)
+    for name in (INTEGRATED, HTA):
+        torch.testing.assert_close(one.references[name], other.references[name])
+        assert one.references[name].gt(0).sum() > 10
+    ids = batch["input_ids"][:1]
+    full = built[0].embedded(ids).detach()
+    score = lambda states: built[0].head(built[0].encoder(states)[:, 0])[0, one.predicted[0]]  # noqa: E731
+    compare(one.references[INTEGRATED], 0, along(full, score))
+
+
+class Below(nn.Module):
+    """Calls its encoder where gradients are off, keeps its first hidden states, or gives them as they came."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.model = pre_ln()
+        self.kept: Tensor | None = None
+
+    def forward(self, inputs_embeds: Tensor) -> Tensor:
+        if self.how == "cached":
+            # Made once: whoever writes into it changes the next forward pass.
+            self.kept = inputs_embeds * 1.0 if self.kept is None else self.kept
+            logits: Tensor = self.model(inputs_embeds=self.kept).logits
+            return logits
+        with torch.set_grad_enabled(self.how != "no_grad"):
+            logits = self.model(inputs_embeds=inputs_embeds).logits
+        return logits
+
+
+@pytest.mark.parametrize("how", ["as it is", "no_grad", "cached"])
+def test_models_that_are_called_with_embeddings(how: str) -> None:
+    model = Below(how)
+    embeddings = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    before = embeddings.clone()
+    for _ in range(2):
+        found = attribute(
+            model,
+            {"inputs_embeds": embeddings},
+            references=(INTEGRATED, HTA),
+            forward=lambda module, batch: module(**batch),
+        )
+        plain = Below("as it is").model
+        base = plain.roberta_prelayernorm
+        for example in range(2):
+            full = base.embeddings(inputs_embeds=embeddings[example : example + 1]).detach()
+
+            def score(states: Tensor, example: int = example) -> Tensor:
+                return plain.classifier(base.LayerNorm(base.encoder(states)[0]))[0, found.predicted[example]]
+
+            compare(found.references[INTEGRATED], example, along(full, score))
+    assert torch.equal(embeddings, before)
+    assert model.kept is None or torch.equal(model.kept, before)
