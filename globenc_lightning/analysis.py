@@ -73,6 +73,7 @@ from globenc_lightning.references import (
     integrated_gradients,
     of_jacobian,
     takes_jacobian,
+    told_of,
 )
 from globenc_lightning.rolling import Layers
 from globenc_lightning.rolling import Tell as TellExamples
@@ -1587,6 +1588,9 @@ def _along_a_path(reader: Reader, run: _Run, batch: Any, settings: Settings, fou
         )
     for references, one in zip(found.references, along, strict=True):
         references[INTEGRATED] = one
+    word = told_of(brought_home([along[0].error])[0])
+    if word is not None:
+        warn(word)
     return found
 
 

@@ -210,6 +210,22 @@ def integrated_gradients(
     return [Reference(one, error if len(error) == len(one) else error.max().expand(len(one))) for one in lengths]
 
 
+def told_of(error: Tensor) -> str | None:
+    """What somebody who reads integrated gradients has to know of how complete they are; None where nothing.
+
+    Args:
+        error: (b,) their completeness errors, on the CPU.
+    """
+    missed = error[torch.isfinite(error)]
+    most = float(missed.max()) if len(missed) else 0.0
+    if most <= INCOMPLETE:
+        return None
+    return (
+        f"integrated gradients miss {most:.0%} of what they sum up in an example, {float(missed.mean()):.1%} on "
+        f"average: {POINTS} points of the path are few for so uneven a score. Ranks suffer less than sums do."
+    )
+
+
 def _error(signed: Sequence[Tensor], difference: Tensor, rows: Tensor | None, apart: bool) -> Tensor:
     """The completeness error of each row of the first call, (b,), or of all together, (1,)."""
     size = len(signed[0]) if signed else 0
