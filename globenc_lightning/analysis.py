@@ -978,7 +978,8 @@ def _with_signed(reader: Reader, run: "_Run", batch: Any, settings: Settings, fo
 
     network = Network(reader.model, reader.structures, call, run.judge, reader.written, reader.connected)
     texts, judged = batch.batch if isinstance(batch, Chunk) else batch, found.judged
-    signed = signed_scores(network, texts, judged.scores.detach(), judged.home.kind)
+    own = callable(settings.target)
+    signed = signed_scores(network, texts, judged.scores.detach(), judged.home.kind, own_target=own)
     if signed.reason:
         warn(f"{run.name}: there are no signed scores, the other figures are as ever: {signed.reason}.")
         # In a training, the next analysis would find the same.
