@@ -850,7 +850,7 @@ def _record(
         decided=judged.decided,
         loss=decision.losses(every).to(device),
         signed=signed,
-        left_out=None if signed is None else judged.scores.detach() - signed.sum(1).to(judged.scores.dtype),
+        left_out=None if signed is None else working(judged.scores) - signed.sum(1),
     )
 
 

@@ -179,6 +179,8 @@ def _missing(missing: float, total: float, odd: Sequence[str], kind: str) -> str
 
 
 def _because(kind: str, odd: Sequence[str]) -> str:
-    # What is seen on the way is the better reason: a target may be a logit.
-    why = f"on the way to the score stands {', '.join(odd[:3])}" if odd else _WHY.get(kind, "")
+    why = _WHY.get(kind, "")
+    if odd and (not why or kind == "target"):
+        # A target may be a logit.
+        why = f"on the way to the score stands {', '.join(odd[:3])}"
     return f" ({why})" if why else ""
