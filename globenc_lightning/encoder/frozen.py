@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -144,6 +144,10 @@ class FrozenNetwork(TorchFunctionMode):
             return multihead.run(self, args, kwargs)
         live = [one for one in _tensors(args, kwargs) if _is_live(one)]
         if not live:
+            if any(one.requires_grad for one in _tensors(args, kwargs)):
+                # What is made of parameters alone is a constant.
+                with torch.no_grad():
+                    return func(*args, **kwargs)
             return func(*args, **kwargs)
         self._types.update(one.dtype for one in live)
         return self._run(func, name, args, kwargs, live)
@@ -329,9 +333,9 @@ class FrozenNetwork(TorchFunctionMode):
         fills_nothing = name.startswith("masked_fill") and _is_zero((*args, *kwargs.values())[-1])
         if plain or fills_nothing:
             return self._is(func(*args, **kwargs), kind)
-        before = _copied(args, kwargs, name) if _writes(func, name, kwargs) else None
+        before = _copied(args, kwargs) if args and _writes(func, name, kwargs) else None
         result = func(*args, **kwargs)
-        written = args[0] if before is not None and args else result
+        written = result if before is None else args[0]
         for one in written if isinstance(written, tuple | list) else (written,):
             self._is(one, kind)
         self._note_generic(func, *(before or (args, kwargs)), written, into=before is not None)
@@ -443,7 +447,8 @@ def _tensors(args: Any, kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
 
 
 def _is_live(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.requires_grad
+    """Whether a value depends on hidden states, and is no parameter of a module that the forward has just made."""
+    return isinstance(value, Tensor) and value.requires_grad and not isinstance(value, nn.Parameter)
 
 
 def _is_zero(value: Any) -> bool:
@@ -480,9 +485,9 @@ def _writes(func: Any, name: str, kwargs: Mapping[str, Any]) -> bool:
     return writes_in_place(func) or name == "__setitem__" or kwargs.get("inplace") is True
 
 
-def _copied(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _copied(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a function that writes into its first one, before it does."""
-    first = args[0] if args else None
+    first = args[0]
     if not isinstance(first, Tensor) or first.requires_grad:
         return args, kwargs
     return (first.clone(), *args[1:]), kwargs
