@@ -32,6 +32,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from globenc_lightning.encoder import multihead
 from globenc_lightning.encoder.contexts import writes_in_place
 from globenc_lightning.encoder.slopes import at_zero, group_normed, normed, sloped
+from globenc_lightning.functional.devices import has_float64
 
 VECTOR, ACTIVATION, GATE, STATISTIC = range(4)
 """What a tensor is, in a product of two: the one that is further behind in this list is held fixed."""
@@ -495,5 +496,4 @@ def _copied(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, .
 
 def _sum(products: Tensor) -> Tensor:
     # Rows without a real token may hold NaN, and are nobody's; what is lost elsewhere is missing in the sum.
-    precise = torch.float64 if products.device.type != "mps" else torch.float32
-    return products.to(precise).nansum()
+    return products.to(torch.float64 if has_float64(products.device) else torch.float32).nansum()
