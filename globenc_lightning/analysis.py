@@ -839,7 +839,7 @@ def _record(
         reference_correlation={name: by_method(rho) for name, rho in compared.items()},
         reference_error={name: references[name].error for name in compared},
         signed=signed,
-        left_out=None if signed is None else judged.scores.detach() - signed.sum(1).to(judged.scores.dtype),
+        left_out=None if signed is None else working(judged.scores) - signed.sum(1),
     )
 
 
@@ -1006,7 +1006,8 @@ def _with_signed(reader: Reader, run: "_Run", batch: Any, settings: Settings, fo
 
     network = Network(reader.model, reader.structures, call, run.judge, reader.written, reader.connected)
     texts, judged = batch.batch if isinstance(batch, Chunk) else batch, found.judged
-    signed = signed_scores(network, texts, judged.scores.detach(), judged.home.kind)
+    own = callable(settings.target)
+    signed = signed_scores(network, texts, judged.scores.detach(), judged.home.kind, own_target=own)
     if signed.reason:
         warn(f"{run.name}: there are no signed scores, the other figures are as ever: {signed.reason}.")
         # In a training, the next analysis would find the same.

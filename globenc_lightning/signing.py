@@ -74,7 +74,7 @@ class Network:
     connected: bool
 
 
-def signed_scores(network: Network, texts: Any, scores: Tensor, kind: str) -> Signed:
+def signed_scores(network: Network, texts: Any, scores: Tensor, kind: str, *, own_target: bool = False) -> Signed:
     """Compute signed contributions, or say why there are none.
 
     Args:
@@ -82,12 +82,13 @@ def signed_scores(network: Network, texts: Any, scores: Tensor, kind: str) -> Si
         texts: the batch.
         scores: (n,) what the analysis found.
         kind: the kind of decision, for the words of a refusal.
+        own_target: whether the score is the user's own target.
 
     Returns:
         The contributions, proven to add up.
     """
     try:
-        return _proven(network, texts, scores, kind)
+        return _proven(network, texts, scores, "target" if own_target else kind)
     except GlobEncError as error:
         return Signed(reason=f"the network with attention, norms and activations held fixed cannot be run: {error}")
 
@@ -159,6 +160,7 @@ def _checked(
 
 
 _WHY = {
+    "target": "target= has to be linear in the logits, a logit or a difference of two, say",
     "similarity": "a similarity multiplies the vectors of two texts, and no part of it belongs to one of them",
     "loss": "a loss is not linear in the logits; what is explained has to be a logit or a value",
 }
@@ -178,6 +180,7 @@ def _missing(missing: float, total: float, odd: Sequence[str], kind: str) -> str
 
 def _because(kind: str, odd: Sequence[str]) -> str:
     why = _WHY.get(kind, "")
-    if not why and odd:
+    if odd and (not why or kind == "target"):
+        # A target may be a logit.
         why = f"on the way to the score stands {', '.join(odd[:3])}"
     return f" ({why})" if why else ""

@@ -288,6 +288,7 @@ KINDS: dict[str, tuple[int, Callable[..., Tensor]]] = {
         ),
     ),
     "loss": (3, lambda head, hidden, ids, labels: head(hidden[:, 0]).square().mean()),
+    "products": (3, lambda head, hidden, ids, labels: F.cross_entropy(head(hidden[:, 0] * hidden[:, 1]), labels)),
 }
 """A head's width, and the loss of each kind of decision."""
 REFUSED_KINDS = ("loss", "similarity")
@@ -505,6 +506,22 @@ SETTINGS |= {
     for kind in KINDS
 }
 SETTINGS |= {
+    "signed scores": Setting(ours=lambda: GlobEncCallback(heatmap_examples=1, signed=True)),
+    "signed scores, gradients switched off in between": Setting(
+        make=BelowNoGrad, ours=lambda: GlobEncCallback(heatmap_examples=1, signed=True)
+    ),
+    "signed scores that are refused": Setting(
+        make=partial(OfKind, "products"), ours=lambda: GlobEncCallback(heatmap_examples=1, signed=True)
+    ),
+    "signed scores of a forward that keeps lists and tensors": Setting(
+        make=Remembers,
+        ours=lambda: given_probe(signed=True),
+        options={"num_sanity_val_steps": 0, "val_check_interval": 0.5},
+        analysed=5,
+    ),
+    "signed scores, precision=bf16-true": Setting(
+        options={"precision": "bf16-true"}, ours=lambda: GlobEncCallback(heatmap_examples=1, signed=True)
+    ),
     "texts that the step makes tokens of": Setting(make=Tokenises, data=lambda: shuffled(collate_fn=texts_and_numbers)),
     "metrics, lists and a file behind the loss": Setting(make=Measures),
     "manual optimisation": Setting(make=Manual),

@@ -25,13 +25,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from globenc_lightning.encoder import multihead
 from globenc_lightning.encoder.contexts import writes_in_place
 from globenc_lightning.encoder.slopes import at_zero, group_normed, normed, sloped
+from globenc_lightning.functional.devices import has_float64
 
 VECTOR, ACTIVATION, GATE, STATISTIC = range(4)
 """What a tensor is, in a product of two: the one that is further behind in this list is held fixed."""
@@ -144,6 +145,10 @@ class FrozenNetwork(TorchFunctionMode):
             return multihead.run(self, args, kwargs)
         live = [one for one in _tensors(args, kwargs) if _is_live(one)]
         if not live:
+            if any(one.requires_grad for one in _tensors(args, kwargs)):
+                # What is made of parameters alone is a constant.
+                with torch.no_grad():
+                    return func(*args, **kwargs)
             return func(*args, **kwargs)
         self._types.update(one.dtype for one in live)
         return self._run(func, name, args, kwargs, live)
@@ -327,9 +332,9 @@ class FrozenNetwork(TorchFunctionMode):
         fills_nothing = name.startswith("masked_fill") and _is_zero((*args, *kwargs.values())[-1])
         if plain or fills_nothing:
             return self._is(func(*args, **kwargs), kind)
-        before = _copied(args, kwargs, name) if _writes(func, name, kwargs) else None
+        before = _copied(args, kwargs) if args and _writes(func, name, kwargs) else None
         result = func(*args, **kwargs)
-        written = args[0] if before is not None and args else result
+        written = result if before is None else args[0]
         for one in written if isinstance(written, tuple | list) else (written,):
             self._is(one, kind)
         self._note_generic(func, *(before or (args, kwargs)), written, into=before is not None)
@@ -472,7 +477,8 @@ def _tensors(args: Any, kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
 
 
 def _is_live(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.requires_grad
+    """Whether a value depends on hidden states, and is no parameter of a module that the forward has just made."""
+    return isinstance(value, Tensor) and value.requires_grad and not isinstance(value, nn.Parameter)
 
 
 def _is_zero(value: Any) -> bool:
@@ -509,9 +515,9 @@ def _writes(func: Any, name: str, kwargs: Mapping[str, Any]) -> bool:
     return writes_in_place(func) or name == "__setitem__" or kwargs.get("inplace") is True
 
 
-def _copied(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _copied(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a function that writes into its first one, before it does."""
-    first = args[0] if args else None
+    first = args[0]
     if not isinstance(first, Tensor) or first.requires_grad:
         return args, kwargs
     return (first.clone(), *args[1:]), kwargs
@@ -519,5 +525,4 @@ def _copied(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> tuple[t
 
 def _sum(products: Tensor) -> Tensor:
     # Rows without a real token may hold NaN, and are nobody's; what is lost elsewhere is missing in the sum.
-    precise = torch.float64 if products.device.type != "mps" else torch.float32
-    return products.to(precise).nansum()
+    return products.to(torch.float64 if has_float64(products.device) else torch.float32).nansum()
