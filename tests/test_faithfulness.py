@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from globenc_lightning import GlobEncCallback, ProbeSet, attribute
@@ -21,6 +20,7 @@ from globenc_lightning.perturbing import maskable_tokens, masked_again
 from globenc_lightning.settings import Settings
 from tests.training import (
     CLS,
+    MASK,
     PAD,
     SEP,
     Row,
@@ -37,7 +37,6 @@ from tests.training import (
 
 METHODS = ("N-Enc", "W")
 BY_METHOD = ("gain", "sufficiency_gain", "log_odds")
-MASK = 7
 NAN = float("nan")
 
 
@@ -47,14 +46,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def with_mask() -> PreTrainedTokenizerFast:
-    """A tokenizer that has a mask token, one of the vocabulary's words."""
-    words = tokenizer()
-    words.add_special_tokens({"mask_token": words.convert_ids_to_tokens(MASK)})
-    assert words.mask_token_id == MASK
-    return words
 
 
 def without_masks(*args: Any, **options: Any) -> Sentences:
@@ -198,7 +189,7 @@ def test_every_example_has_the_figures_of_its_text_alone(masked_by: str, left: b
             for name in ("input_ids", "attention_mask"):
                 batch[name][row] = batch[name][row].roll(turn)
         batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    words = with_mask() if masked_by == "mask token" else None
+    words = tokenizer(mask=True) if masked_by == "mask token" else None
     probe = ProbeSet.from_batch(batch, tokenizer=words)
     found = faithfulness_of(model, probe, max_tokens=max_tokens)
     assert (found.masking, found.unit, found.passes) == (masked_by, "probability", 7)
@@ -224,7 +215,7 @@ def test_the_order_of_a_probe_changes_nothing() -> None:
 
 @pytest.mark.parametrize("masked_by", ["mask token", "attention mask"])
 def test_in_a_training_they_are_those_of_its_weights(masked_by: str) -> None:
-    words = with_mask() if masked_by == "mask token" else None
+    words = tokenizer(mask=True) if masked_by == "mask token" else None
     callback = GlobEncCallback(methods=METHODS, faithfulness=True, num_examples=7, tokenizer=words)
     module = Steps(sharp().train())
     fit(module, callback, max_epochs=2, val=loader(without_masks()))
@@ -417,7 +408,7 @@ def test_what_cannot_be_masked_is_said_once_and_loses_no_other_figure(make: Any,
     for asks in (True, False):
         torch.manual_seed(3)
         data = without_masks()
-        callback = GlobEncCallback(faithfulness=asks, num_examples=6, tokenizer=with_mask())
+        callback = GlobEncCallback(faithfulness=asks, num_examples=6, tokenizer=tokenizer(mask=True))
         with said() as messages:
             fit(make(), callback, max_epochs=3, val=loader(data), train=loader(data))
         histories.append(callback.history)
@@ -502,7 +493,7 @@ def test_special_tokens_and_tokens_that_are_masked_already_stay() -> None:
 
 
 def test_a_mask_token_that_the_encoder_does_not_know_is_none() -> None:
-    model, words = sharp(), with_mask()
+    model, words = sharp(), tokenizer(mask=True)
     words.add_special_tokens({"mask_token": "[another]"})
     assert words.mask_token_id == 60
     found = faithfulness_of(model, ProbeSet.from_batch(Sentences(4).first(4), tokenizer=words))
