@@ -530,6 +530,29 @@ SETTINGS |= {
 }
 
 
+Masks = partial(Setting, ours=lambda: GlobEncCallback(heatmap_examples=1, faithfulness=["N-Enc"]))
+SETTINGS |= {
+    "faithfulness": Masks(),
+    "faithfulness, a forward that keeps lists, tensors and a generator": Setting(
+        make=Remembers, ours=lambda: given_probe(faithfulness=True), options={"num_sanity_val_steps": 0}, analysed=3
+    ),
+    "faithfulness by the tokenizer's mask token, texts": Setting(
+        make=Tokenises,
+        data=lambda: shuffled(collate_fn=texts_and_numbers),
+        ours=lambda: GlobEncCallback(heatmap_examples=1, faithfulness=True, tokenizer=tokenizer(mask=True)),
+    ),
+    "faithfulness, precision=bf16-mixed": Masks(options={"precision": "bf16-mixed"}),
+    "faithfulness, torch.compile": Masks(make=Compiled),
+    "faithfulness, metrics, lists and a file behind the loss": Masks(make=Measures),
+    "faithfulness, an encoder below the step's own no_grad": Masks(make=BelowNoGrad),
+    "faithfulness, every second validation, at_steps after ours averages the weights": Averaged(
+        after=lambda: [EveryStep()],
+        ours=lambda: GlobEncCallback(heatmap_examples=1, at_steps=[1, 3], faithfulness=True, faithfulness_every_n=2),
+        analysed=4,
+    ),
+}
+
+
 def train(setting: Setting, ours: Sequence[pl.Callback]) -> dict[str, Any]:
     """Everything that a training leaves behind, by the table's columns."""
     pl.seed_everything(3, verbose=False)

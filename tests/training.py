@@ -32,6 +32,8 @@ from globenc_lightning.errors import GlobEncWarning
 
 PAD, UNKNOWN, CLS, SEP = 0, 1, 2, 3
 FIRST_WORD = 4
+MASK = 7
+"""The word that stands for masked ones, in a tokenizer that has such a token."""
 VOCABULARY = 60
 CLASSES = 3
 ODD_WORDS = ("<script>", "a\x07b", "&amp;", "##ing", "*|`", "\u202egnp", "日本", "\U0001f600", "\u200b", "x" * 70)
@@ -387,14 +389,21 @@ def word(index: int) -> str:
     return (*ODD_WORDS, *(f"word{number}" for number in range(VOCABULARY)))[index - FIRST_WORD]
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer for the vocabulary of :class:`Sentences`, odd words in it."""
+def tokenizer(mask: bool = False) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer for the vocabulary of :class:`Sentences`, odd words in it.
+
+    Args:
+        mask: whether it has a mask token: ``MASK``, one of the words.
+    """
     vocabulary = {word(index): index for index in range(VOCABULARY)}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
     )
-    return PreTrainedTokenizerFast(
+    words = PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     )
+    if mask:
+        words.add_special_tokens({"mask_token": word(MASK)})
+    return words
