@@ -106,15 +106,13 @@ def save_faithfulness(
     means = [part["mean"].to_numpy(dtype=np.float64) for part in parts]
     halves = [(part["high"] - part["mean"]).to_numpy(dtype=np.float64) for part in parts]
     scale = scales.faithfulness(figure, study.masked_share, means, halves)
-    absent = int(found.drop_duplicates(["run", "step", "example"])[figure].isna().sum())
-    notes = (
-        []
-        if figure == "log_odds" or not absent
-        else [
-            f"Left out: {absent} of {len(found.drop_duplicates(['run', 'step', 'example']))} analyses of an example, since "
-            "masking every token hardly moves its score."
+    notes = []
+    each = found.drop_duplicates(["run", "step", "example"])[figure]
+    if figure != "log_odds" and each.isna().any():
+        notes = [
+            f"Left out: {int(each.isna().sum())} of {len(each)} analyses of an example, since masking every token "
+            "hardly moves its score."
         ]
-    )
     drawn = _Figure(further_curves.HEADINGS[figure], table, further_curves.UNITS[figure], scale, random, notes)
     return _saved(study, target, dpi, title, drawn)
 

@@ -100,8 +100,8 @@ class Study:
             methods: one or several; all whose first tokens were masked when None.
 
         Returns:
-            Columns: run, seed, step, epoch, example, method, ``gain``, ``sufficiency_gain``, ``log_odds``, ``span``; see
-            :class:`~globenc_lightning.faithfulness.Faithfulness`.
+            Columns: run, seed, step, epoch, example, method, ``gain``, ``sufficiency_gain``, ``log_odds`` and
+            ``span`` of :class:`~globenc_lightning.faithfulness.Faithfulness`.
 
         Raises:
             RecordError: faithfulness was not measured in every run, or not of such a method.
@@ -145,8 +145,9 @@ class Study:
         ``rho`` (run, step, example, method, layer); ``score``, ``predicted``, ``label``, ``loss`` (run, step, example);
         the coordinate ``seed`` (run). Where all runs have them: ``rho_with`` (reference, run, step, example, method,
         layer) with further references; ``gain``, ``sufficiency_gain``, ``log_odds`` (run, step, example, method; NaN
-        for methods whose tokens were not masked) and ``span`` (run, step, example); ``left_out`` (run, step, example). The ``sel`` of xarray has an argument ``method`` of its own: choose a method
-        with ``sel({"method": "N-Enc"})``.
+        for methods whose tokens were not masked) and ``span`` (run, step, example); ``left_out`` (run, step, example).
+        The ``sel`` of xarray has an argument ``method`` of its own: choose a method with
+        ``sel({"method": "N-Enc"})``.
 
         Raises:
             RecordError: xarray is not installed.
@@ -167,7 +168,7 @@ class Study:
             masked = self.faithfulness()
             figures = masked.set_index(["run", "step", "example", "method"])[["gain", "sufficiency_gain", "log_odds"]]
             spans = masked.drop_duplicates(["run", "step", "example"]).set_index(["run", "step", "example"])["span"]
-            found = found.merge(xarray.Dataset.from_dataframe(figures))
+            found = found.merge(xarray.Dataset.from_dataframe(figures), join="outer")
             found["span"] = xarray.DataArray.from_series(spans)
         found = found.reindex(method=self.methods).merge(xarray.Dataset.from_dataframe(decided.astype("float64")))
         seeds = {run.label: run.seed for run in self._runs}
