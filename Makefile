@@ -8,6 +8,7 @@
 PYTHON ?= python3
 DEMO_ARGS ?=
 STUDY_ARGS ?=
+COMPARE_ARGS ?=
 TEST_ARGS ?=
 TEST_WORKERS ?= 2
 VERSIONS_ARGS ?=
@@ -30,7 +31,7 @@ LIGHTNING := $(shell sed -n 's/^pytorch-lightning==/lightning==/p' constraints.t
 INSTALL := -m pip install --quiet --constraint constraints.txt $(TORCH) --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo study test lightning loggers readers versions lint format types ci clean
+.PHONY: help demo study compare test lightning loggers readers versions docs lint format types ci clean
 
 help: ## show these commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -40,6 +41,9 @@ demo: $(DEMO_READY) ## fine-tune a real encoder with the callback (a few minutes
 
 study: $(DEMO_READY) ## fine-tune with three seeds, record them and compare them (some minutes)
 	$(DEMO_ENV)/bin/python examples/study_seeds.py $(STUDY_ARGS)
+
+compare: $(DEMO_READY) ## fine-tune, and compare GlobEnc with its rivals on held-out sentences (some minutes)
+	$(DEMO_ENV)/bin/python examples/compare_methods.py $(COMPARE_ARGS)
 
 test: $(TEST_READY) ## run the whole test suite
 	OMP_NUM_THREADS=1 $(TEST_ENV)/bin/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile $(TEST_ARGS)
@@ -56,9 +60,13 @@ readers: $(READERS_READY) ## run the tests that read a record with other package
 versions: ## run the tests with the oldest, the pinned and the newest of all it needs; before a release
 	$(PYTHON) tests/versions.py $(VERSIONS_ARGS)
 
-lint: $(TEST_READY) ## check style and formatting
+docs: $(TEST_READY) ## build the pages of docs/ and the reference into docs/_build
+	$(TEST_ENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs docs/_build
+
+lint: $(TEST_READY) ## check style, formatting and which module imports which
 	$(TEST_ENV)/bin/python -m ruff check .
 	$(TEST_ENV)/bin/python -m ruff format --check .
+	$(TEST_ENV)/bin/lint-imports
 
 format: $(TEST_READY) ## put style and formatting right where a tool can
 	$(TEST_ENV)/bin/python -m ruff check --fix .
@@ -71,7 +79,7 @@ ci: ## everything that a change has to pass
 	bash .ci/run
 
 clean: ## remove the environments and the tools' caches
-	rm -rf $(DEMO_ENV) $(TEST_ENV) $(LIGHTNING_ENV) $(LOGGERS_ENV) $(READERS_ENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf docs/_build $(DEMO_ENV) $(TEST_ENV) $(LIGHTNING_ENV) $(LOGGERS_ENV) $(READERS_ENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(DEMO_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DEMO_ENV)

@@ -97,7 +97,7 @@ class Attributions:
 
     @property
     def head_reads(self) -> str:
-        """What the head makes its decision of: ``"readout"``, ``"other tokens"`` too, or something ``"elsewhere"``."""
+        """Returns ``"readout"``, ``"other tokens"`` or ``"elsewhere"``, by what the head makes its decision of."""
         if self.head_gradient is None:
             return "elsewhere"
         if self.readout not in ("cls", "last"):

@@ -86,7 +86,7 @@ class GlobEncCallback(Callback):
       ``globenc/log_odds/<method>`` by ``self.log``: means over the examples that have such a figure;
     - images ``globenc/heatmap/...``, ``globenc/filmstrip/...``, ``globenc/correlation/...``, and ``globenc/signed/...``
       and ``globenc/faithfulness/...`` where they were asked for, where a logger can show images (TensorBoard, Weights &
-      Biases, MLflow, Comet, Aim and others, see :mod:`globenc_lightning.report.publish`);
+      Biases, MLflow, Comet, Aim and others, see ``globenc_lightning/report/publish.py``);
     - one text ``globenc/about``, where a logger takes texts: all choices, the probe's sentences, and why there are no
       figures where there are none;
     - two records ``globenc/dashboard/...`` for the GlobEnc tab, where a logger writes TensorBoard's event files.
@@ -168,8 +168,8 @@ class GlobEncCallback(Callback):
 
     Attributes:
         probe: the :class:`ProbeSet`, once it is fixed.
-        history: one :class:`~globenc_lightning.measurement.HistoryEntry` per analysed validation, in a list that can
-            save pictures of itself (:class:`~globenc_lightning.measurement.History`). ``history.reasons`` says why
+        history: one :class:`~globenc_lightning.history.HistoryEntry` per analysed validation, in a list that can
+            save pictures of itself (:class:`~globenc_lightning.history.History`). ``history.reasons`` says why
             there are no figures, where there are none.
 
     Raises:
@@ -409,9 +409,9 @@ class GlobEncCallback(Callback):
     @property
     @override
     def state_key(self) -> str:
-        """What Lightning looks this callback's state up by: its class, a digest of its settings, and its place.
+        """Returns what Lightning finds this callback's state by, made of its class, its settings and its place.
 
-        :mod:`globenc_lightning.state_keys` says what the digest is of, and how an older state is found again.
+        ``globenc_lightning/state_keys.py`` says what the digest is of, and how an older state is found again.
         """
         return self._key(self._place)
 

@@ -41,7 +41,7 @@ class HistoryEntry:
         predicted: (b,) index of the predicted class.
         score: (b,) the score whose gradient the saliency is; empty in checkpoints of earlier versions.
         position: one per example: the token that the decision is read at, or None where it is read at several.
-        answers: one per example: what is decided, see :class:`Measurement`; empty in checkpoints of earlier versions.
+        answers: one per example: what is decided, see :class:`.Measurement`; empty in checkpoints of earlier versions.
         probability: (b,) of what is predicted, NaN where it has none; empty in checkpoints of earlier versions.
         texts: one number per example that tells its tokens from others: another choice has another text. Empty in
             checkpoints of earlier versions.
@@ -134,18 +134,18 @@ class HistoryEntry:
 
     @property
     def by_example(self) -> dict[str, Tensor]:
-        """Method -> (b, l) every example's rho."""
+        """Returns method -> (b, l) every example's rho."""
         return dict(zip(self.correlation, self.rho.double().unbind(0), strict=True))
 
     @property
     def rows(self) -> dict[str, list[Tensor]]:
-        """Method -> one (k,) per example: the readout row of the last layer's rollout."""
+        """Returns method -> one (k,) per example, the readout row of the last layer's rollout."""
         packed = self.packed
         return {} if packed is None else {method: packed.rows(place) for place, method in enumerate(self.correlation)}
 
     @property
     def saliency(self) -> list[Tensor]:
-        """One (k,) per example."""
+        """Returns one (k,) per example."""
         return [] if self.packed is None else self.packed.rows(len(self.correlation))
 
     def row(self, method: str, example: int) -> Tensor:

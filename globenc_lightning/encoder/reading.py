@@ -6,7 +6,7 @@ layer's attention is held.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import wraps
@@ -395,6 +395,22 @@ def _watch(
     handles.append(encoder.register_forward_hook(left, with_kwargs=True))
     handles.append(_ForwardHandle(encoder, watched))  # type: ignore[arg-type]
     return None
+
+
+def _closing_of(structures: Sequence[Structure]) -> nn.Module | None:
+    """The final norm after each of the runs through one encoder.
+
+    Raises:
+        UnsupportedEncoderError: it follows some of them and not others.
+    """
+    closings = {id(one.closing): one.closing for one in structures}
+    if len(closings) > 1:
+        raise UnsupportedEncoderError(
+            f"{structures[0].encoder_name}: a forward pass runs through its layers {len(structures)} times, and its "
+            "final norm follows the last of these runs alone, so none of them is the whole encoder. Keep as many "
+            "layers in the nn.ModuleList as a forward pass calls: a layer that is called again may stand there again."
+        )
+    return next(iter(closings.values()), None)
 
 
 def note_calls(
@@ -1111,7 +1127,7 @@ def read(
     handles += tokens.watch(hook)
     chains = []
     for encoder in encoders:
-        closing = next((one.closing for one in own if one.encoder is encoder), None)
+        closing = _closing_of([one for one in own if one.encoder is encoder])
         chains.append(_watch(encoder, hook(encoder_entered), hook(encoder_left), failed, handles, closing))
     for module in _distinct(structure.entry for structure in own):
         handles.append(module.register_forward_pre_hook(hook(entry), with_kwargs=True))

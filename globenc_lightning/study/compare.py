@@ -81,7 +81,7 @@ def stabilization(frame: Any, threshold: float) -> Any:
         threshold: of the mean drift.
 
     Returns:
-        Columns: run, seed, method, layer, step, remaining, analyses.
+        A table with the columns run, seed, method, layer, step, remaining, analyses.
     """
     pandas = load_pandas()
     if not 0 <= threshold <= 2:

@@ -17,7 +17,7 @@ def mass(runs: Sequence[Run], methods: Sequence[str], layers: Sequence[int], tok
 
     ``mass`` is the sum of an example's readout row over the tokens of the set, divided by its sum over all tokens,
     special ones included. An example without such a token has 0: ``tokens`` says how many it has. Which tokens a set
-    has is told in :func:`.matching.marked_tokens`.
+    has is told in ``globenc_lightning/study/matching.py``.
 
     Columns: run, seed, step, example, method, layer, mass, tokens.
     """

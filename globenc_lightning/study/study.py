@@ -51,12 +51,12 @@ class Study:
 
     @property
     def runs(self) -> Any:
-        """A row per run: seed, hyperparameters, number of analyses, first and last step, folder."""
+        """Returns a row per run, with seed, hyperparameters, number of analyses, first and last step, folder."""
         return frames.about(self._runs)
 
     @property
     def probe(self) -> Any:
-        """A row per example and token of the probe: token, word, whether it is special, label, text."""
+        """Returns a row per example and token of the probe, with token, word, whether it is special, label, text."""
         return frames.probe(self._runs[0])
 
     @property
@@ -183,7 +183,7 @@ class Study:
         *,
         special_tokens: bool = False,
     ) -> Any:
-        """Returns how far each example's row moved, beside the chance level; see :func:`.compare.drift`.
+        """Returns how far each example's row moved, beside the chance level; see :mod:`.compare`.
 
         Args:
             against: the row at the ``"previous"``, the ``"first"`` or the ``"last"`` analysis.
@@ -195,7 +195,7 @@ class Study:
         return compare.drift(self._runs, *self._recorded(methods, layers), against, by, special_tokens)
 
     def stabilization(self, threshold: float, **choices: Any) -> Any:
-        """Returns the first step after which drift stays low; see :func:`.compare.stabilization`.
+        """Returns the first step after which drift stays low; see :mod:`.compare`.
 
         Args:
             threshold: of the mean drift over the examples.
@@ -212,7 +212,7 @@ class Study:
         *,
         special_tokens: bool = False,
     ) -> Any:
-        """Returns how alike rows are in different runs; see :func:`.compare.agreement`.
+        """Returns how alike rows are in different runs; see :mod:`.compare`.
 
         Args:
             between: ``"seed"``, ``"run"``, or the name of a hyperparameter.
@@ -224,7 +224,7 @@ class Study:
         return compare.agreement(self._runs, *self._recorded(methods, layers), between, by, special_tokens)
 
     def mass(self, tokens: str | Sequence[str], methods: Names = None, layers: Numbers = None) -> Any:
-        """Returns the share of attribution on a set of tokens; see :func:`.mass.mass`.
+        """Returns the share of attribution on a set of tokens; see :mod:`.mass`.
 
         Args:
             tokens: ``"negations"``, ``"punctuation"``, ``"special"``, a token or word, or several of them.
@@ -234,7 +234,7 @@ class Study:
         return mass(self._runs, *self._recorded(methods, layers), tokens)
 
     def groups(self) -> Any:
-        """Returns the groups of each example: label, right or wrong, region; see :func:`.groups.groups`."""
+        """Returns the groups of each example: label, right or wrong, region; see :mod:`.groups`."""
         return groups(self._runs)
 
     def summary(
@@ -260,7 +260,7 @@ class Study:
             seed: of the draws.
 
         Returns:
-            Columns: those of ``by``, the group, ``mean``, ``low``, ``high``, ``runs``, ``examples``, and ``over``, what
+            The columns of ``by``, the group, ``mean``, ``low``, ``high``, ``runs``, ``examples``, and ``over``, what
             the interval speaks of: with a single run it is over ``"examples alone"`` and says nothing about seeds.
 
         Raises:

@@ -377,6 +377,27 @@ def test_some_of_the_blocks_are_not_called() -> None:
         attribute(drawn(Fewer(pre=False)), {"input_ids": texts()})
 
 
+def test_blocks_that_are_run_twice_before_their_norm() -> None:
+    class Again(Blocks):
+        def encoded(self, ids: Tensor) -> Tensor:
+            x = self.embedded(ids)
+            for block in (*self.blocks, *self.blocks):
+                x = block(x, ids == 0)
+            return self.norm(x)
+
+    class Listed(Blocks):
+        """The same, with each block in the list as often as it is called."""
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.blocks = nn.ModuleList([*self.blocks, *self.blocks])
+
+    ids = {"input_ids": texts()}
+    with pytest.raises(UnsupportedEncoderError, match="blocks: a forward pass runs through its layers 2 times"):
+        attribute(drawn(Again(pre=True)), ids)
+    assert attribute(drawn(Listed(pre=True)), ids).rows["N-Enc"].shape[1] == 4
+
+
 def test_a_wrong_projection_is_caught() -> None:
     class Wrong(nn.MultiheadAttention):
         def forward(self, *args: Any, **kwargs: Any) -> Any:
