@@ -8,7 +8,7 @@ Axes: ``b`` example, ``l`` layer, ``q`` token that receives, ``k`` token that is
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
@@ -23,7 +23,6 @@ from torch.utils.hooks import RemovableHandle
 from globenc_lightning.attributions import Attributions
 from globenc_lightning.encoder.checks import Checks, brought_home
 from globenc_lightning.encoder.contexts import OwnContexts
-from globenc_lightning.encoder.layers import layer_inputs
 from globenc_lightning.encoder.norms import tolerance, working
 from globenc_lightning.encoder.precision import LOW, FullPrecision, exact_products
 from globenc_lightning.encoder.reading import (
@@ -59,17 +58,13 @@ from globenc_lightning.errors import (
 from globenc_lightning.functional import (
     READOUTS,
     gradient_x_input,
-    local_maps,
-    normalize_rows,
-    padding_of,
-    readout_place,
-    readout_row,
-    rollout_step,
     spearman,
 )
 from globenc_lightning.functional.kernels import KernelCache
 from globenc_lightning.functional.rollout import log_scale
 from globenc_lightning.probe import is_by_token
+from globenc_lightning.rolling import Layers
+from globenc_lightning.rolling import Tell as TellExamples
 from globenc_lightning.settings import AUTO, Settings, Target
 from globenc_lightning.sharding import whole_weights
 from globenc_lightning.task.advice import advice, advice_on_mask, advice_on_target
@@ -247,104 +242,6 @@ def _resolved(kept: Any) -> Any:
     return kept
 
 
-MOST_WAITING = 2**24
-"""So many entries of rollouts are kept, 64 MB, until it is known which of their rows are read."""
-
-
-@dataclass(eq=False)
-class _Layers:
-    """What the layers of one call of an encoder gave so far; ``m`` is a method.
-
-    Attributes:
-        settings: what is computed.
-        readout: which row is read.
-        depth: how many layers there are.
-        keep_maps: whether every layer's maps and rollouts are kept.
-        weights: (b, q) how much of each token's row is read; the row of ``readout`` when None.
-        waits: whether the rollouts of all layers are kept until it is known which rows are read, see :meth:`read`.
-        local: method -> (b, l, q, k), filled layer by layer.
-        rollout: method -> (b, l, q, k), filled layer by layer.
-        rows: (b, m, k) for each layer.
-        peaks: (m, b) for each layer: the largest entry of each rollout before it was scaled.
-        previous: (m, b, q, k) the last layer's rollouts.
-    """
-
-    settings: Settings
-    readout: str
-    depth: int
-    keep_maps: bool
-    weights: Tensor | None = None
-    waits: bool = False
-    local: dict[str, Tensor] = field(default_factory=dict)
-    rollout: dict[str, Tensor] = field(default_factory=dict)
-    rows: list[Tensor] = field(default_factory=list)
-    peaks: list[Tensor] = field(default_factory=list)
-    previous: Tensor | None = None
-    _maps: Tensor | None = None
-    _padding: Tensor | None = None
-    _waiting: list[Tensor] = field(default_factory=list)
-    _place: Tensor | None = None
-
-    def add(self, done: LayerDone, kernel: Callable[..., Tensor]) -> None:
-        """Take one layer more: its maps, one step of the rollout, the row that is read."""
-        methods, (b, s) = self.settings.methods, done.mask.shape
-        if self.waits and len(methods) * self.depth * b * s * s > MOST_WAITING:
-            return
-        inputs = layer_inputs(done.layer, done.activations, done.weights, mixed="W-Res" in methods)
-        if self._maps is None:
-            # The same memory for every layer: fresh pages would cost more than what is computed in them.
-            self._maps = inputs.attention.new_empty(len(methods), b, s, s)
-            self._padding = padding_of(done.mask)
-        local_maps(*inputs, done.mask, methods, kernel, out=self._maps, padding=self._padding)
-        step = normalize_rows(self._maps) if self.settings.normalize else self._maps
-        below = None if self.previous is None else self.previous.flatten(0, 1)
-        rolled, peak = rollout_step(step.flatten(0, 1), below)
-        self.previous = rolled.view_as(step)
-        self.peaks.append(peak.view(len(methods), b))
-        rollouts = self.previous.transpose(0, 1)
-        if self.waits:
-            self._waiting.append(rollouts)
-        else:
-            self.rows.append(self._row(rollouts, done.mask))
-        if self.keep_maps:
-            self._keep(self.local, self._maps, done.place)
-            self._keep(self.rollout, self.previous, done.place)
-
-    def read(self, readout: str, weights: Tensor | None, mask: Tensor) -> bool:
-        """Read the rows of rollouts that have waited for it.
-
-        Args:
-            readout: which row is read.
-            weights: (b, q) how much of each token's row; the row of ``readout`` when None.
-            mask: (b, s) true for real tokens.
-
-        Returns:
-            Whether they were kept: too many of them are not.
-        """
-        self.readout, self.weights, self._place = readout, weights, None
-        self.rows = [self._row(rollouts, mask) for rollouts in self._waiting]
-        self._waiting = []
-        return bool(self.rows)
-
-    def _row(self, rollouts: Tensor, mask: Tensor) -> Tensor:
-        """The row (b, m, k) of rollouts (b, m, q, k) that is read."""
-        if self.weights is None and self.readout == "mean":
-            return readout_row(rollouts, mask, self.readout)
-        if self.weights is None:
-            if self._place is None:
-                self._place = readout_place(mask, self.readout).view(-1, 1, 1, 1)
-            # A text without a real token has a row of zeros as it is.
-            return rollouts.gather(2, self._place.expand(*rollouts.shape[:2], 1, rollouts.shape[3])).squeeze(2)
-        return torch.einsum("bq,bmqk->bmk", self.weights.to(rollouts), rollouts)
-
-    def _keep(self, kept: dict[str, Tensor], maps: Tensor, place: int) -> None:
-        _, b, s, _ = maps.shape
-        for method, one in zip(self.settings.methods, maps, strict=True):
-            if method not in kept:
-                kept[method] = one.new_empty(b, self.depth, s, s)
-            kept[method][:, place] = one
-
-
 def attribute(
     model: nn.Module,
     inputs: Mapping[str, Any],
@@ -446,6 +343,7 @@ def analyze(
     *,
     keep_maps: bool = True,
     special_tokens: Tensor | Callable[[Tensor], Tensor] | None = None,
+    tell: TellExamples | None = None,
 ) -> Attributions:
     """:func:`attribute` for a model that is analysed again and again; see there.
 
@@ -456,6 +354,7 @@ def analyze(
         keep_maps: keep every layer's map and rollout, or the readout rows and the last rollout alone.
         special_tokens: (b, s) true for special tokens, or a function that tells them of ids; ``special_tokens_mask`` of
             the inputs when None.
+        tell: is told how many of the examples are done, where one takes long by itself (flows).
 
     Returns:
         The attributions.
@@ -463,7 +362,7 @@ def analyze(
     # What is made below inference mode could never take part in a gradient.
     try:
         with torch.inference_mode(False), torch.no_grad():
-            return _analyze(reader, inputs, settings, keep_maps, special_tokens)
+            return _recorded(reader, *_analyze(reader, inputs, settings, keep_maps, special_tokens), settings, tell)
     except GlobEncError:
         raise
     except Exception as error:
@@ -479,10 +378,11 @@ def _analyze(
     settings: Settings,
     keep_maps: bool,
     special: Tensor | Callable[[Tensor], Tensor] | None,
-) -> Attributions:
+) -> tuple["_Found", Tensor | Callable[[Tensor], Tensor] | None]:
+    """One forward and one backward, and what tells the special tokens of what was analysed."""
     _refuse_offloaded(reader.model)
     if isinstance(inputs, Chunk):
-        return _analyze_chunk(reader, inputs, settings, keep_maps, special)
+        return _analyze_chunk(reader, inputs, settings, keep_maps), special
     batch = prepare(reader.model, inputs)
     told = _told_at_home(inputs)
     if any(isinstance(value, Tensor) and value.device.type != "cpu" for value in batch.values()):
@@ -514,16 +414,10 @@ def _analyze(
         # whole text than for its beginning.
         _find(reader, batch, lengths)
         found = _forward_and_backward(reader, batch, told, settings, keep_maps)
-    return _recorded(reader, found, special, settings)
+    return found, special
 
 
-def _analyze_chunk(
-    reader: Reader,
-    chunk: Chunk,
-    settings: Settings,
-    keep_maps: bool,
-    special: Tensor | Callable[[Tensor], Tensor] | None,
-) -> Attributions:
+def _analyze_chunk(reader: Reader, chunk: Chunk, settings: Settings, keep_maps: bool) -> "_Found":
     """:func:`_analyze` of a batch that the user's own step is run again on."""
     if reader.structure is None or not _is_as_found(reader):
         find_decision(reader, chunk)
@@ -532,7 +426,7 @@ def _analyze_chunk(
     except UnsupportedEncoderError:
         find_decision(reader, chunk)
         found = _replayed(reader, chunk, settings, keep_maps)
-    return _recorded(reader, found, special, settings)
+    return found
 
 
 def find_decision(reader: Reader, chunk: Chunk) -> None:
@@ -746,7 +640,11 @@ def _judged(decision: Decision, home: Decision, layout: Layout, settings: Settin
 
 
 def _recorded(
-    reader: Reader, found: "_Found", special: Tensor | Callable[[Tensor], Tensor] | None, settings: Settings
+    reader: Reader,
+    found: "_Found",
+    special: Tensor | Callable[[Tensor], Tensor] | None,
+    settings: Settings,
+    tell: TellExamples | None = None,
 ) -> Attributions:
     """What one forward and one backward gave, as attributions."""
     spans = {id(structure): call.span for structure, call in zip(reader.read, found.calls, strict=True)}
@@ -754,7 +652,7 @@ def _recorded(
         reader.structures = tuple(
             replace(one, span=spans[id(one)]) if isinstance(one, Structure) else one for one in reader.structures
         )
-    records = [_record(structure, place, found, special, settings) for place, structure in enumerate(reader.read)]
+    records = [_record(structure, place, found, special, settings, tell) for place, structure in enumerate(reader.read)]
     number = reader.encoder_call if reader.replay is None else 0
     if number >= len(records):
         raise ModelCallError(
@@ -770,6 +668,7 @@ def _record(
     found: "_Found",
     special: Tensor | Callable[[Tensor], Tensor] | None,
     settings: Settings,
+    tell: TellExamples | None,
 ) -> Attributions:
     """The attributions of one call of an encoder."""
     call, layers, saliency, judged = found.calls[place], found.layers[place], found.saliency[place], found.judged
@@ -803,26 +702,30 @@ def _record(
                 "special_tokens_mask in the inputs (tokenizer(..., return_special_tokens_mask=True))."
             )
         counted = mask & ~special.bool().to(mask.device)
-    methods = settings.methods
-    rows = torch.stack(layers.rows, 2)
-    peaks, last = torch.stack(layers.peaks, 2), layers.previous
-    if last is None:
-        raise AssertionError("an encoder without layers is refused when its structure is found")
-    local, rollout = layers.local, layers.rollout
-    if chosen is not None:
-        rows, peaks, last = rows[chosen], peaks[:, chosen], last[:, chosen]
-        local, rollout = ({method: maps[chosen] for method, maps in kept.items()} for kept in (local, rollout))
+    if layers.flows:
+        whole = found.at_home[place].mask
+        examples = range(len(whole)) if chosen is None else chosen.tolist()
+        rows = layers.flow_rows(whole, examples, tell).to(mask.device)
+    else:
+        rows = torch.stack(layers.rows, 2)
+        rows = rows if chosen is None else rows[chosen]
+    local, rollout, last, scales = _chosen_maps(layers, chosen)
     correlation = spearman(rows, saliency[:, None, None], counted[:, None, None])
+
+    def by_method(values: Iterable[Tensor]) -> dict[str, Tensor]:
+        found_of = dict(zip(layers.methods, values, strict=True))
+        return {method: found_of[method] for method in settings.methods}
+
     decision, device = judged.home, mask.device
     every = torch.arange(len(decision.logits))
     return Attributions(
         local=local,
         rollout=rollout,
-        log_scale=dict(zip(methods, log_scale(peaks), strict=True)),
-        rows={method: row.contiguous() for method, row in zip(methods, rows.unbind(1), strict=True)},
-        last=dict(zip(methods, last, strict=True)),
+        log_scale={} if scales is None else by_method(scales),
+        rows=by_method(row.contiguous() for row in rows.unbind(1)),
+        last={} if last is None else by_method(last),
         saliency=saliency,
-        correlation=dict(zip(methods, correlation.unbind(1), strict=True)),
+        correlation=by_method(correlation.unbind(1)),
         attention_mask=mask,
         predicted=decision.predicted(every).to(device),
         logits=judged.logits,
@@ -844,7 +747,23 @@ def _record(
         distance=decision.distance,
         decided=judged.decided,
         loss=decision.losses(every).to(device),
+        aggregation=settings.aggregation,
     )
+
+
+def _chosen_maps(
+    layers: Layers, chosen: Tensor | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None, Tensor | None]:
+    """The maps, the rollouts, the last rollout (m, b, q, k) and the scales (m, b, l) of some examples; all when None.
+
+    Flows go from one token alone: there is no whole rollout then, and no scale.
+    """
+    local, rollout, last = layers.local, layers.rollout, layers.previous
+    peaks = torch.stack(layers.peaks, 2) if layers.peaks else None
+    if chosen is not None:
+        local, rollout = ({method: maps[chosen] for method, maps in kept.items()} for kept in (local, rollout))
+        last, peaks = (None if one is None else one[:, chosen] for one in (last, peaks))
+    return local, rollout, last, None if peaks is None else log_scale(peaks)
 
 
 def _decided(decision: Decision, units: Tensor) -> Tensor:
@@ -921,7 +840,7 @@ class _AtHome(NamedTuple):
 class _Found(NamedTuple):
     """What one forward and one backward gave; but for the decision one entry per call of an encoder that is read."""
 
-    layers: list["_Layers"]
+    layers: list[Layers]
     saliency: list[Tensor]
     heads: list[Tensor | None]
     calls: tuple[EncoderCall, ...]
@@ -1355,14 +1274,15 @@ def _attempted(
 ) -> _Found:
     """One forward and one backward, with the autograd graph as the model's forward leaves it, or kept connected.
 
-    Where it ``waits``, the rows are read once it is known which, see :class:`_Layers`.
+    Where it ``waits``, the rows are read once it is known which, see :class:`~globenc_lightning.rolling.Layers`.
     """
     places = [place for place, one in enumerate(reader.structures) if isinstance(one, Structure)]
-    collected: dict[int, _Layers] = {}
+    contexts, checks = OwnContexts(reader.model, connected=connected), Checks()
+    collected: dict[int, Layers] = {}
     for number, (place, structure) in enumerate(zip(places, reader.read, strict=True)):
         row = readout if weights is not None else effective_readout(structure, readout)
         weight = None if weights is None else weights[number]
-        collected[place] = _Layers(settings, row, len(structure.layers), keep_maps, weight, waits)
+        collected[place] = Layers(settings, row, len(structure.layers), keep_maps, checks, weight, waits)
 
     def on_layer(done: LayerDone) -> None:
         collected[done.call].add(done, partial(reader.kernels.kernel, (done.call, done.place)))
@@ -1376,11 +1296,11 @@ def _attempted(
         with _told(run.name, hint):
             return run.call(batch)
 
-    contexts, checks = OwnContexts(reader.model, connected=connected), Checks()
+    tapes = "Value-Zeroing" in settings.methods
     reader.kernels.doubt = lambda same: checks.add(same, _refuse_stale)
     with undisturbed(reader.model, parameters_require_grad=False, written=reader.written) as handles:
         try:
-            result = read(reader.model, reader.structures, call, texts, on_layer, handles, contexts, checks)
+            result = read(reader.model, reader.structures, call, texts, on_layer, handles, contexts, checks, tapes)
             with _told("the gradient of the scores with respect to the last hidden states"):
                 judged = run.judge(result.output, result.calls, contexts, checks)
         except Exception as error:

@@ -22,7 +22,7 @@ class Attributions:
             and layer. Empty if only rows were kept.
         log_scale: method -> (b, l) float64, natural logarithm of that scale: ``rollout * exp(log_scale)`` is the raw
             product of the maps.
-        rows: method -> (b, l, k) the readout row of each rollout.
+        rows: method -> (b, l, k) the readout row of each rollout, or how much can flow from it to each input token.
         last: method -> (b, q, k) the rollout of the last layer.
         saliency: (b, k) L2 norm over ``d`` of gradient x input at the encoder's first hidden states.
         correlation: method -> (b, l) float64, Spearman's rho of the readout row with the saliency; NaN if undefined.
@@ -59,6 +59,8 @@ class Attributions:
         reference_correlation: reference -> method -> (b, l) float64, as ``correlation`` with that reference.
         signed: (b, k) each token's signed contribution to the score; zero at padding. None where not asked for.
         left_out: (b,) the score less the sum of these: what biases contribute.
+        aggregation: ``"rollout"``; or ``"maxflow"``, where the rows are flows, and there is no rollout, no last map and
+            no scale: a flow goes from one token alone.
     """
 
     local: dict[str, Tensor]
@@ -94,6 +96,7 @@ class Attributions:
     reference_correlation: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     signed: Tensor | None = None
     left_out: Tensor | None = None
+    aggregation: str = "rollout"
 
     @property
     def head_reads(self) -> str:

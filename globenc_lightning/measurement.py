@@ -6,6 +6,7 @@ Axes: ``b`` example, ``l`` layer, ``q`` token that receives, ``k`` token that is
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -237,7 +238,8 @@ def _measure(
     for indices, batch in batches:
         special = _special_tokens(probe, indices, batch)
         drawn = [place for place, index in enumerate(indices) if index in shown]
-        found = analyze(reader, batch, settings, keep_maps=False, special_tokens=special)
+        tell_more = partial(_tell_more, tell, done, len(chosen))
+        found = analyze(reader, batch, settings, keep_maps=False, special_tokens=special, tell=tell_more)
         found = at_home(replace(found, last={method: kept[drawn] for method, kept in found.last.items()}))
         for method, rho in found.correlation.items():
             correlation.setdefault(method, rho.new_full((size, rho.shape[1]), float("nan")))
@@ -283,7 +285,8 @@ def _measure(
             at = -1 if found.position is None else int(found.position[place])
             position[index] = int(real[:at].sum()) if at >= 0 else None
             if index in shown:
-                maps = {method: found.last[method][drawn.index(place)] for method in shown[index]}
+                # Flows have no whole map.
+                maps = {method: found.last[method][drawn.index(place)] for method in shown[index] if found.last}
                 last[index] = {method: kept[real][:, real].clone() for method, kept in maps.items()}
         done += len(indices)
         tell(done, len(chosen))
@@ -332,6 +335,11 @@ def at_home(found: Attributions) -> Attributions:
     at_home |= {name: {key: next(home) for key in part} for name, part in parts.items()}
     by_reference = {reference: at_home.pop(f"with {reference}") for reference in compared}
     return replace(found, **at_home, reference_correlation=by_reference)
+
+
+def _tell_more(tell: Tell, done: int, total: int, more: int) -> None:
+    """Tell that some examples of a batch are done as well."""
+    tell(done + more, total)
 
 
 def _tell_nobody(done: int, total: int) -> None:

@@ -230,12 +230,15 @@ def _layer(
     heads = [part.unflatten(-1, (HEADS, width)).transpose(1, 2) for part in made.split(WIDTH, -1)]
     scores = heads[0] @ heads[1].transpose(2, 3) / width**0.5 + bias
     probabilities = scores.softmax(-1)
-    context = (probabilities @ heads[2]).transpose(1, 2).flatten(2)
-    attended = x + _plus(context @ attention.out_proj.weight.T, attention.out_proj.bias)
-    normed = _norm(norm2 if parts.pre else norm1, attended)
-    fed = _plus(parts.activation(_plus(normed @ up.weight.T, up.bias)) @ down.weight.T, down.bias)
-    stream = (attended if parts.pre else normed) + fed
-    out = stream if parts.pre else _norm(norm2, stream)
+
+    def after(context: Tensor) -> tuple[Tensor, Tensor]:
+        attended = x + _plus(context.transpose(1, 2).flatten(2) @ attention.out_proj.weight.T, attention.out_proj.bias)
+        normed = _norm(norm2 if parts.pre else norm1, attended)
+        fed = _plus(parts.activation(_plus(normed @ up.weight.T, up.bias)) @ down.weight.T, down.bias)
+        stream = (attended if parts.pre else normed) + fed
+        return stream, stream if parts.pre else _norm(norm2, stream)
+
+    stream, out = after(probabilities @ heads[2])
     norms = [] if parts.pre else [_frozen(norm1), _frozen(norm2, stream)]
     norms += [] if final is None else [_frozen(final, out)]
     with torch.no_grad():
@@ -250,9 +253,21 @@ def _layer(
             # Before the sub-layers' norms nothing but the final norm acts, for all three methods.
             first_norms=len(norms) if parts.pre else 1,
         )
+        maps["Value-Zeroing"] = _zeroed(lambda values: after(probabilities @ values)[1], heads[2], out, seen)
     if parts.pre:
         maps["N-Res"] = maps["N-ResLN"]
     return out, maps
+
+
+def _zeroed(outputs_of: Any, values: Tensor, out: Tensor, seen: Tensor) -> Tensor:
+    """1 less the cosine of each output and that with a token's values at zero, rows divided by their sum, (b, q, k)."""
+    turned = []
+    for token in range(values.shape[2]):
+        without = values.clone()
+        without[:, :, token] = 0
+        turned.append(1 - F.cosine_similarity(outputs_of(without), out, dim=-1))
+    scores = torch.stack(turned, -1).masked_fill(~(seen.unsqueeze(1) & seen.unsqueeze(2)), 0.0)
+    return scores / scores.sum(-1, keepdim=True).masked_fill(~seen.unsqueeze(-1), 1.0)
 
 
 def _frozen(norm: nn.LayerNorm, real: Tensor | None = None) -> naive.Norm:

@@ -291,6 +291,35 @@ def layer_inputs(
     )
 
 
+class AltiInputs(NamedTuple):
+    """What the maths of ALTI takes of a layer, see :func:`globenc_lightning.functional.alti.alti`."""
+
+    attention: Tensor
+    values: Tensor
+    projection: Tensor
+    residual: Tensor
+    output: Tensor
+    mask: Tensor
+    norm: FrozenNorm | None
+    divided: Tensor | None
+
+
+def alti_inputs(layer: Layer, activations: LayerActivations, weights: LayerWeights, mask: Tensor) -> AltiInputs:
+    """What ALTI takes of a layer: up to what the feed-forward network is given, or would be beside it (parallel)."""
+    post = layer.rule == POST_LN
+    divided = _divided(layer, activations)
+    return AltiInputs(
+        working(activations.attention.probabilities),
+        working(activations.attention.repeated_values()),
+        weights.projection,
+        layer.branches[0].stream(working(activations.residual)),
+        working(_seen(activations.normed) if post else attended_of(layer, activations)),
+        mask,
+        frozen_norms(layer, activations)[0] if post else None,
+        None if divided is None else divided.scale,
+    )
+
+
 def attended_of(layer: Layer, activations: LayerActivations) -> Tensor:
     """The residual and the attention's output, added, (b, q, d); where no module is given it, it is added up here."""
     if activations.attended is None:

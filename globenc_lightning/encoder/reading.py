@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from globenc_lightning.encoder.checks import Checks, brought_home
 from globenc_lightning.encoder.contexts import OwnContexts
 from globenc_lightning.encoder.layers import (
+    POST_LN,
     Distance,
     Layer,
     LayerActivations,
@@ -113,6 +114,8 @@ class LayerDone(NamedTuple):
         activations: its activations.
         weights: its effective weights.
         mask: (b, s) true for real tokens.
+        rest: gives the layer's output (b, q, d) of what its attention gives instead, (b, h, q, v), see
+            :class:`~globenc_lightning.encoder.tape.Tape`; None where it was not asked for.
     """
 
     call: int
@@ -121,6 +124,7 @@ class LayerDone(NamedTuple):
     activations: LayerActivations
     weights: LayerWeights
     mask: Tensor
+    rest: Callable[[Tensor], Tensor] | None = None
 
 
 def find_encoders(model: nn.Module, *, inner: bool = False) -> dict[str, nn.Module]:
@@ -816,6 +820,7 @@ class _Reading:
         self._proofs: list[_Proof] = []
         self._tape: LayerActivations | None = None
         self._taped_stream: Tensor | None = None
+        self._older: set[Any] = set()
         self.proves = False
 
     def another_way(self) -> UnsupportedEncoderError:
@@ -860,6 +865,7 @@ class _Reading:
             if role.given is not None:
                 argument = role.argument
                 tensor = args[argument] if isinstance(argument, int) else kwargs[argument]
+                self._end_tape(role.layer, role.given, tensor)
                 self._see(role.layer, role.given, tensor)
 
     def left(self, module: nn.Module, output: Any) -> None:
@@ -867,6 +873,7 @@ class _Reading:
         for role in watched.roles:
             if role.gives is not None:
                 gave = self._returned_by(output)
+                self._end_tape(role.layer, role.gives, gave)
                 self._see(role.layer, role.gives, gave.clone() if role.overwritten else gave)
 
     def ended(self, output: Any) -> None:
@@ -874,6 +881,7 @@ class _Reading:
         if self._current is not None and self._layer == len(self.structure.layers) - 1 and self._current.stream is None:
             gave = [t for t in tensors_in(output) if _is_hidden(t) and t.shape == self._current.residual.shape]
             if gave:
+                self._end_tape(self._layer, "stream", gave[0])
                 self._see(self._layer, "stream", gave[0].transpose(0, 1) if self.structure.sequence_first else gave[0])
         last = self._stream
         if last is not None and self.mask is not None:
@@ -953,14 +961,32 @@ class _Reading:
             raise self.another_way()
         return found
 
-    def _see(self, index: int, name: str, tensor: Tensor) -> None:
-        taped, tensor = tensor, tensor.detach()
+    def _end_tape(self, index: int, name: str, tensor: Tensor) -> None:
+        """End the tape of a layer at what it gives: the stream, or what leaves the second norm (post-LN)."""
+        attention = self._attention if self._current is None else self._current.attention
+        ends = "output" if self.structure.layers[index].rule == POST_LN else "stream"
+        if attention is not None and attention.tape is not None and index == self._layer and name == ends:
+            attention.tape.close(tensor, self._older)
+
+    def _as_usual(self, tensor: Tensor) -> Tensor:
+        """A tensor of the model as (b, q, d)."""
         if self.structure.channels_first:
-            tensor = tensor.transpose(1, 2)
-        elif tensor.dim() == 2 and self.mask is not None:
-            tensor = tensor.view(*self.mask.shape, -1)
-        elif self.structure.sequence_first:
-            tensor = tensor.transpose(0, 1)
+            return tensor.transpose(1, 2)
+        if tensor.dim() == 2 and self.mask is not None:
+            return tensor.view(*self.mask.shape, -1)
+        return tensor.transpose(0, 1) if self.structure.sequence_first else tensor
+
+    def _rest(self, layer: Layer, attention: AttentionCall) -> Callable[[Tensor], Tensor] | None:
+        """Gives the layer's output of what its attention gives instead, where that was asked for."""
+        tape = attention.tape
+        if tape is None:
+            return None
+        where = f"layer {self._layer + 1} ({layer.name})"
+        tape.refuse(where)
+        return lambda context: self._as_usual(tape.replay(context, where))
+
+    def _see(self, index: int, name: str, tensor: Tensor) -> None:
+        taped, tensor = tensor, self._as_usual(tensor.detach())
         if self._current is None:
             if self._attention is None or self._stream is None or index != self._layer:
                 raise self.another_way()
@@ -990,7 +1016,8 @@ class _Reading:
             self._proofs.append(_Proof(self._layer, dtype, layer.tolerance(dtype), found))
             if self._tape is not None:
                 self._prove(layer, self._tape, self.mask)
-            self._done(LayerDone(self._index, self._layer, layer, activations, weights, self.mask))
+            rest = self._rest(layer, activations.attention)
+            self._done(LayerDone(self._index, self._layer, layer, activations, weights, self.mask, rest))
         # A final norm follows the last layer.
         self._stream = getattr(activations, layer.last)
         if self._tape is not None:
@@ -1025,6 +1052,7 @@ def read(
     handles: list[RemovableHandle],
     contexts: OwnContexts | None = None,
     checks: Checks | None = None,
+    tapes: bool = False,
 ) -> ReadForward:
     """Run the model on a batch and report each layer as soon as it is done.
 
@@ -1040,6 +1068,7 @@ def read(
         contexts: what becomes of the contexts that the forward opens; autocast alone is set aside when None.
         checks: takes the proofs of the layers, for the caller to look at before anything is handed out; they are looked
             at here when None.
+        tapes: whether what each layer computes of its attention's output is noted, see :attr:`LayerDone.rest`.
 
     Returns:
         What the model returned, and the hidden states to take gradients with respect to.
@@ -1113,8 +1142,10 @@ def read(
         reading = current[-1] if current else None
         if reading is not None:
             reading.attended(found)
+        elif found.tape is not None:
+            found.tape.stop()
 
-    trace = AttentionTrace(attended, inside=any(is_torch_encoder(structure.encoder) for structure in own))
+    trace = AttentionTrace(attended, inside=any(is_torch_encoder(structure.encoder) for structure in own), tapes=tapes)
     if any(makeup_of(structure.encoder) != structure.makeup for structure in own):
         raise UnsupportedEncoderError("the encoder has been changed since its structure was found.")
     contexts = OwnContexts(model, connected=False) if contexts is None else contexts

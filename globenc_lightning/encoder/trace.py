@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from globenc_lightning.encoder import multihead
+from globenc_lightning.encoder.tape import Tape
 from globenc_lightning.functional.attribution import chunks
 from globenc_lightning.functional.devices import chunk_of
 
@@ -34,12 +35,14 @@ class AttentionCall(NamedTuple):
         values: (b, h, k, v), as the model computed them: still in the autograd graph, key-value heads not repeated.
         context: (b, h, q, v) what the model itself made of them, detached.
         projected: what else is known of an attention that projects its output itself; None of any other.
+        tape: the torch functions that follow, where they are noted.
     """
 
     probabilities: Tensor
     values: Tensor
     context: Tensor
     projected: multihead.Projected | None = None
+    tape: Tape | None = None
 
     def repeated_values(self) -> Tensor:
         """The values with one head per query head, (b, h, k, v), detached."""
@@ -105,12 +108,15 @@ class AttentionTrace(TorchFunctionMode):
         report: called with each :class:`AttentionCall`, in call order.
         inside: whether the attention inside ``F.multi_head_attention_forward`` counts. That of transformers' models
             pools what their layers gave.
+        tapes: whether the functions after each attention call are noted, see :class:`~.tape.Tape`.
     """
 
-    def __init__(self, report: Callable[[AttentionCall], None], *, inside: bool = False) -> None:
+    def __init__(self, report: Callable[[AttentionCall], None], *, inside: bool = False, tapes: bool = False) -> None:
         super().__init__()
         self._report = report
         self._inside = inside
+        self._tapes = tapes
+        self._tape: Tape | None = None
         self._heads: int | None = None
         self._ours: Tensor | None = None
         self._spare: Tensor | None = None
@@ -123,7 +129,8 @@ class AttentionTrace(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is multihead.FUNCTION and self._inside:
             return self._multihead(args, kwargs)
-        result = func(*args, **kwargs)
+        noted = self._tape is not None and self._tape.is_open
+        result = self._tape.run(func, args, kwargs) if noted and self._tape is not None else func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             self._fused(result, *args, **kwargs)
         elif func in _SOFTMAX:
@@ -174,7 +181,7 @@ class AttentionTrace(TorchFunctionMode):
         if query.dim() == 4:
             probabilities = attention_probabilities(query, key, attn_mask, is_causal, scale, self._spare)
             self._ours, self._spare = probabilities, None
-            self._report(AttentionCall(probabilities, value, result.detach()))
+            self._report(AttentionCall(probabilities, value, result.detach(), tape=self._started(result)))
 
     def _softmax(self, result: Tensor, *args: Any, **kwargs: Any) -> None:
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
@@ -207,4 +214,14 @@ class AttentionTrace(TorchFunctionMode):
         b, h, q, k = probabilities.shape
         if right.numel() % (b * k) == 0 and right.shape[-2] == k:
             values = right.reshape(b, -1, k, right.shape[-1])
-            self._report(AttentionCall(probabilities, values, result.detach().reshape(b, h, q, -1)))
+            context = result.detach().reshape(b, h, q, -1)
+            self._report(AttentionCall(probabilities, values, context, tape=self._started(result)))
+
+    def _started(self, result: Tensor) -> Tape | None:
+        """A tape of what follows an attention call, where one is wanted; it ends the one before."""
+        if not self._tapes:
+            return None
+        if self._tape is not None and self._tape.is_open:
+            self._tape.stop()
+        self._tape = Tape(result)
+        return self._tape

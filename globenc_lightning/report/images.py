@@ -91,14 +91,16 @@ def pictures(
             marked=decided[example].marked,
             mark_label=mark_label,
         )
-        drawn[f"{TAG}/heatmap/last_layer/example_{example:02d}"] = tokens_by_tokens(
-            last[method].numpy(),
-            tokens,
-            title=f"Example {example}: all tokens at the last layer",
-            subtitle=f"{how}{f', {shown_text}' if shown_text else ''}; {facts}",
-            marked=decided[example].marked,
-            mark_label=mark_label,
-        )
+        if method in last:
+            # Flows go from one token alone.
+            drawn[f"{TAG}/heatmap/last_layer/example_{example:02d}"] = tokens_by_tokens(
+                last[method].numpy(),
+                tokens,
+                title=f"Example {example}: all tokens at the last layer",
+                subtitle=f"{how}{f', {shown_text}' if shown_text else ''}; {facts}",
+                marked=decided[example].marked,
+                mark_label=mark_label,
+            )
         rows, steps = timeline(history, missing_steps, method, example)
         others, places = told_apart(history, missing_steps, measurement.task, example)
         drawn[f"{TAG}/filmstrip/example_{example:02d}"] = filmstrip(
@@ -151,7 +153,7 @@ def rollout_name(chosen: Settings | About | Attributions) -> str:
 
 def aggregate_name(chosen: Settings | About | Attributions) -> str:
     """What aggregates the maps, in a word or two."""
-    return "attention flow" if getattr(chosen, "aggregation", "rollout") == "maxflow" else "rollout"
+    return "attention flow" if chosen.aggregation == "maxflow" else "rollout"
 
 
 def what_is_masked(found: Faithfulness, besides: str = "") -> str:

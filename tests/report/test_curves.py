@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from globenc_lightning.report import canvas, curves
+from globenc_lightning.settings import FURTHER_METHODS
 
 METHODS = ("W", "W-FixedRes", "W-Res", "N", "N-FixedRes", "N-Res", "N-ResLN", "N-Enc")
 
@@ -78,10 +79,10 @@ def test_interval_works_on_any_number_of_axes() -> None:
 
 
 def test_styles_cover_the_methods_and_separate_the_families_without_colour() -> None:
-    assert tuple(curves.STYLES) == METHODS
-    assert len({curves.method_colour(method) for method in METHODS}) == 8
-    assert [style.weights for style in curves.STYLES.values()] == [True] * 3 + [False] * 5
-    assert len({(style.marker, style.weights) for style in curves.STYLES.values()}) == 8
+    assert tuple(curves.STYLES) == (*METHODS, *FURTHER_METHODS)
+    assert len({curves.method_colour(method) for method in curves.STYLES}) == 10
+    assert [style.weights for style in curves.STYLES.values()] == [True] * 3 + [False] * 7
+    assert len({(style.marker, style.weights) for style in curves.STYLES.values()}) == 10
     assert [method for method, style in curves.STYLES.items() if style.prominent] == ["N-Enc"]
 
 

@@ -19,8 +19,12 @@ MOST_SENTENCES = 1000
 MAPPED_SENTENCES = 256
 """So many sentences get the drawn method's map before any of them gets another's."""
 
-IMPORTANCE = ("N-Enc", "N-ResLN", "N-Res", "N", "W-FixedRes", "W", "W-Res", "N-FixedRes")
-"""What the ladder compares: the whole layer, one part less at each step, then rollout of weights, then the variants."""
+IMPORTANCE = (
+    *("N-Enc", "N-ResLN", "N-Res", "N", "W-FixedRes", "W", "W-Res", "N-FixedRes"),
+    *("ALTI", "Value-Zeroing"),
+)
+"""What the ladder compares: the whole layer, one part less at each step, then rollout of weights, then the variants; and
+the rivals."""
 
 Part = tuple[int, str]
 """A sentence, counted from 0, and a method."""

@@ -157,7 +157,9 @@ class GlobEncPlugin(base_plugin.TBPlugin):
             "rows_note": shown.note("rows", summary.methods, rows, detail.budget),
             "saliency": as_shares(detail.saliency[sentence], store.ROW_LEVELS),
             "rollout": {method: as_shares(codes, store.MAP_LEVELS) for method, codes in maps.items()},
-            "rollout_note": shown.note("maps", summary.methods, maps, detail.budget),
+            "rollout_note": shown.NO_MAPS
+            if summary.words.get("aggregation") == "maxflow"
+            else shown.note("maps", summary.methods, maps, detail.budget),
             "rho": {method: numbers(summary.rho[place, sentence]) for place, method in enumerate(summary.methods)},
         }
 

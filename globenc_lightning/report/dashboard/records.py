@@ -29,6 +29,9 @@ def kept_maps(lengths: Sequence[int], settings: Settings, drawn: int) -> dict[in
     Returns:
         Sentence -> methods.
     """
+    if settings.aggregation == "maxflow":
+        # Flows go from one token alone; the other pictures of the sentences are drawn.
+        return dict.fromkeys(range(min(drawn, len(lengths))), ())
     kept: dict[int, list[str]] = {index: [drawn_method(settings)] for index in range(min(drawn, len(lengths)))}
     for index, method in packing.maps_that_fit(lengths, _methods(settings)):
         if method not in kept.setdefault(index, []):
@@ -100,6 +103,7 @@ def records(
             "score": target_words(settings.target_name, score),
             "readout": READOUT_NAMES[measurement.readout],
             "text": texts.shown,
+            **({} if settings.aggregation == "rollout" else {"aggregation": settings.aggregation}),
             "marked": MARKS.get(measurement.task, ""),
             # How many there are. A reader of an earlier version finds it in the words alone.
             **({"examples": str(size)} if fitting.sentences < size else {}),

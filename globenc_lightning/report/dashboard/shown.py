@@ -87,6 +87,10 @@ def stored_rows(detail: store.Detail, methods: Sequence[str], count: int, method
     }
 
 
+NO_MAPS = "Attention flow goes from the token that is read alone, so that there is no map of all tokens."
+"""Why no map is stored where the layers' maps were put together as flows."""
+
+
 def note(things: str, methods: Sequence[str], stored: Mapping[str, Any], budget: int) -> str | None:
     """Write which methods' rows or maps of a sentence are not stored; None where all are."""
     absent = [method for method in methods if method not in stored]

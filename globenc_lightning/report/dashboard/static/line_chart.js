@@ -74,10 +74,29 @@ function marker({ marker: shape, hollow }, x, y, colour, size = 3.6) {
       [1.2, -0.9],
       [-1.2, -0.9],
     ],
+    plus: PLUS,
+    // The same, turned by an eighth.
+    cross: PLUS.map(([dx, dy]) => [(dx - dy) * Math.SQRT1_2, (dx + dy) * Math.SQRT1_2]),
   }[shape];
   const points = corners.map(([dx, dy]) => `${x + dx * size},${y + dy * size}`).join(" ");
   return svg("polygon", { ...properties, points });
 }
+
+/** The corners of an upright cross. */
+const PLUS = [
+  [-0.45, -1.25],
+  [0.45, -1.25],
+  [0.45, -0.45],
+  [1.25, -0.45],
+  [1.25, 0.45],
+  [0.45, 0.45],
+  [0.45, 1.25],
+  [-0.45, 1.25],
+  [-0.45, 0.45],
+  [-1.25, 0.45],
+  [-1.25, -0.45],
+  [-0.45, -0.45],
+];
 
 /**
  * A short piece of a line with its marker, for legends.
