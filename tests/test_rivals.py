@@ -285,7 +285,9 @@ def test_a_training_with_rivals_is_the_same_to_the_last_bit(name: str, aggregati
     setting = SETTINGS[name]
     same, analysed = compare(
         setting,
-        lambda: GlobEncCallback(methods=("N-Enc", *RIVALS), aggregation=aggregation, num_examples=3, heatmap_examples=1),
+        lambda: GlobEncCallback(
+            methods=("N-Enc", *RIVALS), aggregation=aggregation, num_examples=3, heatmap_examples=1
+        ),
     )
     assert same == dict.fromkeys(COLUMNS, True)
     assert analysed >= setting.analysed
