@@ -13,6 +13,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,7 +132,7 @@ def choices_of(state: Mapping[str, Any], num_examples: int | None = None, **chan
     Args:
         state: the callback's state.
         num_examples: how many examples are taken from batches; as many as the callback took when None.
-        **changes: what is chosen in place of it: ``methods``, ``target``, ``readout``, ...
+        **changes: what is chosen in place of it: ``methods``, ``target``, ``readout``, ``faithfulness``, ...
 
     Raises:
         RecordError: its target or forward was a function, which a checkpoint does not hold.
@@ -147,10 +148,13 @@ def choices_of(state: Mapping[str, Any], num_examples: int | None = None, **chan
             "the callback's target= was a function, which a checkpoint does not hold: choose --target, or call "
             "record_checkpoint(..., target=...) in Python."
         )
-    names = ("methods", "target", "readout", "normalize", "exclude_special_tokens")
-    settings = Settings(**{**{name: made_of[name] for name in names if name in made_of}, **changes})
+    names = [one.name for one in fields(Settings)]
+    given = {name: value for name, value in changes.items() if name in names}
+    settings = Settings(**{**{name: made_of[name] for name in names if name in made_of}, **given})
     others = {name: made_of[name] for name in ("decision", "encoder_call") if name in made_of}
-    return Choices(settings, num_examples or state.get("num_examples", 16), **others)
+    # Other methods may be chosen than those whose tokens the callback masked.
+    masked = changes.get("faithfulness", [one for one in made_of.get("faithfulness", ()) if one in settings.methods])
+    return Choices(settings, num_examples or state.get("num_examples", 16), **others, faithfulness=masked or False)
 
 
 def module_class(name: str) -> type[nn.Module]:

@@ -20,12 +20,14 @@ from globenc_lightning.record import checkpoints, schema
 from globenc_lightning.record.checkpoints import Saved
 from globenc_lightning.record.replay import Replay, event_files
 from globenc_lightning.record.writing import RecordOptions
-from globenc_lightning.settings import FURTHER_METHODS, Settings
+from globenc_lightning.settings import AGGREGATIONS, FURTHER_METHODS, REFERENCES, Settings
 from globenc_lightning.tokenizers import as_tokenizer
 
 LOADER = "loader"
 NUM_EXAMPLES = 16
 FAILED = 2
+GIVEN = ("methods", "target", "readout", "aggregation", "references", "signed")
+"""What the command line may choose in place of what the callback in a checkpoint has chosen."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,11 +122,7 @@ def _built(kind: Any, path: Path, options: argparse.Namespace) -> nn.Module:
 def _replay_of(one: Saved, model: nn.Module, checkpoint: Mapping[str, Any], options: argparse.Namespace) -> Replay:
     """What measures a run's checkpoints: with the settings and the probe of its own callback, or with those given."""
     state = checkpoints.callback_state(checkpoint)
-    given = {
-        name: value
-        for name, value in (("methods", options.methods), ("target", options.target), ("readout", options.readout))
-        if value is not None
-    }
+    given = {name: value for name in GIVEN if (value := getattr(options, name)) is not None}
     if state is None:
         choices = Choices(Settings(**given), options.num_examples or NUM_EXAMPLES)
     else:
@@ -320,6 +318,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--methods", nargs="+", choices=(*METHODS, *FURTHER_METHODS), metavar="METHOD")
     one.add_argument("--target", choices=("predicted", "label"))
     one.add_argument("--readout", choices=("auto", "cls", "last", "mean"))
+    one.add_argument("--aggregation", choices=AGGREGATIONS, help="how the layers' maps are put together")
+    one.add_argument("--references", nargs="+", choices=REFERENCES, metavar="NAME", help="what the methods are "
+                     f"compared with: {', '.join(map(repr, REFERENCES))}")  # fmt: skip
+    one.add_argument("--signed", action="store_true", default=None, help="signed contributions to the score, too")
     one.add_argument("--dtype", default="float32", choices=("float32", "float16"))
     one.add_argument("--again", action="store_true", help="analyse steps that are recorded already, too")
     one.add_argument("--events", action="store_true", help="write event files for TensorBoard's GlobEnc tab, too")

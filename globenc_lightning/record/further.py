@@ -21,8 +21,6 @@ from globenc_lightning.record import schema
 from globenc_lightning.settings import REFERENCES
 from globenc_lightning.spelling import hyphenated
 
-FAITHFULNESS = b"globenc_faithfulness"
-"""The key of a file's metadata below which it stands how the masked copies were made."""
 OF_EXAMPLES = ("gain", "sufficiency_gain", "log_odds", "span", "masked")
 """What ``Faithfulness`` holds of each example; all the rest is of the whole analysis."""
 
@@ -72,7 +70,7 @@ def with_metadata(table: Any, measurement: Measurement) -> Any:
     if measurement.faithfulness is None:
         return table
     told = json.dumps(how_masked(measurement.faithfulness)).encode()
-    return table.replace_schema_metadata({**(table.schema.metadata or {}), FAITHFULNESS: told})
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), schema.MASKING: told})
 
 
 def how_masked(faithfulness: Faithfulness) -> dict[str, Any]:
@@ -163,7 +161,7 @@ def restored(examples: Any, tokens: Any, per_example: Callable[[str], list[Tenso
 def _faithfulness(examples: Any, tokens: Any, per_example: Callable[[str], list[Tensor]]) -> Faithfulness | None:
     if schema.SPAN[0] not in examples.column_names:
         return None
-    told: Mapping[str, Any] = json.loads((examples.schema.metadata or {}).get(FAITHFULNESS, b"{}"))
+    told: Mapping[str, Any] = json.loads((examples.schema.metadata or {}).get(schema.MASKING, b"{}"))
     known = {one.name for one in fields(Faithfulness)}
     figures: dict[str, dict[str, Tensor]] = {figure: {} for figure in schema.FAITHFULNESS_COLUMNS}
     for column in examples.column_names:

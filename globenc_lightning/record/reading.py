@@ -92,6 +92,28 @@ class Record:
         """Returns the decisions and correlations of a run as a pyarrow table, a row per step and example; see above."""
         return self._table(run, schema.EXAMPLES, None if columns is None else ["step", "example", *columns], steps)
 
+    def columns(self, run: str, kind: str) -> list[str]:
+        """Returns the columns that any analysis of a run has, in the files of tokens or of examples.
+
+        Args:
+            run: the run.
+            kind: ``"tokens"`` or ``"examples"``.
+        """
+        load_pyarrow()
+        return _columns([schema.step_file(self.folder, kind, run, step) for step in self.steps(run)])
+
+    def masking(self, run: str) -> dict[str, Any]:
+        """Returns how a run's masked copies were made, as its newest analysis with faithfulness says; else nothing."""
+        load_pyarrow()
+        from pyarrow import ArrowException, parquet
+
+        for step in reversed(self.steps(run)):
+            with contextlib.suppress(ArrowException, OSError, ValueError):
+                metadata = parquet.read_schema(schema.step_file(self.folder, schema.EXAMPLES, run, step)).metadata or {}
+                if schema.MASKING in metadata:
+                    return dict(json.loads(metadata[schema.MASKING]))
+        return {}
+
     def probe(self, run: str) -> Any:
         """Returns the text of a run's probe as a pyarrow table, a row per example and token.
 

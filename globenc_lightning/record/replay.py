@@ -201,6 +201,9 @@ def record_checkpoint(
     encoder_call: int = 0,
     options: RecordOptions | None = None,
     extra: Mapping[str, Any] | None = None,
+    aggregation: str = "rollout",
+    references: Sequence[str] = ("saliency",),
+    signed: bool = False,
 ) -> HistoryEntry:
     """Measure one saved model on a probe and write what is found into a record, as the callback does in a training.
 
@@ -224,6 +227,9 @@ def record_checkpoint(
         encoder_call: as for :class:`GlobEncCallback`.
         options: what is recorded.
         extra: what is told of the run besides, such as ``{"seed": 1}``.
+        aggregation: as for :class:`GlobEncCallback`.
+        references: as for :class:`GlobEncCallback`.
+        signed: as for :class:`GlobEncCallback`.
 
     Returns:
         The figures.
@@ -236,7 +242,7 @@ def record_checkpoint(
         >>> from globenc_lightning import record_checkpoint
         >>> record_checkpoint(model, texts, step=500, folder="record", tokenizer=tokenizer)  # doctest: +SKIP
     """
-    settings = Settings(methods, target, readout, normalize, exclude_special_tokens)
+    settings = Settings(methods, target, readout, normalize, exclude_special_tokens, aggregation, references, signed)
     choices = Choices(settings, num_examples, forward=forward, decision=decision, encoder_call=encoder_call)
     replay = Replay(folder, run, probe, tokenizer=tokenizer, choices=choices, options=options, extra=extra)
     return replay.measure(model, step, epoch)

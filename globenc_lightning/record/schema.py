@@ -82,6 +82,9 @@ SIGNED = ("signed", "the token's signed contribution to the score; see left_out"
 LEFT_OUT = ("left_out", "the score less the sum of the example's signed contributions: what biases contribute")
 """A column of ``examples`` where signed scores were asked for."""
 
+MASKING = b"globenc_masking"
+"""The key in the metadata of a file of ``examples`` below which it stands how the masked copies were made."""
+
 PROBE_COLUMNS = {
     "example": ("int32", "the number of the example in the probe, from 0"),
     "position": ("int32", "the number of the token in the example, from 0, padding left out"),

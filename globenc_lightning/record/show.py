@@ -6,6 +6,7 @@ from typing import Any
 
 from globenc_lightning.errors import RecordError
 from globenc_lightning.record.libraries import load, load_pandas
+from globenc_lightning.spelling import hyphenated
 from globenc_lightning.study.study import Study
 
 MOST_STEPS = 12
@@ -15,7 +16,7 @@ MOST_STEPS = 12
 def print_study(
     study: Study, methods: Sequence[str] | None = None, threshold: float = 0.1, console: Any = None
 ) -> None:
-    """Print the runs, rho by method and step, drift by step, stabilization, and agreement where there are seeds.
+    """Print the runs, rho, faithfulness and drift by method and step, stabilization, and agreement of seeds.
 
     Args:
         study: the runs.
@@ -32,6 +33,15 @@ def print_study(
     last = study.layers
     rho = study.summary(study.correlations(chosen, last), "rho", ["step", "method"])
     _print(console, f"Rho with the saliency, layer {last}{_told(rho)}", _by_step(rho, chosen))
+    for reference in study.references[1:]:
+        rho = study.summary(study.correlations(chosen, last, reference=reference), "rho", ["step", "method"])
+        _print(console, f"Rho with {reference}, layer {last}{_told(rho)}", _by_step(rho, chosen))
+    masked = [one for one in chosen if one in study.masked_methods]
+    if masked:
+        gains = study.summary(study.faithfulness(masked), "gain", ["step", "method"])
+        share = f"{study.masked_share * 100:.0f} %"
+        title = f"Faithfulness: gain of masking a method's top {share} over random tokens, 0 no better than random"
+        _print(console, title + _told(gains), _by_step(gains, masked))
     try:
         drift = study.drift(methods=chosen, layers=last)
     except RecordError as error:
@@ -67,11 +77,20 @@ def save_figures(study: Study, folder: Path, kind: str = "svg") -> Iterator[Path
     folder.mkdir(parents=True, exist_ok=True)
     yield study.save_ladder(folder / f"ladder_by_layer.{kind}", by="layer")
     yield study.save_ladder(folder / f"ladder_over_training.{kind}", by="training")
-    for name, save in (("drift", study.save_drift), ("agreement", study.save_agreement)):
+    for reference in study.references[1:]:
+        for by, ending in (("layer", "by_layer"), ("training", "over_training")):
+            path = folder / f"ladder_with_{hyphenated(reference)}_{ending}.{kind}"
+            yield study.save_ladder(path, by=by, reference=reference)
+    figures = (
+        ("drift", study.save_drift),
+        ("agreement", study.save_agreement),
+        ("faithfulness", study.save_faithfulness),
+    )
+    for name, save in figures:
         try:
             yield save(folder / f"{name}.{kind}")
         except (RecordError, ValueError):
-            # One analysis has not moved, and one run agrees with nobody.
+            # One analysis has not moved, one run agrees with nobody, and not every run has masked tokens.
             continue
 
 

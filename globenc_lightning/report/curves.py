@@ -127,13 +127,12 @@ class Plot(NamedTuple):
 
 
 class Style(NamedTuple):
-    """How one method is drawn in every picture: weights (W) dashed and hollow, norms (N) solid, rivals dash-dotted."""
+    """How one method is drawn in every picture: attention weights (W) dashed and hollow, others solid and filled."""
 
     entry: int
     marker: str
     weights: bool
     prominent: bool = False
-    rival: bool = False
 
 
 STYLES: dict[str, Style] = {
@@ -145,8 +144,8 @@ STYLES: dict[str, Style] = {
     "N-Res": Style(0, "^", False),
     "N-ResLN": Style(4, "v", False),
     "N-Enc": Style(2, "D", False, prominent=True),
-    "ALTI": Style(5, "P", False, rival=True),
-    "Value-Zeroing": Style(9, "X", False, rival=True),
+    "ALTI": Style(5, "P", False),
+    "Value-Zeroing": Style(9, "X", False),
 }
 
 
@@ -481,7 +480,7 @@ def plotted(plot: Plot, head: int = 0, foot: int = 0) -> Any:
                 outline = np.concatenate([np.stack([x[run], low], 1), np.stack([x[run], high], 1)[::-1]])
                 band = PolyCollection([outline], facecolors=[(*colour, 0.13)], edgecolors="none", zorder=2)
                 add(band)
-        dashes: Any = (0, (4.5, 1.8)) if style.weights else (0, (6, 1.6, 1.4, 1.6)) if style.rival else "-"
+        dashes: Any = (0, (4.5, 1.8)) if style.weights else "-"
         drawing: dict[str, Any] = {
             "color": colour,
             "linestyle": dashes,

@@ -68,14 +68,17 @@ def faithfulness_over_training(moments: Moments, figure: str, methods: Sequence[
         missing.append(left_out)
     newest = measured[-1][1]
     steps = [step for step, _ in measured]
+    scale = scales.faithfulness(figure, newest.share, [*means.values()], [*halves.values()])
+    reach = np.concatenate([np.abs(means[method]) + halves[method] for method in methods])
+    cut = bool((reach[np.isfinite(reach)] > max(abs(scale.low), scale.high)).any())
     return curves.Curves(
         np.asarray(steps, dtype=np.float64),
         means,
         halves,
         ticks=curves.spaced(steps),
         x_name="training step",
-        caption=_caption(figure, np.stack(counts), np.stack(missing), newest),
-        scale=scales.faithfulness(figure, newest.share, [*means.values()], [*halves.values()]),
+        caption=_caption(figure, np.stack(counts), np.stack(missing), cut),
+        scale=scale,
         references={} if figure == "log_odds" else {scales.RANDOM: 0.0},
         unit=UNITS[figure],
     )
@@ -111,7 +114,7 @@ def averaged(
     return mean, half, n, sizes - n
 
 
-def _caption(figure: str, n: NDArray[np.int64], left_out: NDArray[np.int64], newest: Faithfulness) -> list[str]:
+def _caption(figure: str, n: NDArray[np.int64], left_out: NDArray[np.int64], cut: bool) -> list[str]:
     """What lines and bands are, of how many examples, and why some are left out."""
     fewest, most = int(n.min()), int(n.max())
     examples = f"{fewest}" if fewest == most else f"{fewest}–{most}"
@@ -121,7 +124,8 @@ def _caption(figure: str, n: NDArray[np.int64], left_out: NDArray[np.int64], new
     if figure == "log_odds":
         said[0] = f"Lines: mean over the examples with finite log-odds, n = {examples}; numbers: the line’s last point."
     if most > 1:
-        said.append("Bands: 95 % confidence interval of the mean (Student’s t).")
+        ending = ", wider than the axis" if cut else ""
+        said.append(f"Bands: 95 % confidence interval of the mean (Student’s t){ending}.")
     else:
         said.append("No bands: an interval needs two examples.")
     fewest, most = int(left_out.min()), int(left_out.max())

@@ -55,8 +55,8 @@ def _faithfulness(about: About, as_code: Callable[[str], str], found: Faithfulne
     cost = "" if found is None or not found.passes else f" It takes {found.passes} forward passes beside the analysis."
     return (
         f"of {', '.join(map(as_code, about.faithfulness))}: how much more the {score} falls when a method’s {share} "
-        "are masked than when as many random tokens are, as a share of how much it falls when all are (comprehensiveness, "
-        "DeYoung et al. 2020, over random). 0 is no better than random, 1 is all that there is to lose. Special tokens "
-        "are never masked; an example’s random tokens are the same at every step; examples are left out whose score "
-        f"hardly falls when all tokens are masked.{cost}"
+        "are masked than when as many random tokens are, as a share of how much it falls when all are "
+        "(comprehensiveness, DeYoung et al. 2020, over random). 0 is no better than random, 1 is all that there is to "
+        "lose. Special tokens are never masked; an example’s random tokens are the same at every step; examples are "
+        f"left out whose score hardly falls when all tokens are masked.{cost}"
     )

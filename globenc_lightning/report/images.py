@@ -153,7 +153,7 @@ def rollout_name(chosen: Settings | About | Attributions) -> str:
 
 def aggregate_name(chosen: Settings | About | Attributions) -> str:
     """What aggregates the maps, in a word or two."""
-    return "attention flow" if getattr(chosen, "aggregation", "rollout") == "maxflow" else "rollout"
+    return "attention flow" if chosen.aggregation == "maxflow" else "rollout"
 
 
 def what_is_masked(found: Faithfulness, besides: str = "") -> str:

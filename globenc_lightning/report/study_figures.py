@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from globenc_lightning.errors import RecordError
-from globenc_lightning.report import curves, scales, stills
+from globenc_lightning.report import curves, further_curves, scales, stills
 from globenc_lightning.study.bootstrap import EXAMPLES
 
 if TYPE_CHECKING:
@@ -33,16 +33,18 @@ def save_ladder(
     by: str = "layer",
     *,
     methods: str | Sequence[str] | None = None,
+    reference: str = "saliency",
     title: str | None = None,
     dpi: int = DPI,
 ) -> Path:
-    """Saves the correlation with the saliency of all methods, by layer or over the training.
+    """Saves the correlation with a reference of all methods, by layer or over the training.
 
     Args:
         study: the runs.
         path: ends in ``.svg`` or ``.png``.
         by: ``"layer"``, at the last step that all runs have; or ``"training"``, at the last layer.
         methods: one or several; all when None.
+        reference: what the methods are compared with, one of ``study.references``.
         title: another title; an empty one leaves it out.
         dpi: of a PNG.
 
@@ -51,20 +53,68 @@ def save_ladder(
 
     Raises:
         ValueError: a path, a number or a choice that cannot be used.
-        RecordError: the runs have no step in common, or a method that is not there was asked for.
+        RecordError: the runs have no step in common, or a method or reference that is not there was asked for.
     """
     target = stills.checked_path(path, dpi)
     if by not in stills.KINDS:
         raise ValueError(f"by must be one of {', '.join(map(repr, stills.KINDS))}; got {by!r}.")
     if by == "layer":
         step = _shared_step(study)
-        found = study.correlations(methods)
+        found = study.correlations(methods, reference=reference)
         table = study.summary(found[found["step"] == step], "rho", ["method", "layer"])
-        heading = f"Correlation of rollout and saliency by layer, step {step}"
+        heading = f"Correlation of rollout and {reference} by layer, step {step}"
     else:
-        table = study.summary(study.correlations(methods, study.layers), "rho", ["method", "step"])
-        heading = f"Correlation of rollout and saliency over training, layer {study.layers}"
-    return _saved(study, target, dpi, title, _Figure(heading, table, "ρ", curves.CORRELATION, {}, []))
+        found = study.correlations(methods, study.layers, reference=reference)
+        table = study.summary(found, "rho", ["method", "step"])
+        heading = f"Correlation of rollout and {reference} over training, layer {study.layers}"
+    return _saved(study, target, dpi, title, _Figure(heading, table, "ρ", scales.correlation(reference), {}, []))
+
+
+def save_faithfulness(
+    study: Study,
+    path: str | os.PathLike[str],
+    figure: str = "gain",
+    *,
+    methods: str | Sequence[str] | None = None,
+    title: str | None = None,
+    dpi: int = DPI,
+) -> Path:
+    """Saves how much the decisions depend on the methods' first tokens over the training, beside random ones.
+
+    Args:
+        study: the runs.
+        path: ends in ``.svg`` or ``.png``.
+        figure: ``"gain"``, ``"sufficiency_gain"`` or ``"log_odds"``.
+        methods: one or several; all whose first tokens were masked when None.
+        title: another title; an empty one leaves it out.
+        dpi: of a PNG.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: a path, a number or a choice that cannot be used.
+        RecordError: faithfulness was not measured in every run, or not of such a method.
+    """
+    target = stills.checked_path(path, dpi)
+    if figure not in scales.NAMES:
+        raise ValueError(f"figure must be one of {', '.join(map(repr, scales.NAMES))}; got {figure!r}.")
+    found = study.faithfulness(methods)
+    table = study.summary(found, figure, ["method", "step"])
+    random = {} if figure == "log_odds" else {scales.RANDOM: 0.0}
+    parts = [part for _, part in table.groupby("method")]
+    means = [part["mean"].to_numpy(dtype=np.float64) for part in parts]
+    halves = [(part["high"] - part["mean"]).to_numpy(dtype=np.float64) for part in parts]
+    scale = scales.faithfulness(figure, study.masked_share, means, halves)
+    notes = []
+    each = found.drop_duplicates(["run", "step", "example"])[figure]
+    if figure != "log_odds" and each.isna().any():
+        notes = [
+            f"Left out: {int(each.isna().sum())} of {len(each)} analyses of an example, since masking every token "
+            "hardly moves its score."
+        ]
+    drawn = _Figure(further_curves.HEADINGS[figure], table, further_curves.UNITS[figure], scale, random, notes)
+    return _saved(study, target, dpi, title, drawn)
 
 
 def save_drift(

@@ -16,8 +16,10 @@ from globenc_lightning.record.reading import Record
 if TYPE_CHECKING:
     from globenc_lightning.study.study import Study
 
-CHOICES = ("task", "score", "target", "readout", "normalize", "exclude_special_tokens", "rule", "text")
+CHOICES = ("task", "score", "target", "readout", "normalize", "exclude_special_tokens", "rule", "text", "aggregation")
 """What makes figures those of another thing, where runs have chosen it differently."""
+LATER = {"aggregation": "rollout"}
+"""Choices that records of earlier versions do not tell, and what they were."""
 
 Folders = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -91,7 +93,7 @@ def remarks(runs: Sequence[Run]) -> list[str]:
     for name in CHOICES:
         values: dict[Any, list[str]] = {}
         for run in runs:
-            told = run.about.get("about") or {}
+            told = {**LATER, **(run.about.get("about") or {})}
             if name in told:
                 values.setdefault(told[name], []).append(run.label)
         if len(values) > 1:
@@ -104,6 +106,8 @@ def remarks(runs: Sequence[Run]) -> list[str]:
         "the correlations of method": [run.about["methods"] for run in runs],
         "the attributions of method": [one["methods"] for one in recorded],
         "the attributions of layer": [one["layers"] for one in recorded],
+        "the correlations with": [["saliency", *one.get("references", ())] for one in recorded],
+        "the faithfulness of method": [one.get("faithfulness", []) for one in recorded],
     }
     for things, each in sets.items():
         every = {*each[0]}.intersection(*each)

@@ -59,10 +59,71 @@ class Study:
         """Returns a row per example and token of the probe, with token, word, whether it is special, label, text."""
         return frames.probe(self._runs[0])
 
-    def correlations(self, methods: Names = None, layers: Numbers = None) -> Any:
-        """Returns Spearman's rho with the saliency: run, seed, step, epoch, example, method, layer, rho."""
+    @property
+    def references(self) -> list[str]:
+        """What all runs have correlations with: the saliency, and what ``references=`` named."""
+        return frames.references_of(self._runs)
+
+    @property
+    def masked_methods(self) -> list[str]:
+        """The methods whose faithfulness was measured in all runs."""
+        return frames.masked_methods_of(self._runs)
+
+    @property
+    def masked_share(self) -> float:
+        """Which share of the tokens was masked to measure faithfulness; NaN where none was."""
+        told = (run.record.masking(run.name).get("share") for run in self._runs)
+        return next((float(one) for one in told if one is not None), float("nan"))
+
+    def correlations(self, methods: Names = None, layers: Numbers = None, *, reference: str = frames.SALIENCY) -> Any:
+        """Returns Spearman's rho with a reference: run, seed, step, epoch, example, method, layer, rho.
+
+        Args:
+            methods: one or several; all when None.
+            layers: one or several, from 1; all when None.
+            reference: what it is with, one of :attr:`references`.
+
+        Raises:
+            RecordError: not every run has such a method, layer or reference.
+        """
+        [wanted] = frames.chosen([reference], self.references, "reference")
         chosen = frames.chosen(methods, self.methods, "method")
-        return frames.correlations(self._runs, chosen, frames.chosen(layers, self._layers(), "layer"))
+        return frames.correlations(self._runs, chosen, frames.chosen(layers, self._layers(), "layer"), wanted)
+
+    def faithfulness(self, methods: Names = None) -> Any:
+        """Returns how much the decisions depend on a method's first tokens, beside random ones.
+
+        Means and intervals over runs and examples: ``study.summary(study.faithfulness(), "gain")``; of two methods
+        on the same examples: the difference of their columns, as they are paired.
+
+        Args:
+            methods: one or several; all whose first tokens were masked when None.
+
+        Returns:
+            Columns: run, seed, step, epoch, example, method, ``gain``, ``sufficiency_gain``, ``log_odds`` and
+            ``span`` of :class:`~globenc_lightning.faithfulness.Faithfulness`.
+
+        Raises:
+            RecordError: faithfulness was not measured in every run, or not of such a method.
+        """
+        if not self.masked_methods:
+            raise RecordError(
+                "not every run has measured faithfulness: train with GlobEncCallback(faithfulness=True, record=...)."
+            )
+        return frames.faithfulness(self._runs, frames.chosen(methods, self.masked_methods, "faithfulness of"))
+
+    def signed(self, *, special_tokens: bool = True) -> Any:
+        """Returns each token's ``signed`` contribution to the score: a row per run, step, example and token.
+
+        What an example's contributions leave out of its score is ``left_out`` in :meth:`examples`.
+
+        Args:
+            special_tokens: whether special tokens are among the rows.
+
+        Raises:
+            RecordError: not every run has signed scores.
+        """
+        return frames.signed(self._runs, special_tokens)
 
     def examples(self) -> Any:
         """Returns what was decided: a row per run, step and example, with the columns of the record's examples."""
@@ -82,16 +143,33 @@ class Study:
         """Returns correlations and decisions as an xarray Dataset.
 
         ``rho`` (run, step, example, method, layer); ``score``, ``predicted``, ``label``, ``loss`` (run, step, example);
-        the coordinate ``seed`` (run). The ``sel`` of xarray has an argument ``method`` of its own: choose a method
-        with ``sel({"method": "N-Enc"})``.
+        the coordinate ``seed`` (run). Where all runs have them: ``rho_with`` (reference, run, step, example, method,
+        layer) with further references; ``gain``, ``sufficiency_gain``, ``log_odds`` (run, step, example, method; NaN
+        for methods whose tokens were not masked) and ``span`` (run, step, example); ``left_out`` (run, step, example).
+        The ``sel`` of xarray has an argument ``method`` of its own: choose a method with
+        ``sel({"method": "N-Enc"})``.
 
         Raises:
             RecordError: xarray is not installed.
         """
         xarray = load("xarray", "Study.to_xarray()")
-        rho = self.correlations().set_index(["run", "step", "example", "method", "layer"])["rho"]
-        decided = self.examples().set_index(["run", "step", "example"])[["score", "predicted", "label", "loss"]]
-        found = xarray.Dataset({"rho": xarray.DataArray.from_series(rho)})
+        keys = ["run", "step", "example", "method", "layer"]
+        examples = self.examples()
+        of_examples = ["score", "predicted", "label", "loss", *(["left_out"] if "left_out" in examples else [])]
+        decided = examples.set_index(["run", "step", "example"])[of_examples]
+        found = xarray.Dataset({"rho": xarray.DataArray.from_series(self.correlations().set_index(keys)["rho"])})
+        further = self.references[1:]
+        if further:
+            each = [self.correlations(reference=one).set_index(keys)["rho"] for one in further]
+            arrays = [xarray.DataArray.from_series(one) for one in each]
+            dimension = load_pandas().Index(further, name="reference")
+            found["rho_with"] = xarray.concat(arrays, dimension)
+        if self.masked_methods:
+            masked = self.faithfulness()
+            figures = masked.set_index(["run", "step", "example", "method"])[["gain", "sufficiency_gain", "log_odds"]]
+            spans = masked.drop_duplicates(["run", "step", "example"]).set_index(["run", "step", "example"])["span"]
+            found = found.merge(xarray.Dataset.from_dataframe(figures), join="outer")
+            found["span"] = xarray.DataArray.from_series(spans)
         found = found.reindex(method=self.methods).merge(xarray.Dataset.from_dataframe(decided.astype("float64")))
         seeds = {run.label: run.seed for run in self._runs}
         return found.assign_coords(seed=("run", [seeds[one] for one in found["run"].to_numpy()]))
@@ -163,7 +241,7 @@ class Study:
         self,
         frame: Any,
         value: str,
-        by: Sequence[str] = KEYS,
+        by: Sequence[str] | None = None,
         *,
         group: str | None = None,
         level: float = bootstrap.LEVEL,
@@ -174,8 +252,8 @@ class Study:
 
         Args:
             frame: a table of this study, such as :meth:`drift` gives.
-            value: the column that is averaged: ``"rho"``, ``"drift"``, ``"agreement"``, ``"mass"``.
-            by: what is kept apart.
+            value: the column that is averaged: ``"rho"``, ``"drift"``, ``"agreement"``, ``"mass"``, ``"gain"``.
+            by: what is kept apart; method, layer and step, as far as the table has them, when None.
             group: keep apart by ``"label"``, ``"right"`` or ``"region"``, too, as :meth:`groups` has them.
             level: how often the interval holds the true mean.
             draws: how often runs and examples are drawn.
@@ -189,6 +267,7 @@ class Study:
             RecordError: no such column or group.
         """
         pandas = load_pandas()
+        by = [one for one in KEYS if one in frame.columns] if by is None else by
         wanted = [*by, value, "run", "example"]
         absent = [one for one in wanted if one not in frame.columns]
         if absent:
@@ -216,7 +295,7 @@ class Study:
         Args:
             path: ends in ``.svg`` or ``.png``.
             by: ``"layer"``, at the last step that all runs have; or ``"training"``, at the last layer.
-            **options: ``methods``, ``title``, ``dpi``.
+            **options: ``methods``, ``reference``, ``title``, ``dpi``.
 
         Returns:
             The path.
@@ -224,6 +303,21 @@ class Study:
         from globenc_lightning.report import study_figures
 
         return study_figures.save_ladder(self, path, by, **options)
+
+    def save_faithfulness(self, path: str | os.PathLike[str], figure: str = "gain", **options: Any) -> Path:
+        """Saves faithfulness over the training, with bands over runs and examples.
+
+        Args:
+            path: ends in ``.svg`` or ``.png``.
+            figure: ``"gain"``, ``"sufficiency_gain"`` or ``"log_odds"``.
+            **options: ``methods``, ``title``, ``dpi``.
+
+        Returns:
+            The path.
+        """
+        from globenc_lightning.report import study_figures
+
+        return study_figures.save_faithfulness(self, path, figure, **options)
 
     def save_drift(self, path: str | os.PathLike[str], **options: Any) -> Path:
         """Saves drift over the training beside its chance level; options as for :meth:`drift`, ``title``, ``dpi``."""

@@ -263,3 +263,38 @@ def test_a_probe_of_another_kind_is_refused_and_nothing_is_written(tmp_path: Pat
         with pytest.raises(error):
             record_checkpoint(classifier(), given, step=1, folder=tmp_path / "record")
     assert not [*(tmp_path / "record").rglob("*.parquet")]
+
+
+def test_the_choices_of_a_callback_come_back_for_a_replay() -> None:
+    asked = {"methods": ["N-Enc", "W"], "references": ["saliency", "HTA"], "signed": True, "aggregation": "maxflow"}
+    callback = GlobEncCallback(**asked, faithfulness=["W"])
+    made_of = callback._choices.made_of("validation")
+    choices = checkpoints.choices_of({"made_of": made_of})
+    assert (choices.settings.references, choices.settings.signed, choices.settings.aggregation) == (
+        ("saliency", "HTA"),
+        True,
+        "maxflow",
+    )
+    assert choices.masked_methods == ("W",)
+    # Other methods were asked for: nothing is masked for one that is not computed.
+    assert checkpoints.choices_of({"made_of": made_of}, methods=["N-Enc"]).masked_methods == ()
+    chosen = checkpoints.choices_of({"made_of": made_of}, references=["integrated gradients"], aggregation="rollout")
+    assert chosen.settings.further_references == ("integrated gradients",)
+    assert chosen.settings.aggregation == "rollout"
+    # A callback of an earlier version had none of these.
+    plain = checkpoints.choices_of({"made_of": {"methods": ["W"], "target": "predicted"}})
+    assert (plain.settings.references, plain.settings.signed, plain.masked_methods) == (("saliency",), False, ())
+
+
+def test_a_checkpoint_is_recorded_with_another_aggregation(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = classifier()
+    texts = ["word1 word2 word3", "word4 word5"]
+    probe = ProbeSet.from_texts(texts, tokenizer())
+    found = {
+        name: record_checkpoint(model, probe, step=1, folder=tmp_path, run=name, methods=["N-Enc"], aggregation=name)
+        for name in ("rollout", "maxflow")
+    }
+    assert Record.open(tmp_path).about("maxflow")["about"]["aggregation"] == "maxflow"
+    rows = [entry.rows["N-Enc"][0] for entry in found.values()]
+    assert not torch.allclose(rows[0] / rows[0].max(), rows[1] / rows[1].max())

@@ -1,4 +1,4 @@
-"""Makes a history with references, signed scores and faithfulness, and draws it: ``python -m tests.report.further DIR``."""
+"""Histories with references, signed scores and faithfulness; ``python -m tests.report.further DIR`` draws one."""
 
 import sys
 from collections.abc import Sequence
