@@ -125,10 +125,10 @@ def test_curves_are_with_the_chosen_reference(tab: Tab, measured: dict[str, list
     tab.choose("Layer", "2")
     assert tab.texts(".correlation-view .card h2")[0] == f"ρ with {title} over the training, layer 2"
     wanted = {method: decimals(values[-1] or 0.0) for method, values in means.items()}
-    assert tab.script(LINES, ".correlation-view .card:nth-child(1) .chart") == wanted
-    assert tab.script(LINES, ".correlation-view .card:nth-child(3) .chart").keys() == wanted.keys()
+    assert tab.script(LINES, ".correlation-view .cards .card:nth-child(1) .chart") == wanted
+    assert tab.script(LINES, ".correlation-view .cards .card:nth-child(3) .chart").keys() == wanted.keys()
     # Heights are linear in the means, and a validation without the reference is a gap.
-    parts = tab.script(POINTS, ".correlation-view .card:nth-child(1)", "N-Enc")
+    parts = tab.script(POINTS, ".correlation-view .cards .card:nth-child(1)", "N-Enc")
     assert len(parts) == (2 if None in means["N-Enc"] else 1)
     heights = np.array([point[1] for part in parts for point in part])
     there = np.array([one for one in means["N-Enc"] if one is not None])
@@ -137,7 +137,7 @@ def test_curves_are_with_the_chosen_reference(tab: Tab, measured: dict[str, list
     assert slope < 0
     # One sentence's own curve is with the same reference.
     tab.click(".check input")
-    own = tab.script(LINES, ".correlation-view .card:nth-child(1) .chart")["sentence 1"]
+    own = tab.script(LINES, ".correlation-view .cards .card:nth-child(1) .chart")["sentence 1"]
     assert own == decimals(float(rho(measured[ASKED][-1])["N-Enc"][0, 1]))
     if reference == "integrated gradients":
         tab.slide(2)
@@ -401,8 +401,9 @@ def test_what_is_said_fits_and_can_be_read(tab: Tab, view: str, link: dict[str, 
               return [255, 255, 255];
             };
             const all = [...document.querySelectorAll(".told, .told .fact, .hint, .legend, .beside-head select")];
+            const fits = (e) => e.scrollWidth <= e.clientWidth + 1 || getComputedStyle(e).display === "inline";
             return all.filter((e) => e.checkVisibility()).map((e) => [rgb(getComputedStyle(e).color).slice(0, 3),
-                behind(e), e.textContent, e.scrollWidth <= e.clientWidth + 1 || getComputedStyle(e).display === "inline"]);
+                behind(e), e.textContent, fits(e)]);
             """
         )
         assert found
