@@ -1,4 +1,4 @@
-"""Runs whose records hold what was asked for: further references, masked copies, signed scores; figures made by hand."""
+"""Runs with further references, masked copies and signed scores in their records, of figures made by hand."""
 
 from collections.abc import Sequence
 from dataclasses import replace

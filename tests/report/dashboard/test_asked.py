@@ -13,14 +13,14 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from werkzeug.test import Client
 
-from benchmarks.dashboard import reader, synthetic_measurement, synthetic_probe, write
+from benchmarks.dashboard import application, reader, synthetic_measurement, synthetic_probe, write
 from globenc_lightning.measurement import Measurement
 from globenc_lightning.report.averages import mean_and_interval
 from globenc_lightning.report.dashboard import asked, encoding, packing, store
 from globenc_lightning.report.dashboard.records import records
 from globenc_lightning.settings import Settings
 from tests.report.dashboard.asked import MASKED, REFERENCES, SIZES, asked_measurement, asked_run
-from tests.report.dashboard.serving import application, ask
+from tests.report.dashboard.serving import ask
 
 MOMENT = store.Moment(ordinal=0, step=0, epoch=0, session=1.0)
 WHERE = {"run": "asked", "tag": "globenc"}
@@ -241,7 +241,7 @@ def test_the_index_holds_the_curves(written: tuple[Client, list[Measurement]]) -
                 values = getattr(faithfulness, name)[method]
                 mean, half, n, _ = mean_and_interval(values.numpy())
                 found = [course[one][place] for one in ("mean", "low", "high", "n")]
-                assert found == pytest.approx([mean, mean - half, mean + half, n], abs=1e-5)
+                assert found == pytest.approx([*map(float, (mean, mean - half, mean + half, n))], abs=1e-5)
 
 
 def test_nothing_asked_for_is_said(tmp_path: Path) -> None:

@@ -45,54 +45,84 @@ export function createMovementView({ api, update, theme }) {
   let shown = null;
   /** @type {ReturnType<typeof createShell>[]} */
   let shells = [];
+  /** @type {{of: import("./api.js").Sentence[]|null, made: string[]}} */
+  let texts = { of: null, made: [] };
+  /** How many lines sentences take. @type {{of: import("./api.js").Sentence[]|null, room: number, made: number[]}} */
+  let counts = { of: null, room: 0, made: [] };
   const lines = createLineCounter();
   const windowed = createWindowedList(list, {
     draw: (i) => shells[i].draw(),
     release: (i) => shells[i].release(),
   });
 
-  /** A row with its number and its text, drawn or not. */
-  function createShell(moved, place, count, selection, before, after) {
-    const { index } = selection;
-    const sentence = index.sentences[moved.sentence];
-    const label = `Open sentence ${moved.sentence + 1}, place ${place}`;
-    const number = html("button", { "class": "number", "type": "button", "aria-label": label }, String(moved.sentence + 1));
+  /**
+   * A place in the list, drawn or not. At another step another sentence has moved so far: the place stays, and what it
+   * holds changes, so that a page with many sentences is not built anew.
+   */
+  function createShell(place, count) {
+    const number = html("button", { class: "number", type: "button" });
     const facts = html("div", { class: "facts" }, number);
-    const open = () => update({ view: "tokens", sentence: moved.sentence, token: null });
-    const name = `Sentence ${moved.sentence + 1}, place ${place}`;
+    const open = () => update({ view: "tokens", sentence: moved().sentence, token: null });
     const row = html(
       "article",
-      {
-        "class": "sentence",
-        "data-sentence": moved.sentence,
-        "aria-label": name,
-        "aria-posinset": place,
-        "aria-setsize": count,
-        "on": { click: open },
-      },
+      { "class": "sentence", "aria-posinset": place, "aria-setsize": count, "on": { click: open } },
       facts,
     );
-    /** @type {Node[]} */
+    /** Made when it is first needed. @type {HTMLElement|null} */
+    let text = null;
+    /** What is there instead of the text. @type {Node[]} */
     let parts = [];
+    const moved = () => /** @type {NonNullable<typeof shown>} */ (shown).moved[place - 1];
+    const name = () => `Sentence ${moved().sentence + 1}, place ${place}`;
+
+    /** As long as a row is not laid out, it is read aloud by a name that holds its text. */
+    function say() {
+      const words = textOf(moved().sentence);
+      text ??= html("p", { class: "chips", dir: "auto" });
+      setText(text, words);
+      row.setAttribute("aria-label", `${name()}: ${words}`);
+    }
+
     return {
       row,
       facts,
+
+      /** Another sentence is at this place, or the same. */
+      renew() {
+        const { sentence } = moved();
+        const { selection } = /** @type {NonNullable<typeof shown>} */ (shown);
+        row.classList.toggle("chosen", sentence === selection.sentence);
+        if (row.dataset.sentence !== String(sentence)) {
+          row.dataset.sentence = String(sentence);
+          setText(number, String(sentence + 1));
+          number.setAttribute("aria-label", `Open sentence ${sentence + 1}, place ${place}`);
+          if (text?.isConnected) say();
+        }
+      },
       draw() {
         for (const part of parts) part.parentNode?.removeChild(part);
-        row.setAttribute("aria-label", name);
-        parts = createParts(moved, selection, before, after);
+        text?.remove();
+        row.setAttribute("aria-label", name());
+        const { selection, before, after } = /** @type {NonNullable<typeof shown>} */ (shown);
+        parts = createParts(moved(), selection, before, after);
         facts.append(parts[0]);
         row.append(parts[1]);
       },
       release() {
         for (const part of parts) part.parentNode?.removeChild(part);
-        const text = sentence.tokens.map(visible).join(" ");
-        parts = [html("p", { class: "chips", dir: "auto" }, text)];
-        row.append(parts[0]);
-        // As long as it is not laid out, it is read aloud by this name.
-        row.setAttribute("aria-label", `${name}: ${text}`);
+        parts = [];
+        say();
+        row.append(/** @type {Node} */ (text));
       },
     };
+  }
+
+  /** A sentence's text, put together once. @param {number} i */
+  function textOf(i) {
+    const { sentences } = /** @type {NonNullable<typeof shown>} */ (shown).selection.index;
+    if (texts.of !== sentences) texts = { of: sentences, made: [] };
+    texts.made[i] ??= sentences[i].tokens.map(visible).join(" ");
+    return texts.made[i];
   }
 
   /** What a row shows: its figures, and its tokens before and after. */
@@ -157,19 +187,33 @@ export function createMovementView({ api, update, theme }) {
     const stacked = facts.getBoundingClientRect().bottom <= first.getBoundingClientRect().top;
     return (i) => {
       const { moved, selection } = /** @type {NonNullable<typeof shown>} */ (shown);
-      const chips = lines.count(selection.index.sentences[moved[i].sentence].tokens.map(visible), room) * line;
+      const chips = lineCount(selection.index.sentences, moved[i].sentence, room) * line;
       return frame + (stacked ? told + STACK_GAP + 2 * chips + besides : Math.max(told, 2 * chips + besides));
     };
   }
 
+  /** Counted once for each sentence and width. */
+  function lineCount(sentences, i, room) {
+    if (counts.of !== sentences || counts.room !== room) counts = { of: sentences, room, made: [] };
+    counts.made[i] ??= lines.count(sentences[i].tokens.map(visible), room);
+    return counts.made[i];
+  }
+
   /** @param {NonNullable<typeof shown>} scene */
   function build(scene) {
-    const { moved, selection, before, after } = scene;
-    shown = scene;
-    shells = moved.map((one, i) => createShell(one, i + 1, moved.length, selection, before, after));
+    const { moved, selection } = scene;
     const all = moved.reduce((sum, one) => sum + selection.index.sentences[one.sentence].tokens.length, 0) <= ALL;
-    if (!all) for (const shell of shells) shell.release();
-    for (const [i, { row }] of shells.entries()) row.classList.toggle("chosen", moved[i].sentence === selection.sentence);
+    const same = shown !== null && shells.length === moved.length && windowed.isWhole() === all;
+    shown = scene;
+    if (same) {
+      windowed.renew(() => shells.forEach((shell) => shell.renew()));
+      return;
+    }
+    shells = moved.map((_, i) => createShell(i + 1, moved.length));
+    for (const shell of shells) {
+      shell.renew();
+      if (!all) shell.release();
+    }
     windowed.replace(shells.map(({ row }) => row), { all, height: heights });
     if (moved.length) windowed.pin(0);
     windowed.update();

@@ -5,6 +5,7 @@
 
 const AHEAD = 1; // windows above and below the visible one that are drawn
 const KEPT = 2; // windows beyond which drawn items are given up
+const MARGIN = 0.25; // windows around the visible one that are drawn at once; the others in the next frame
 
 /**
  * @param {HTMLElement} element holds the items, one below the other
@@ -18,6 +19,8 @@ export function createWindowedList(element, { draw, release }) {
   const drawn = new Set();
   /** @type {(number|undefined)[]} what an item took when it was last drawn */
   let taken = [];
+  /** @type {(number|undefined)[]} the height that an item has been given, where it is not drawn */
+  let given = [];
   /** @type {(() => (i: number) => number)|null} */
   let measure = null;
   /** @type {{of: typeof measure, width: number, height: (i: number) => number}|null} as it was measured last */
@@ -33,6 +36,7 @@ export function createWindowedList(element, { draw, release }) {
     if (drawn.has(i)) return;
     drawn.add(i);
     items[i].style.height = "";
+    given[i] = undefined;
     items[i].classList.remove("undrawn");
     draw(i);
   }
@@ -45,7 +49,14 @@ export function createWindowedList(element, { draw, release }) {
     const height = measure();
     measured = { of: measure, width, height };
     const heights = open.map((i) => taken[i] ?? height(i));
-    for (const [place, i] of open.entries()) items[i].style.height = `${heights[place]}px`;
+    for (const [place, i] of open.entries()) give(i, heights[place]);
+  }
+
+  /** @param {number} i @param {number} height */
+  function give(i, height) {
+    if (given[i] === height) return;
+    given[i] = height;
+    items[i].style.height = `${height}px`;
   }
 
   /** The first item that ends below a height in the window. @param {number} y */
@@ -85,7 +96,7 @@ export function createWindowedList(element, { draw, release }) {
       taken[i] = heights[place];
       drawn.delete(i);
       release(i);
-      items[i].style.height = `${heights[place]}px`;
+      give(i, heights[place]);
       items[i].classList.add("undrawn");
     }
   }
@@ -137,6 +148,38 @@ export function createWindowedList(element, { draw, release }) {
 
     update,
 
+    /** @returns {boolean} whether all items are drawn, wherever the window is */
+    isWhole: () => whole,
+
+    /**
+     * The same items hold other things: what is in the window is drawn anew at once, the rest near it in the next frame,
+     * and of what is far the text alone changes.
+     * @param {() => void} change tells the items
+     */
+    renew(change) {
+      if (whole) {
+        change();
+        for (const i of items.keys()) draw(i);
+        return;
+      }
+      // Everything is read before anything is written.
+      const [first, end] = near(MARGIN);
+      change();
+      taken = [];
+      for (const i of drawn) {
+        if ((i >= first && i < end) || i === pinned) draw(i);
+        else {
+          drawn.delete(i);
+          release(i);
+          items[i].classList.add("undrawn");
+        }
+      }
+      for (let i = first; i < end; i += 1) fill(i);
+      const height = measured?.of === measure && measured?.width === width ? measured.height : measure?.();
+      if (height) for (const i of items.keys()) if (!drawn.has(i)) give(i, height(i));
+      later();
+    },
+
     /**
      * Shows other items.
      * @param {HTMLElement[]} others with their text, not drawn
@@ -147,6 +190,7 @@ export function createWindowedList(element, { draw, release }) {
       items = others;
       drawn.clear();
       taken = [];
+      given = [];
       pinned = -1;
       whole = all;
       measure = height;
@@ -156,7 +200,7 @@ export function createWindowedList(element, { draw, release }) {
       // At the width of the last time, heights are known before the page is laid out.
       if (!all && measured?.of === height && measured.width === width) {
         unsettled = false;
-        for (const [i, item] of items.entries()) item.style.height = `${measured.height(i)}px`;
+        for (const i of items.keys()) give(i, measured.height(i));
       }
       element.replaceChildren(...items);
     },
