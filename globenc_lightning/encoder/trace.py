@@ -79,8 +79,7 @@ def attention_probabilities(
         groups = query.shape[1] // key.shape[1]
         if groups > 1:
             key = key.repeat_interleave(groups, 1)
-        # Side by side in memory, as the product wants them.
-        query = torch.mul(query, query.shape[-1] ** -0.5 if scale is None else scale, out=query.new_empty(query.shape))
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
         key = key.transpose(-2, -1)
         b, h, q, k = *query.shape[:3], key.shape[-1]
         seen = torch.ones(q, k, dtype=torch.bool, device=query.device).tril() if is_causal else None
@@ -88,9 +87,21 @@ def attention_probabilities(
         mask = None if attn_mask is None else (~attn_mask if hidden else attn_mask).broadcast_to(b, h, q, k)
         fits = out is not None and (out.shape, out.dtype, out.device) == ((b, h, q, k), query.dtype, query.device)
         probabilities = out if out is not None and fits else query.new_empty(b, h, q, k)
+        one = query.device.type == "cpu"
+        if not one:
+            # Side by side in memory, as the product wants them.
+            query = torch.mul(query, scale, out=query.new_empty(query.shape))
+        most = chunk_of(query.device)
+        room: Tensor | None = None
         # A few heads at a time, so that the scores stay in the cache until they are probabilities.
-        for part in chunks(b, h, q * k, chunk_of(query.device)):
-            scores = torch.matmul(query[part], key[part])
+        for part in chunks(b, h, q * k, min(most, h * q * k) if one else most):
+            if one:
+                # Of one example: its heads are multiplied where they lie.
+                some = query[part].squeeze(0)
+                room = some.new_empty(len(some), q, k) if room is None else room
+                scores = room[: len(some)].baddbmm_(some, key[part].squeeze(0), beta=0, alpha=scale).unsqueeze(0)
+            else:
+                scores = torch.matmul(query[part], key[part])
             if seen is not None:
                 scores.masked_fill_(~seen, float("-inf"))
             if mask is not None and hidden:

@@ -189,20 +189,20 @@ def _lengths(attention: Tensor, grams: Sequence[Tensor]) -> list[Tensor]:
         return []
     most = chunk_of(attention.device)
     if attention.numel() <= most:
-        part = attention.permute(0, 3, 2, 1).contiguous()
+        part = attention.permute(0, 3, 1, 2).contiguous()
         return [_length(part, gram) for gram in grams]
     lengths = [attention.new_empty(b, q, k) for _ in grams]
     # Examples and attended tokens.
     for examples, tokens in chunks(b, k, h * q, most):
-        part = attention[examples, :, :, tokens].permute(0, 3, 2, 1).contiguous()
+        part = attention[examples, :, :, tokens].permute(0, 3, 1, 2).contiguous()
         for gram, length in zip(grams, lengths, strict=True):
             length[examples, :, tokens] = _length(part, gram[examples, tokens])
     return lengths
 
 
 def _length(attention: Tensor, gram: Tensor) -> Tensor:
-    """Lengths (b, q, k) of ``M a_qk``: of attention (b, k, q, h) and the Gram matrices (b, k, h, h)."""
-    squared = torch.matmul(attention, gram).mul_(attention).sum(-1)
+    """Lengths (b, q, k) of ``M a_qk``: of attention (b, k, h, q) and the Gram matrices (b, k, h, h), symmetric."""
+    squared = torch.matmul(gram, attention).mul_(attention).sum(2)
     # Rounding can push the square of a vector that nearly vanishes below zero.
     return squared.clamp_(min=0).sqrt_().transpose(1, 2)
 

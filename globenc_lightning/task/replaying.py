@@ -7,6 +7,8 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations, islice
+from math import comb
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -1004,7 +1006,7 @@ def _groups(decision: Decision, last: Tensor) -> list[list[int]]:
 
 
 def rows_by_digits(scores: Tensor, last: Tensor) -> list[int]:
-    """The row that each of many scores depends on, by as many gradients as their number has binary digits.
+    """The row that each of many scores depends on, by few gradients: 5 for 8 scores, 8 for 64.
 
     Args:
         scores: (u,) in the autograd graph.
@@ -1021,18 +1023,27 @@ def digits_read(scores: Tensor, last: Tensor) -> Tensor:
 
     See :func:`rows_by_digits`; nothing has been looked at yet.
     """
-    units = len(scores)
+    passes, codes = _codes_of(len(scores))
     number = torch.zeros(last.shape[:2], dtype=torch.long, device=last.device)
-    read = [_tokens_read(scores, last)]
-    for digit in range(max(units - 1, 0).bit_length()):
-        with_digit, without = (
-            _tokens_read(scores[[unit for unit in range(units) if (unit >> digit & 1) == wanted]], last)
-            for wanted in (1, 0)
-        )
-        number += with_digit.long() << digit
-        # A token that is read by scores of both kinds belongs to none alone.
-        read.append(~(with_digit & without))
-    return torch.where(torch.stack(read).all(0), number, -1)
+    for one in range(passes):
+        chosen = [unit for unit, code in enumerate(codes) if code >> one & 1]
+        number += _tokens_read(scores[chosen], last).long() << one
+    # A token that is read by several scores has more ones than any code.
+    units = torch.full((2**passes,), -1)
+    units[codes] = torch.arange(len(codes))
+    return units.to(last.device)[number]
+
+
+def _codes_of(units: int) -> tuple[int, list[int]]:
+    """Numbers of few digits, one per unit, all with as many ones: how many digits, and the numbers.
+
+    Any two of them together have more ones than one alone, so that no third number is mistaken for them.
+    """
+    digits = 1
+    while comb(digits, digits // 2) < units:
+        digits += 1
+    ones = (digits + 1) // 2
+    return digits, [sum(1 << place for place in places) for places in islice(combinations(range(digits), ones), units)]
 
 
 def rows_of_digits(read: Tensor, units: int) -> list[int]:

@@ -6,7 +6,17 @@ from torch import Tensor
 
 from globenc_lightning.errors import CutGraphError, GlobEncError
 from globenc_lightning.task.kinds import Decision
-from globenc_lightning.task.replaying import Chunk, Part, Replay, Step, _mixes_texts, find_layout, rows_by_digits, same
+from globenc_lightning.task.replaying import (
+    Chunk,
+    Part,
+    Replay,
+    Step,
+    _mixes_texts,
+    digits_read,
+    find_layout,
+    rows_by_digits,
+    same,
+)
 
 ROWS, TOKENS, WIDTH, CLASSES = 4, 5, 3, 2
 
@@ -127,6 +137,24 @@ def test_rows_by_digits() -> None:
     last = hidden()
     order = [3, 0, 2, 1]
     assert rows_by_digits(head(last[order, 0])[:, 0], last) == order
+
+
+@pytest.mark.parametrize("units", [1, 2, 3, 8, 35, 36])
+def test_tokens_that_one_score_alone_reads(units: int) -> None:
+    last = torch.randn(units, 3, 4, requires_grad=True)
+    order = torch.randperm(units, generator=torch.Generator().manual_seed(units))
+    scores = (last[order, 1] * torch.arange(1.0, 5.0)).sum(1)
+    read = digits_read(scores, last)
+    expected = torch.full((units, 3), -1)
+    expected[order, 1] = torch.arange(units)
+    assert torch.equal(read, expected)
+    for one in range(units):
+        other = (one + 1) % units
+        # This token is read by two scores, if there are two.
+        both = digits_read(scores + torch.eye(units)[one] * last[order[other], 1].sum(), last)
+        expected_both = expected.clone()
+        expected_both[order[other], 1] = -1 if units > 1 else 0
+        assert torch.equal(both, expected_both)
 
 
 def test_decisions_that_are_the_same() -> None:
