@@ -34,6 +34,12 @@ Inputs = dict[str, Tensor]
 
 METHOD_SETS: dict[str, tuple[str, ...]] = {"N-Enc": ("N-Enc",), "all eight": METHODS}
 """What is asked of the analysis, by the name it has in the tables."""
+RIVALS: dict[str, dict[str, Any]] = {
+    "ALTI": {"methods": ("ALTI",)},
+    "Value-Zeroing": {"methods": ("Value-Zeroing",)},
+    "N-Enc, flow": {"methods": ("N-Enc",), "aggregation": "maxflow"},
+}
+"""What may be asked of it besides, and costs more."""
 
 FEWEST_PAIRS = 3
 ROOT = Path(__file__).parents[1]

@@ -2,6 +2,7 @@
 
     python -m benchmarks.overhead                                  # BERT-base and MiniLM dimensions, b = 8
     python -m benchmarks.overhead --model base --batch 8 --length 64 --pairs 30
+    python -m benchmarks.overhead --methods ALTI Value-Zeroing "N-Enc, flow" --weights still --memory-at
     python -m benchmarks.overhead --full                           # all models, batches and lengths: hours
 
 The floor is the same model on the same batch, with sdpa, in eval mode: a forward, and the gradient of the predicted
@@ -22,6 +23,7 @@ from benchmarks import resident
 from benchmarks.common import (
     METHOD_SETS,
     MODELS,
+    RIVALS,
     Floor,
     Nudge,
     Spread,
@@ -83,10 +85,11 @@ def time_case(name: str, shape: Shape, options: argparse.Namespace) -> dict[str,
     nudge = Nudge(model)
     for title in options.methods:
         for weights in options.weights:
-            attribute(model, inputs, methods=METHOD_SETS[title])
+            asked = {title: {"methods": methods} for title, methods in METHOD_SETS.items()} | RIVALS
+            attribute(model, inputs, **asked[title])
             found["pairs"][title, weights] = in_pairs(
                 floor.run,
-                lambda title=title: attribute(model, inputs, methods=METHOD_SETS[title]),  # type: ignore[misc]
+                lambda asked=asked[title]: attribute(model, inputs, **asked),  # type: ignore[misc]
                 pairs=options.pairs,
                 seconds=options.seconds,
                 around_first=floor.around,
@@ -158,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_models(parser, ["base", "minilm"])
     parser.add_argument("--batch", nargs="+", type=positive, default=[8], help="examples")
     parser.add_argument("--length", nargs="+", type=positive, default=[64, 128], help="tokens of each")
-    parser.add_argument("--methods", nargs="+", choices=METHOD_SETS, default=list(METHOD_SETS))
+    parser.add_argument("--methods", nargs="+", choices=(*METHOD_SETS, *RIVALS), default=list(METHOD_SETS))
     parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=list(WEIGHTS))
     parser.add_argument("--full", action="store_true", help="all models, batches and lengths")
     parser.add_argument(

@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
 
-from globenc_lightning import METHODS, Attributions, analysis, attribute
+from globenc_lightning import METHODS, Attributions, analysis, attribute, rolling
 from globenc_lightning.analysis import Reader, analyze
 from globenc_lightning.errors import (
     GlobEncWarning,
@@ -623,7 +623,7 @@ def test_no_more_than_one_layers_attention_is_held(name: str, monkeypatch: pytes
     refs: list[weakref.ref[Tensor]] = []
     alive: list[int] = []
     held: list[int] = []
-    right = analysis.local_maps
+    right = rolling.local_maps
 
     def storages() -> set[int]:
         return {
@@ -640,7 +640,7 @@ def test_no_more_than_one_layers_attention_is_held(name: str, monkeypatch: pytes
 
     gc.collect()
     assert not storages()
-    monkeypatch.setattr(analysis, "local_maps", watched)
+    monkeypatch.setattr(rolling, "local_maps", watched)
     analyze(reader, inputs, settings)
     assert alive == [0, 0, 0]
     assert held == [1, 1, 1]

@@ -11,7 +11,7 @@ import transformers
 from packaging.version import Version
 from torch import Tensor, nn
 
-from globenc_lightning import METHODS, Attributions, analysis, attribute
+from globenc_lightning import METHODS, Attributions, attribute, rolling
 from globenc_lightning.errors import GlobEncError, ModelCallError, UnsupportedEncoderError
 from tests.families import (
     AUDIO,
@@ -362,8 +362,8 @@ def test_no_trace_is_left_by_a_failure_in_the_middle_of_the_maths(name: str, mon
             raise InjectedError
         return original(*args, **kwargs)
 
-    original = analysis.local_maps
-    monkeypatch.setattr(analysis, "local_maps", fail)
+    original = rolling.local_maps
+    monkeypatch.setattr(rolling, "local_maps", fail)
     with pytest.raises(GlobEncError, match="reading the encoder failed with InjectedError"):
         attribute(model, inputs)
     assert calls[-1] > 0  # inside the forward pass, with the hooks in place

@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from globenc_lightning import GlobEncCallback, analysis, planning
+from globenc_lightning import GlobEncCallback, analysis, planning, rolling
 from globenc_lightning.encoder import reading
 from globenc_lightning.errors import OutOfMemoryError, is_out_of_memory
 from globenc_lightning.report import images, publish
@@ -68,8 +68,8 @@ ANALYSIS: dict[str, tuple[Any, str] | None] = {
     "structure pass": (reading, "resolve"),
     "forward": (reading, "layer_weights"),
     "reconstruction": (reading, "distances"),
-    "maps": (analysis, "local_maps"),
-    "rollout": (analysis, "rollout_step"),
+    "maps": (rolling, "local_maps"),
+    "rollout": (rolling, "rollout_step"),
     "backward": None,
     "saliency": (analysis, "gradient_x_input"),
     "correlation": (analysis, "spearman"),

@@ -10,7 +10,7 @@ from pytorch_lightning import seed_everything
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from globenc_lightning import GlobEncCallback, analysis
+from globenc_lightning import GlobEncCallback, rolling
 from globenc_lightning.encoder.structure import separating_sets
 from globenc_lightning.measuring import Measurer
 from tests.task.zoo import PAD, HeadInStep, classes, text
@@ -119,7 +119,7 @@ def test_rows_that_wait_are_the_rows_of_two_passes(monkeypatch: pytest.MonkeyPat
         return callback
 
     one = trained()
-    monkeypatch.setattr(analysis, "MOST_WAITING", 0)
+    monkeypatch.setattr(rolling, "MOST_WAITING", 0)
     two = trained()
     for mine, other in zip(one.history, two.history, strict=True):
         for method in mine.rows:
@@ -127,7 +127,7 @@ def test_rows_that_wait_are_the_rows_of_two_passes(monkeypatch: pytest.MonkeyPat
 
 
 def test_where_too_much_would_wait_there_is_a_second_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(analysis, "MOST_WAITING", 0)
+    monkeypatch.setattr(rolling, "MOST_WAITING", 0)
     (first, *_), length = passes_of(Pooled, padded(0), monkeypatch)
     assert first[("backward", SIZE, length)] == 2
 
