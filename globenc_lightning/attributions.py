@@ -58,8 +58,8 @@ class Attributions:
             zero at padding.
         reference_correlation: reference -> method -> (b, l) float64, as ``correlation`` with that reference.
         reference_error: reference -> (b,) how far off it is, as a share: how much integrated gradients miss of the
-            score's difference, relative to the sum of the contributions' sizes; the relative standard error of ``"HTA"``
-            by random directions, the mean over the tokens; 0 of ``"exact HTA"``.
+            score's difference, relative to the sum of the contributions' sizes; the relative standard error of
+            ``"HTA"`` by random directions, the mean over the tokens; 0 of ``"exact HTA"``.
         signed: (b, k) each token's signed contribution to the score; zero at padding. None where not asked for.
         left_out: (b,) the score less the sum of these: what biases contribute.
         aggregation: ``"rollout"``; or ``"maxflow"``, where the rows are flows, and there is no rollout, no last map and

@@ -48,6 +48,11 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
     return {"module": module, "probe": Sentences(options.examples).first(options.examples), "strategy": ddp()}
 
 
+def compared(options: argparse.Namespace) -> dict[str, Any]:
+    """As ``given``, compared with more than the saliency."""
+    return {**given(options), "methods": ["N-Enc"], "references": ("integrated gradients", "HTA")}
+
+
 def collected(options: argparse.Namespace) -> dict[str, Any]:
     """A probe from the validation loop: what the first process is shown."""
     return {"module": Steps(), "strategy": ddp(), "num_examples": 6}
@@ -172,7 +177,7 @@ def kept(options: argparse.Namespace) -> dict[str, Any]:
 CASES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     one.__name__: one
     for one in (
-        *(given, collected, fails, fails_and_raises, recorded, kept),
+        *(given, compared, collected, fails, fails_and_raises, recorded, kept),
         *(tuples, dataclasses, travels_not, gathers, gathers_by_torch, is_not_found),
     )
 }
@@ -193,7 +198,7 @@ def main() -> None:
     strategy = parts.pop("strategy")
     form = {"collate_fn": parts.pop("collate", None)}
     size = parts.pop("batch", 4)
-    if options.case in ("given", "collected", "tuples", "kept"):
+    if options.case in ("given", "compared", "collected", "tuples", "kept"):
         module.configure_optimizers = lambda: still(module.parameters())  # type: ignore[method-assign]
     callback, logger = GlobEncCallback(heatmap_examples=1, **parts), Album()
     board = TensorBoardLogger(str(options.folder), name=None, version="board")
@@ -221,6 +226,11 @@ def main() -> None:
             "step": entry.step,
             "by_example": {method: rho.tolist() for method, rho in entry.by_example.items()},
             "rows": {method: [row.tolist() for row in rows] for method, rows in entry.rows.items()},
+            "references": {name: [row.tolist() for row in rows] for name, rows in entry.references.items()},
+            "reference_rho": {
+                name: {method: rho.tolist() for method, rho in by_method.items()}
+                for name, by_method in entry.reference_rho.items()
+            },
         }
         for entry in callback.history
     ]

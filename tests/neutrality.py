@@ -391,6 +391,11 @@ def given_probe(**options: Any) -> GlobEncCallback:
     return GlobEncCallback(Sentences(4, seed=7, labels=False).first(4), heatmap_examples=1, **options)
 
 
+def compared(**options: Any) -> GlobEncCallback:
+    """Compares with more than the saliency."""
+    return GlobEncCallback(heatmap_examples=1, num_examples=4, references=("integrated gradients", "HTA"), **options)
+
+
 def head_of_hidden_states(module: Any, batch: Any) -> Tensor:
     given = {key: batch[key] for key in ("input_ids", "attention_mask")}
     logits: Tensor = module.head(module.model(**given, output_hidden_states=True).hidden_states[-1][:, 0])
@@ -499,6 +504,17 @@ SETTINGS: dict[str, Setting] = {
     "a forward that keeps lists, tensors and a generator": Setting(
         make=Remembers, ours=given_probe, options={"num_sanity_val_steps": 0, "val_check_interval": 0.5}, analysed=5
     ),
+}
+SETTINGS |= {
+    f"references, {name}": Setting(make=make, ours=partial(compared, methods=["N-Enc"]), options=options)
+    for name, make, options in (
+        ("a step that draws random numbers", Noisy, {}),
+        ("a forward that keeps lists, tensors and a generator", Remembers, {}),
+        ("precision=bf16-mixed", Noisy, {"precision": "bf16-mixed"}),
+        ("torch.compile", Compiled, {}),
+        ("metrics, lists and a file behind the loss", Measures, {}),
+        ("an encoder below the step's own no_grad", BelowNoGrad, {}),
+    )
 }
 SETTINGS |= {f"batches as {form}": Setting(make=partial(OwnForm, form), data=partial(in_form, form)) for form in FORMS}
 SETTINGS |= {

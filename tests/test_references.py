@@ -308,7 +308,7 @@ def test_projected_hta_is_made_of_the_directions_that_are_stated() -> None:
     for example, ids in enumerate(singles(batch)):
         embeddings, encoder, _ = parts_of(model)
         full = embeddings(ids).detach()
-        jacobian = torch.autograd.functional.jacobian(lambda states: encoder(states)[0, 0], full)[:, 0]
+        jacobian = torch.autograd.functional.jacobian(lambda states, encoder=encoder: encoder(states)[0, 0], full)[:, 0]
         expected = torch.einsum("rd,dke->rke", drawn, jacobian).square().sum((0, 2)).sqrt()
         compare(found.references[HTA], example, expected)
 
@@ -443,7 +443,7 @@ def small(kind: Any, **options: Any) -> Any:
 
 
 def test_a_span_is_explained_by_the_tokens_where_it_begins_and_ends_on_the_text() -> None:
-    model, batch = small(BertForQuestionAnswering), models.batch([8, 8, 8])
+    model, batch = small(BertForQuestionAnswering, num_labels=2), models.batch([8, 8, 8])
     found = attribute(model, batch, references=(INTEGRATED,))
     for example, ids in enumerate(singles(batch)):
         output = model(input_ids=ids)
@@ -580,15 +580,20 @@ class Below(nn.Module):
             logits: Tensor = self.model(inputs_embeds=self.kept).logits
             return logits
         with torch.set_grad_enabled(self.how != "no_grad"):
-            logits = self.model(inputs_embeds=inputs_embeds).logits
-        return logits
+            found: Tensor = self.model(inputs_embeds=inputs_embeds).logits
+            return found
 
 
 @pytest.mark.parametrize("how", ["as it is", "no_grad", "cached"])
 def test_models_that_are_called_with_embeddings(how: str) -> None:
     model = Below(how)
     embeddings = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    before = embeddings.clone()
+    before, plain = embeddings.clone(), Below("as it is").model
+    base = plain.roberta_prelayernorm
+
+    def logits(states: Tensor) -> Tensor:
+        return plain.classifier(base.LayerNorm(base.encoder(states)[0]))[0]
+
     for _ in range(2):
         found = attribute(
             model,
@@ -596,14 +601,9 @@ def test_models_that_are_called_with_embeddings(how: str) -> None:
             references=(INTEGRATED, HTA),
             forward=lambda module, batch: module(**batch),
         )
-        plain = Below("as it is").model
-        base = plain.roberta_prelayernorm
-        for example in range(2):
+        for example, chosen in enumerate(found.predicted.tolist()):
             full = base.embeddings(inputs_embeds=embeddings[example : example + 1]).detach()
-
-            def score(states: Tensor, example: int = example) -> Tensor:
-                return plain.classifier(base.LayerNorm(base.encoder(states)[0]))[0, found.predicted[example]]
-
-            compare(found.references[INTEGRATED], example, along(full, score))
+            expected = along(full, lambda states, chosen=chosen: logits(states)[chosen])
+            compare(found.references[INTEGRATED], example, expected)
     assert torch.equal(embeddings, before)
     assert model.kept is None or torch.equal(model.kept, before)
