@@ -36,10 +36,6 @@ def classes(module: Any, batch: Any) -> Tensor:
     return module.logits(batch[0], batch[1])
 
 
-def tag_logits(module: Any, batch: Any) -> Tensor:
-    return module.head(module.encoder(batch[0], attention_mask=batch[1]).last_hidden_state)
-
-
 def of_classes(logits: Callable[[Any, Any], Tensor]) -> Kind:
     return Kind(
         lambda module, batch, chosen: logits(module, batch).softmax(-1).gather(1, chosen).squeeze(1),
@@ -86,7 +82,7 @@ KINDS: dict[str, Kind] = {
 class Exchanges:
     """Exchanges the ids of one call of an encoder by hand."""
 
-    def __init__(self, case: Case, module: Any, rows: list[int] | None) -> None:
+    def __init__(self, case: Case, module: Any, rows: list[int]) -> None:
         self.case, self.rows, self.count = case, rows, 0
         encoder = case.encoder(module)
         self.handle = encoder.register_forward_pre_hook(self.before, with_kwargs=True)
@@ -97,10 +93,9 @@ class Exchanges:
             return None
         ids = args[0] if args else kwargs["input_ids"]
         special = torch.isin(ids, torch.tensor(SPECIAL))
-        if self.rows is not None:
-            others = torch.ones(len(ids)).bool()
-            others[self.rows] = False
-            special |= others.unsqueeze(1)
+        others = torch.ones(len(ids)).bool()
+        others[self.rows] = False
+        special |= others.unsqueeze(1)
         masked = ids.where(special, MASK)
         return ((masked, *args[1:]), kwargs) if args else (args, {**kwargs, "input_ids": masked})
 
@@ -120,7 +115,8 @@ def test_the_score_falls_as_it_does_with_ids_exchanged_by_hand(name: str) -> Non
     spans: list[Tensor] = []
     with torch.no_grad():
         for batch in case.validation():
-            rows = None if case.rows is None else case.rows(module, batch).tolist()
+            size = len(case.score(module, batch))
+            rows = list(range(size)) if case.rows is None else case.rows(module, batch).tolist()
             scores = []
             chosen = None if kind.decides is None else kind.decides(module, batch)
             for masks in (False, True):
