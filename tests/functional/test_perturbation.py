@@ -124,7 +124,8 @@ def test_the_scale_of_a_value_does_not_count() -> None:
 def test_a_value_that_rises_has_gains_too() -> None:
     # A distance: what is masked makes it larger.
     span, counts = span_of(tensor(1.0), tensor(3.0), True)
-    assert span.tolist() == [-2.0] and counts.tolist() == [True]
+    assert span.tolist() == [-2.0]
+    assert counts.tolist() == [True]
     assert gains(tensor(1.0), tensor(3.0), (tensor(3.0), tensor(1.5)), (tensor(1.0), tensor(2.0)), True)[:2] == (
         tensor(0.75),
         tensor(0.5),
