@@ -278,7 +278,7 @@ def test_flows_of_a_tagger_go_from_the_tokens_that_are_decided() -> None:
         ("torch.compile", "rollout"),
         ("precision=bf16-true", "rollout"),
         ("metrics, lists and a file behind the loss", "rollout"),
-        ("a forward that keeps lists, tensors and a generator", "rollout"),
+        ("output_hidden_states", "rollout"),
     ],
 )
 def test_a_training_with_rivals_is_the_same_to_the_last_bit(name: str, aggregation: str) -> None:
