@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from globenc_lightning.faithfulness import Faithfulness
-from globenc_lightning.measurement import About, Measurement
+from globenc_lightning.measurement import Measurement
 from globenc_lightning.record import schema
 from globenc_lightning.settings import REFERENCES
 from globenc_lightning.spelling import hyphenated
@@ -33,13 +33,20 @@ def token_columns(measurement: Measurement, dtype: Any) -> dict[str, NDArray[Any
         dtype: of the references and the signed scores.
     """
     found: dict[str, NDArray[Any]] = {}
+    lengths = [len(one) for one in measurement.saliency]
+
+    def whole(rows: Sequence[Tensor]) -> NDArray[Any]:
+        # NaN where an example has none, since its signed scores did not add up to its score, say.
+        nothing = (torch.full((size,), float("nan")) for size in lengths)
+        each = [row.float() if len(row) else none for row, none in zip(rows, nothing, strict=True)]
+        return np.asarray(torch.cat(each).numpy().astype(dtype))
+
     for reference in measurement.reference_correlation:
         rows = [one.get(reference, torch.empty(0)) for one in measurement.references]
-        found[schema.reference_column(reference)] = torch.cat(rows).float().numpy().astype(dtype)
+        found[schema.reference_column(reference)] = whole(rows)
     if measurement.signed:
-        found[schema.SIGNED[0]] = torch.cat(measurement.signed).float().numpy().astype(dtype)
+        found[schema.SIGNED[0]] = whole(measurement.signed)
     if measurement.faithfulness is not None:
-        lengths = [len(one) for one in measurement.saliency]
         for method, flags in measurement.faithfulness.masked.items():
             # Of an example that could not be masked, no token was.
             rows = [one if len(one) == size else torch.zeros(size) for one, size in zip(flags, lengths, strict=True)]
@@ -78,38 +85,48 @@ def how_masked(faithfulness: Faithfulness) -> dict[str, Any]:
     return {name: value for name, value in vars(faithfulness).items() if name not in OF_EXAMPLES}
 
 
-def said(measurement: Measurement, about: About) -> dict[str, Any]:
-    """Returns what a run's file of choices says of it; nothing where nothing was asked for."""
+def said(measurement: Measurement, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a run's file of choices says of it; nothing where there is nothing of it.
+
+    Not every analysis of a run has all of it: it need not mask tokens, and what was asked for may be refused.
+
+    Args:
+        measurement: the newest figures.
+        earlier: what the file says so far.
+    """
+    newest: dict[str, Sequence[str]] = {"references": [*measurement.reference_correlation]}
+    if measurement.faithfulness is not None:
+        newest["faithfulness"] = [*measurement.faithfulness.gain]
     found: dict[str, Any] = {}
-    if measurement.reference_correlation:
-        found["references"] = [*measurement.reference_correlation]
-    if measurement.signed:
-        found["signed"] = True
-    # Not every analysis of a run need mask tokens.
-    methods = _masked_methods(measurement, about)
-    if methods:
-        found["faithfulness"] = methods
-    return found
+    for name in ("references", "faithfulness"):
+        every = [*dict.fromkeys([*earlier.get(name, ()), *newest.get(name, ())])]
+        found |= {name: every} if every else {}
+    return found | ({"signed": True} if measurement.signed or earlier.get("signed") else {})
 
 
-def described(measurement: Measurement, about: About, layers: int) -> dict[str, dict[str, str]]:
-    """Returns what each column holds: kind of file -> column -> text."""
+def described(recorded: Mapping[str, Any], methods: Sequence[str], layers: int) -> dict[str, dict[str, str]]:
+    """Returns what each column holds: kind of file -> column -> text.
+
+    Args:
+        recorded: what :func:`said` returned.
+        methods: the methods.
+        layers: how many layers there are.
+    """
     tokens: dict[str, str] = {}
     examples: dict[str, str] = {}
-    for reference, by_method in measurement.reference_correlation.items():
+    for reference in recorded.get("references", ()):
         tokens[schema.reference_column(reference)] = f"{MEANINGS.get(reference, reference)}; not negative"
-        for method in by_method:
+        for method in methods:
             for layer in range(1, layers + 1):
                 examples[schema.rho_with_column(reference, method, layer)] = (
                     f"Spearman's rho of the {method} row at layer {layer} with {reference}; NaN where undefined"
                 )
-    if measurement.signed:
+    if recorded.get("signed"):
         tokens |= [schema.SIGNED]
-    if len(measurement.left_out):
         examples |= [schema.LEFT_OUT]
-    methods = _masked_methods(measurement, about)
-    examples |= [schema.SPAN] if methods else []
-    for method in methods:
+    masked = recorded.get("faithfulness", ())
+    examples |= [schema.SPAN] if masked else []
+    for method in masked:
         tokens[schema.masked_column(method)] = f"whether the token is among the first of {method}, which were masked"
         for figure, text in schema.FAITHFULNESS_COLUMNS.items():
             examples[schema.faithfulness_column(figure, method)] = text.format(method=method)
@@ -118,7 +135,10 @@ def described(measurement: Measurement, about: About, layers: int) -> dict[str, 
 
 MEANINGS = {
     "integrated gradients": "integrated gradients of the explained score (Sundararajan et al. 2017)",
-    "HTA": "hidden token attribution (Brunner et al. 2020): how far the row that is read depends on the token",
+    **dict.fromkeys(
+        ("HTA", "exact HTA"),
+        "hidden token attribution (Brunner et al. 2020): how far the row that is read depends on the token",
+    ),
 }
 """What each reference is, in words."""
 
@@ -148,10 +168,10 @@ def restored(examples: Any, tokens: Any, per_example: Callable[[str], list[Tenso
             reference: {method: torch.stack(one, 1) for method, one in by_method.items()}
             for reference, by_method in rho.items()
         },
-        "references": {names[one]: per_example(one) for one in tokens.column_names if one in names},
+        "references": {names[one]: _known(per_example(one)) for one in tokens.column_names if one in names},
     }
     if schema.SIGNED[0] in tokens.column_names:
-        parts["signed"] = per_example(schema.SIGNED[0])
+        parts["signed"] = _known(per_example(schema.SIGNED[0]))
     if schema.LEFT_OUT[0] in examples.column_names:
         parts["left_out"] = _values(examples[schema.LEFT_OUT[0]])
     faithfulness = _faithfulness(examples, tokens, per_example)
@@ -183,9 +203,9 @@ def _faithfulness(examples: Any, tokens: Any, per_example: Callable[[str], list[
     )
 
 
-def _masked_methods(measurement: Measurement, about: About) -> list[str]:
-    found = [] if measurement.faithfulness is None else [*measurement.faithfulness.gain]
-    return [*dict.fromkeys([*about.faithfulness, *found])]
+def _known(rows: list[Tensor]) -> list[Tensor]:
+    """Rows (k,) as they were: an example that has none has an empty one."""
+    return [row[:0] if bool(row.isnan().all()) else row for row in rows]
 
 
 def _or_null(pyarrow: Any, values: Tensor) -> Any:

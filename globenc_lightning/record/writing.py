@@ -112,6 +112,7 @@ class RunRecord:
         self._options = options or RecordOptions()
         self._probe_written = ""
         self._about_written = ""
+        self._besides: dict[str, Any] = {}
         self._begun = False
 
     def write(
@@ -221,6 +222,9 @@ class RunRecord:
         methods, layers = [*measurement.correlation], _layers_of(measurement)
         # Its state_dict() copies every token.
         chosen = {one: value for one, value in vars(about).items() if one not in BY_TOKEN}
+        if not self._about_written:
+            self._besides = _recorded(schema.about_file(self.folder, self.run))
+        self._besides = further.said(measurement, self._besides)
         said = {
             "schema": schema.SCHEMA,
             "run": self.run,
@@ -235,9 +239,9 @@ class RunRecord:
                 "dtype": self._options.dtype,
                 "methods": self._options.chosen_methods(methods),
                 "layers": self._options.chosen_layers(layers),
-                **further.said(measurement, about),
+                **self._besides,
             },
-            "columns": _described(measurement, about, methods, layers, self._options),
+            "columns": _described(about, methods, layers, self._options, self._besides),
         }
         text = _json(said)
         if text != self._about_written:
@@ -367,6 +371,14 @@ def _created(file: Path) -> str:
         return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
+def _recorded(file: Path) -> dict[str, Any]:
+    """What a run's file says that the run holds; nothing where there is no such file yet."""
+    try:
+        return dict(json.loads(file.read_text("utf-8"))["recorded"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def _json(said: Mapping[str, Any], indent: int | None = None) -> str:
     return json.dumps(_plain(said), ensure_ascii=False, allow_nan=False, indent=indent)
 
@@ -398,7 +410,7 @@ def _layers_of(measurement: Measurement) -> int:
 
 
 def _described(
-    measurement: Measurement, about: About, methods: Sequence[str], layers: int, options: RecordOptions
+    about: About, methods: Sequence[str], layers: int, options: RecordOptions, besides: Mapping[str, Any]
 ) -> dict[str, dict[str, str]]:
     """What each column of each file holds."""
     kinds = ((schema.TOKENS, schema.TOKEN_COLUMNS), (schema.EXAMPLES, schema.EXAMPLE_COLUMNS))
@@ -416,7 +428,7 @@ def _described(
             told[schema.TOKENS][schema.attribution_column(method, layer)] = (
                 f"the readout row of the {method} {about.aggregation} up to layer {layer}"
             )
-    for kind, columns in further.described(measurement, about, layers).items():
+    for kind, columns in further.described(besides, methods, layers).items():
         told[kind] |= columns
     return told
 

@@ -7,15 +7,17 @@ from collections.abc import Callable
 from globenc_lightning.faithfulness import Faithfulness
 from globenc_lightning.measurement import About
 
+_HTA = (
+    "hidden token attribution (Brunner et al. 2020): size of the Jacobian of the row that is read with respect to each "
+    "token’s first hidden state"
+)
 REFERENCES = {
     "integrated gradients": (
-        "integrated gradients of {target} (Sundararajan et al. 2017): gradient × input, averaged on the way from an "
-        "input of zeros"
+        "integrated gradients of {target} (Sundararajan et al. 2017): gradient × difference, averaged on the way from "
+        "the mean of the sentence’s first hidden states to these"
     ),
-    "HTA": (
-        "hidden token attribution (Brunner et al. 2020): norm of the Jacobian of the row that is read with respect to "
-        "each token’s first hidden state"
-    ),
+    "HTA": f"{_HTA}, projected into random directions",
+    "exact HTA": _HTA,
 }
 """Each further reference, in words."""
 

@@ -39,7 +39,10 @@ READOUT_NAMES = {
 REFERENCE_WORDS = {
     "saliency": "saliency: L2 gradient × input of {target}",
     "integrated gradients": "integrated gradients of {target}",
-    "HTA": "HTA: how far the row that is read depends on each token’s first hidden state (norm of the Jacobian)",
+    **{
+        name: name + ": how far the row that is read depends on each token’s first hidden state (size of the Jacobian)"
+        for name in ("HTA", "exact HTA")
+    },
 }
 """Each reference, in words."""
 SIGNED_OF = "signed contributions to {score}, with attention, norms and the activations’ slopes held fixed"
@@ -195,7 +198,7 @@ def what_is_compared(
     """
     return (
         f"{rollout_name(chosen)}{EXTENSION[read.rule]}, {READOUT_NAMES[read.readout]}; "
-        f"{REFERENCE_WORDS[reference].format(target=target)}"
+        f"{REFERENCE_WORDS.get(reference, reference).format(target=target)}"
     )
 
 

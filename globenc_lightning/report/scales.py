@@ -13,7 +13,11 @@ Floats = NDArray[np.float64]
 
 RANDOM = "random"
 """The name of the line at zero, where a figure is a gain over tokens drawn at random."""
-PLAIN_REFERENCES = {"saliency": "gradient × input", "HTA": "HTA (hidden token attribution)"}
+PLAIN_REFERENCES = {
+    "saliency": "gradient × input",
+    "HTA": "HTA (hidden token attribution)",
+    "exact HTA": "exact HTA (hidden token attribution)",
+}
 NAMES = {
     "gain": (
         "loss with the top {share} masked − with random tokens masked, as share of that with all masked; 0: no better "

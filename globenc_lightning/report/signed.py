@@ -1,6 +1,6 @@
 """Signed contributions of one example over a training, in two-sided colours, beside the score and what they leave out.
 
-Each validation's row is divided by its largest contribution, whichever its sign. Red to white to blue can be told apart
+Each validation's row is divided by its largest contribution, whichever its sign. Blue to white to red can be told apart
 with every common kind of colour blindness, and nothing is told by brightness alone: towards either end both get darker.
 """
 
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from globenc_lightning.measurement import HistoryEntry
 from globenc_lightning.report import canvas
 
-TABLE = "RdBu"
-"""Colour table of signed contributions: red speaks against the score, white says nothing, blue speaks for it."""
-SCALE = "share of the largest; blue raises, red lowers"
+TABLE = "RdBu_r"
+"""Colour table of signed contributions: blue speaks against the score, white says nothing, red speaks for it."""
+SCALE = "share of the largest; red raises, blue lowers"
 COLUMNS = ("score", "left out")
 """What stands beside each row: the score that is explained, and the part of it that no token contributes."""
 NOTE = "left out: the score less the sum of all contributions, which biases contribute"
@@ -42,16 +42,17 @@ class Signed(NamedTuple):
 
 
 def timeline(moments: Sequence[tuple[int, HistoryEntry | None]], example: int) -> Signed | None:
-    """Returns an example's contributions at every validation; None where the newest has none.
+    """Returns an example's contributions at every validation; None where none of them has any.
 
     Args:
         moments: the validations: a step, and what was found; None where the analysis failed.
         example: the example's number.
     """
-    newest = next((entry for _, entry in reversed(moments) if entry is not None), None)
-    if newest is None or example >= len(newest.signed):
+    known = [entry for _, entry in moments if entry is not None and example < len(entry.signed)]
+    sizes = [len(entry.signed[example]) for entry in known if len(entry.signed[example])]
+    if not sizes:
         return None
-    size = len(newest.signed[example])
+    size = sizes[-1]
     rows, score, left_out = [], [], []
     for _, entry in moments:
         if entry is None or example >= len(entry.signed) or len(entry.signed[example]) != size:

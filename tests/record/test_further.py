@@ -191,3 +191,42 @@ def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     [entry] = RunRecord(tmp_path, "run").entries()
     assert (entry.faithfulness, entry.signed, entry.references, entry.reference_rho) == (None, [], {}, {})
     assert_same(entry, one.entry)
+
+
+def test_an_example_whose_contributions_did_not_add_up_has_none(tmp_path: Path) -> None:
+    plain = further()
+    signed = [torch.empty(0) if index == 2 else one for index, one in enumerate(plain.measurement.signed)]
+    references = [{} if index == 0 else one for index, one in enumerate(plain.measurement.references)]
+    left_out = plain.measurement.left_out.clone()
+    left_out[2] = float("nan")
+    measurement = replace(plain.measurement, signed=signed, left_out=left_out, references=references)
+    without = {name: [torch.empty(0), *rows[1:]] for name, rows in plain.entry.references.items()}
+    entry = replace(plain.entry, signed=signed, left_out=left_out, references=without)
+    run = RunRecord(tmp_path, "run")
+    replace(plain, measurement=measurement, entry=entry).write(run)
+    [found] = run.entries()
+    assert_same(found, entry)
+    column = Record.open(tmp_path).tokens("run", ["signed"])["signed"].to_numpy()
+    start = sum(LENGTHS[:2])
+    assert np.isnan(column).tolist() == [start <= place < start + LENGTHS[2] for place in range(sum(LENGTHS))]
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["same-process", "resumed"])
+def test_what_was_refused_at_one_analysis_stays_described(again: bool, tmp_path: Path) -> None:
+    run = RunRecord(tmp_path, "run")
+    further(1).write(run)
+    run = RunRecord(tmp_path, "run") if again else run
+    further(2, references=(), signed=False, masked=()).write(run)
+    about = Record.open(tmp_path).about("run")
+    assert about["recorded"]["references"] == ["integrated gradients", "HTA"]
+    assert (about["recorded"]["faithfulness"], about["recorded"]["signed"]) == (["N-Enc"], True)
+    assert {"rho_with/HTA/N-Res/02", "span", "gain/N-Enc", "left_out"} <= set(about["columns"][schema.EXAMPLES])
+
+
+def test_what_was_asked_for_and_never_found_is_none_of_a_record(tmp_path: Path) -> None:
+    # Masking was refused: images have no tokens to mask.
+    one = further(1, references=(), signed=False, masked=())
+    replace(one, about=replace(one.about, faithfulness=("N-Enc",))).write(RunRecord(tmp_path, "run"))
+    about = Record.open(tmp_path).about("run")
+    assert "faithfulness" not in about["recorded"]
+    assert "gain/N-Enc" not in about["columns"][schema.EXAMPLES]

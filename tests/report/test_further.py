@@ -14,7 +14,7 @@ from scipy import stats
 from globenc_lightning import METHODS
 from globenc_lightning.measurement import About, History, history_entry
 from globenc_lightning.report import canvas, curves, further_curves, images, page, scales, signed
-from globenc_lightning.settings import Settings
+from globenc_lightning.settings import REFERENCES, Settings
 from tests.report import further
 from tests.report.test_curves import pixels_of
 from tests.report.test_images import LENGTHS, drawn_of, measured
@@ -150,9 +150,9 @@ def test_two_sided_colours_have_nothing_in_the_middle() -> None:
     np.testing.assert_allclose(found[2], 0.5)
     table = canvas.colour_table(signed.TABLE).astype(int)
     assert table[127:129].min() > 240
-    # Red at one end and blue at the other, each as dark, so that neither sign looks like more.
-    assert table[0, 0] > table[0, 2] + 50
-    assert table[-1, 2] > table[-1, 0] + 50
+    # Blue at one end and red at the other.
+    assert table[0, 2] > table[0, 0] + 50
+    assert table[-1, 0] > table[-1, 2] + 50
 
 
 @pytest.mark.parametrize("kind", ["protan", "deutan", "tritan"])
@@ -191,7 +191,7 @@ def test_stills_of_signed_scores_say_the_score_and_what_is_left_out(tmp_path: Pa
     for entry in made:
         for value in (entry.score[0], entry.left_out[0]):
             assert signed.number(float(value)) in shown
-    for word in ("score", "left out", "−1", "blue raises, red lowers", "no value", "label 2"):
+    for word in ("score", "left out", "−1", "red raises, blue lowers", "no value", "label 2"):
         assert word in shown
     fills = [
         dict(part.split(": ") for part in one.get("style", "").split("; ") if ": " in part).get("fill")
@@ -358,3 +358,23 @@ def test_a_text_remembers_what_was_measured_at_an_earlier_validation() -> None:
     assert made.about is not None
     assert "It takes 5 forward passes" in page.markdown(made.about, (), newest)
     assert history_entry(every[1], 9, 0).faithfulness is None
+
+
+def test_every_reference_and_any_later_one_has_words() -> None:
+    assert set(REFERENCES) <= set(images.REFERENCE_WORDS)
+    one = further.found(0, references=("HTA", "exact HTA", "a later one"))
+    made = further.history_of([one], [12])
+    shown = further.drawn(made, one)
+    assert {f"globenc/correlation/{name}/by_layer" for name in ("HTA", "exact-HTA", "a-later-one")} <= set(shown)
+    assert made.about is not None
+    assert "a later one" in page.markdown(made.about)
+
+
+def test_contributions_that_one_validation_lacks_leave_a_gap() -> None:
+    made = further.history()
+    gone = replace(made[2], signed=[torch.empty(0), *made[2].signed[1:]])
+    found = signed.timeline([(0, made[0]), (5, made[1]), (9, gone)], 0)
+    assert found is not None
+    assert np.isnan(found.rows).all(axis=1).tolist() == [False, False, True]
+    assert signed.timeline([(9, gone)], 0) is None
+    assert signed.timeline([(9, None)], 0) is None
