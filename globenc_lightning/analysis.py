@@ -1503,7 +1503,8 @@ def _attempted(
         collected[place] = Layers(settings, row, len(structure.layers), keep_maps, checks, weight, waits)
 
     def on_layer(done: LayerDone) -> None:
-        collected[done.call].add(done, partial(reader.kernels.kernel, (done.call, done.place)))
+        heads = done.activations.attention.probabilities.shape[1]
+        collected[done.call].add(done, partial(reader.kernels.kernel, (done.call, done.place), heads=heads))
 
     texts = batch.batch if isinstance(batch, Chunk) else batch
 

@@ -1009,6 +1009,9 @@ class _Reading:
         with torch.no_grad():
             width = activations.attention.probabilities.shape[1] * activations.attention.values.shape[-1]
             weights = layer_weights(layer, width, activations.residual)
+            # First, so that the projection is in the cache for the few directions below.
+            rest = self._rest(layer, activations.attention)
+            self._done(LayerDone(self._index, self._layer, layer, activations, weights, self.mask, rest))
             if self._directions is None:
                 self._directions = random_directions(activations.residual.shape[-1], weights.projection)
             found = distances(layer, activations, weights, self._directions)
@@ -1016,8 +1019,6 @@ class _Reading:
             self._proofs.append(_Proof(self._layer, dtype, layer.tolerance(dtype), found))
             if self._tape is not None:
                 self._prove(layer, self._tape, self.mask)
-            rest = self._rest(layer, activations.attention)
-            self._done(LayerDone(self._index, self._layer, layer, activations, weights, self.mask, rest))
         # A final norm follows the last layer.
         self._stream = getattr(activations, layer.last)
         if self._tape is not None:

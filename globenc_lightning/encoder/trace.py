@@ -58,6 +58,7 @@ def attention_probabilities(
     is_causal: bool = False,
     scale: float | None = None,
     out: Tensor | None = None,
+    unseen: Tensor | None = None,
 ) -> Tensor:
     """The probabilities inside ``F.scaled_dot_product_attention``, outside the autograd graph.
 
@@ -68,6 +69,7 @@ def attention_probabilities(
         is_causal: whether tokens see only what comes before them.
         scale: what the scores are multiplied by; one over the square root of the head width when None.
         out: (b, h, q, k) to write them into; allocated when None, or when it does not fit.
+        unseen: the opposite of a boolean ``attn_mask``, where it is known.
 
     Returns:
         (b, h, q, k).
@@ -84,7 +86,8 @@ def attention_probabilities(
         b, h, q, k = *query.shape[:3], key.shape[-1]
         seen = torch.ones(q, k, dtype=torch.bool, device=query.device).tril() if is_causal else None
         hidden = attn_mask is not None and attn_mask.dtype == torch.bool
-        mask = None if attn_mask is None else (~attn_mask if hidden else attn_mask).broadcast_to(b, h, q, k)
+        mask = attn_mask if attn_mask is None or not hidden else (~attn_mask if unseen is None else unseen)
+        mask = None if mask is None else mask.broadcast_to(b, h, q, k)
         fits = out is not None and (out.shape, out.dtype, out.device) == ((b, h, q, k), query.dtype, query.device)
         probabilities = out if out is not None and fits else query.new_empty(b, h, q, k)
         one = query.device.type == "cpu"
@@ -132,6 +135,7 @@ class AttentionTrace(TorchFunctionMode):
         self._ours: Tensor | None = None
         self._spare: Tensor | None = None
         self._pending: tuple[Tensor, list[Tensor]] | None = None
+        self._mask: tuple[Tensor, int, Tensor] | None = None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -190,9 +194,19 @@ class AttentionTrace(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> None:
         if query.dim() == 4:
-            probabilities = attention_probabilities(query, key, attn_mask, is_causal, scale, self._spare)
+            probabilities = attention_probabilities(
+                query, key, attn_mask, is_causal, scale, self._spare, self._unseen(attn_mask)
+            )
             self._ours, self._spare = probabilities, None
             self._report(AttentionCall(probabilities, value, result.detach(), tape=self._started(result)))
+
+    def _unseen(self, mask: Tensor | None) -> Tensor | None:
+        """The opposite of a boolean mask, made once for the layers that are given the same."""
+        if mask is None or mask.dtype != torch.bool or mask.is_inference():
+            return None
+        if self._mask is None or self._mask[0] is not mask or self._mask[1] != mask._version:
+            self._mask = (mask, mask._version, ~mask)
+        return self._mask[2]
 
     def _softmax(self, result: Tensor, *args: Any, **kwargs: Any) -> None:
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)

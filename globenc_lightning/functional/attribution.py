@@ -74,32 +74,47 @@ def _scale(norms: Sequence[FrozenNorm]) -> Tensor | None:
 
 
 @torch.no_grad()
-def gram_kernel(projection: Tensor, norms: Sequence[FrozenNorm] = ()) -> Tensor:
+def gram_kernel(projection: Tensor, norms: Sequence[FrozenNorm] = (), heads: int | None = None) -> Tensor:
     """The input-independent part of every Gram matrix: ``K = (M W_O)^T (M W_O)``.
 
     Args:
         projection: (d, h * v) the attention's output projection, one block of ``v`` columns per head.
         norms: the norms whose weights and centring make up ``M``; their scales are not used.
+        heads: how many heads there are, where :func:`source_gram` alone is given the kernel.
 
     Returns:
-        (h * v, h * v), symmetric.
+        (h * v, h * v), symmetric. Where the heads were given, a processor fills the rows of each head only from its own
+        columns on, and the rest holds anything.
     """
-    for norm in norms:
-        if norm.centered:
-            projection = projection - projection.mean(0, keepdim=True)
-        if norm.weight is not None:
-            projection = projection * norm.weight.unsqueeze(-1)
+    projection = _through_weights(projection, norms)
     if projection.device.type != "cpu":
         return projection.T @ projection
     width = projection.shape[1]
     kernel = projection.new_empty(width, width)
     panel = max(PANEL, -(-width // 4))
+    if heads is not None:
+        # Whole heads, so that none lacks its own columns.
+        panel = -(-panel * heads // width) * (width // heads)
     for start in range(0, width, panel):
         # What lies left of the diagonal has been computed already, on the other side of it.
         stop = start + panel
-        kernel[start:stop, start:] = projection[:, start:stop].T @ projection[:, start:]
-        kernel[start:stop, :start] = kernel[:start, start:stop].T
+        torch.mm(projection[:, start:stop].T, projection[:, start:], out=kernel[start:stop, start:])
+        if heads is None:
+            kernel[start:stop, :start] = kernel[:start, start:stop].T
     return kernel
+
+
+def _through_weights(projection: Tensor, norms: Sequence[FrozenNorm]) -> Tensor:
+    """``M W_O``: the projection (d, h * v) centred and multiplied as the norms do with what they are given."""
+    fresh = False
+    for norm in norms:
+        if norm.centered:
+            mean = projection.mean(0, keepdim=True)
+            projection, fresh = projection.sub_(mean) if fresh else projection - mean, True
+        if norm.weight is not None:
+            weight = norm.weight.unsqueeze(-1)
+            projection, fresh = projection.mul_(weight) if fresh else projection * weight, True
+    return projection
 
 
 PANEL = 128
@@ -112,7 +127,7 @@ def source_gram(values: Tensor, kernel: Tensor) -> Tensor:
 
     Args:
         values: (b, h, k, v).
-        kernel: (h * v, h * v) as :func:`gram_kernel` gives it.
+        kernel: (h * v, h * v) as :func:`gram_kernel` gives it, for these heads or for any.
 
     Returns:
         (b, k, h, h): inner products of ``M W_O^h v^h_k`` and ``M W_O^h' v^h'_k``.
@@ -131,7 +146,7 @@ def source_gram(values: Tensor, kernel: Tensor) -> Tensor:
         row = product.mul_(flat[:, start:]).view(b * k, others, v).sum(-1)
         gram[:, head, head:] = row
         gram[:, head:, head] = row
-    return gram.reshape(b, k, h, h)
+    return gram.view(b, k, h, h)
 
 
 def _gram_at_once(flat: Tensor, kernel: Tensor, heads: int) -> Tensor:

@@ -31,20 +31,23 @@ class KernelCache:
     _kept: dict[Hashable, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _vectors: dict[Hashable, Tensor] = field(default_factory=dict)
 
-    def kernel(self, layer: Hashable, projection: Tensor, norms: Sequence[FrozenNorm]) -> Tensor:
+    def kernel(
+        self, layer: Hashable, projection: Tensor, norms: Sequence[FrozenNorm], *, heads: int | None = None
+    ) -> Tensor:
         """The kernel of a layer, kept or built.
 
         Args:
             layer: tells the layers apart.
             projection: (d, h * v) the attention's output projection.
             norms: the norms that its vectors pass through.
+            heads: how many heads the layer has, see :func:`~globenc_lightning.functional.gram_kernel`.
 
         Returns:
             (h * v, h * v).
         """
         if not self.keep:
-            return gram_kernel(projection, norms)
-        key = (layer, tuple((norm.centered, norm.weight is None) for norm in norms))
+            return gram_kernel(projection, norms, heads)
+        key = (layer, heads, tuple((norm.centered, norm.weight is None) for norm in norms))
         mark = torch.cat([projection @ self._vector(projection), *[n.weight for n in norms if n.weight is not None]])
         kept = self._kept.get(key)
         # A model that has been moved since has its weights elsewhere, or in another type.
@@ -56,7 +59,7 @@ class KernelCache:
             if bool(same.all()):
                 return kept[1]
         # Without its graph, which may lead to whatever made the weights.
-        kernel = gram_kernel(projection, norms).detach()
+        kernel = gram_kernel(projection, norms, heads).detach()
         self._kept[key] = (mark.detach(), kernel)
         return kernel
 
