@@ -31,8 +31,7 @@ def tolerance(*precisions: torch.dtype) -> float:
 
 def working(tensor: Tensor) -> Tensor:
     """The tensor in the precision that the maths is done in: at least float32."""
-    if type(tensor) is not Tensor or tensor.requires_grad:
-        tensor = tensor.detach()
+    tensor = tensor.detach()
     return tensor if tensor.dtype in _EXACT else tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

@@ -348,8 +348,13 @@ def local_maps(
             found["N"].copy_(length)
         if "N-FixedRes" in found:
             _half_fixed(found["N-FixedRes"], _row_share(length), real)
+    # On the diagonal there is a whole vector, not the heads' alone.
+    passing = {_identity(chain): chain for chain in norm_based.values()}
+    if "W-Res" in found:
+        passing[_identity(chains["N-Enc"])] = chains["N-Enc"]
+    diagonals = {name: _norm(_unscaled(own, chain)) for name, chain in passing.items()}
     for method, chain in norm_based.items():
-        length, diagonal, scale = lengths[_identity(chain)], _norm(_unscaled(own, chain)), _scale(chain)
+        length, diagonal, scale = lengths[_identity(chain)], diagonals[_identity(chain)], _scale(chain)
         if scale is None:
             found[method].copy_(length)
             torch.diagonal(found[method], dim1=1, dim2=2).copy_(diagonal)
@@ -361,7 +366,7 @@ def local_maps(
 
     if "W-Res" in found and mixed is not None:
         chain = chains["N-Enc"]
-        preserving, mixing = _norm(_unscaled(own, chain)), _norm(_unscaled(mixed - own, chain))
+        preserving, mixing = diagonals[_identity(chain)], _norm(_unscaled(mixed - own, chain))
         torch.diagonal(weights, dim1=1, dim2=2).zero_()
         # A token that attends to nothing but itself mixes nothing, whatever rounding leaves of the difference.
         mixing = mixing.masked_fill(weights.sum(-1) <= 0, 0.0)

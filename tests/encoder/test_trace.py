@@ -297,3 +297,17 @@ def test_memory_is_used_again_once_it_was_given_back_and_never_the_model_s_own()
         trace.give_back(calls[5])
         F.scaled_dot_product_attention(key, query, value)
         assert torch.equal(eager, before)
+
+
+def test_a_mask_that_is_written_into_between_layers_is_read_anew() -> None:
+    query, key, value = (torch.randn(1, 2, 4, 3) for _ in range(3))
+    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    found: list[AttentionCall] = []
+    with AttentionTrace(found.append):
+        for hidden in (None, 3, 1):
+            if hidden is not None:
+                mask[..., hidden] = False
+            F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    assert [(one.probabilities[0, 0, 0] == 0).nonzero().flatten().tolist() for one in found] == [[], [3], [1, 3]]
+    for one in found:
+        torch.testing.assert_close(one.probabilities @ one.values, one.context)

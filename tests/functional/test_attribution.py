@@ -559,3 +559,18 @@ def test_maps_are_written_where_the_caller_wants_them() -> None:
         assert torch.equal(kept[:, place, 1], expected)
         assert found[method].data_ptr() == room[place].data_ptr()
     assert kept[:, :, ::2].isnan().all()
+
+
+@pytest.mark.parametrize(("heads", "width"), [(12, 32), (5, 48), (3, 100), (7, 40), (1, 300)])
+def test_a_kernel_for_heads_holds_all_that_their_gram_matrices_need(heads: int, width: int) -> None:
+    draw = torch.Generator().manual_seed(heads)
+    hidden = 32
+    projection = torch.randn(hidden, heads * width, generator=draw, dtype=torch.float64)
+    values = torch.randn(2, heads, 3, width, generator=draw, dtype=torch.float64)
+    weight = torch.rand(hidden, generator=draw, dtype=torch.float64) + 0.5
+    norms = [FrozenNorm(weight, torch.ones(1, 1))]
+    vectors = weight.unsqueeze(1) * (projection - projection.mean(0))
+    transformed = torch.einsum("dhv,bhkv->bkhd", vectors.view(hidden, heads, width), values)
+    expected = transformed @ transformed.transpose(2, 3)
+    for kernel in (gram_kernel(projection, norms, heads), gram_kernel(projection, norms)):
+        torch.testing.assert_close(source_gram(values, kernel), expected)
