@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from globenc_lightning import GlobEncCallback, attribute
+from globenc_lightning import GlobEncCallback, attribute, references
 from globenc_lightning.history import HistoryEntry
 from globenc_lightning.references import INCOMPLETE, told_of
 from tests.task.test_zoo import BY_NAME, INFORMATIVE, train
@@ -73,9 +73,15 @@ def test_a_resumed_training_goes_on_with_what_it_had(tmp_path: Path) -> None:
         assert last.reference_rho[reference]["W"].isfinite().any()
 
 
+@pytest.fixture(autouse=True)
+def _few_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said of a whole training holds for any number of points of the path."""
+    monkeypatch.setattr(references, "POINTS", 16)
+
+
 KINDS = (
-    *("sorted_by_length", "binary", "multi_label", "regression_mse", "tagging", "llama_left", "in_batch_negatives"),
-    *("texts", "lstm", "probabilities", "linear_probe"),
+    *("sorted_by_length", "binary", "multi_label", "regression_mse", "tagging", "question_answering"),
+    *("llama_left", "in_batch_negatives", "probabilities", "linear_probe"),
 )
 """Modules of the zoo: decisions of every kind that a step is run again for."""
 
