@@ -10,8 +10,8 @@ from torch import Tensor
 def midpoints(count: int) -> tuple[list[float], float]:
     """Points and weight of the midpoint rule on [0, 1].
 
-    Of a fine-tuned encoder the score jumps somewhere on the way from a baseline to the text. Equal distances meet such a
-    jump better than the points of Gauss and Legendre, which are dense at both ends: see ``POINTS``.
+    Of a fine-tuned encoder the score jumps somewhere on the way from a baseline to the text. Equal distances meet such
+    a jump better than the points of Gauss and Legendre, which are dense at both ends: see ``POINTS``.
 
     Args:
         count: how many points, at least one.
@@ -41,9 +41,9 @@ def directions(width: int, count: int, seed: int = 0) -> Tensor:
     """Random orthogonal directions, the same each time, whose projections give a squared length without bias.
 
     For a matrix J with ``width`` rows, the mean of ``sum_r |u_r J|^2`` over all such directions is ``|J|_F^2``. The
-    standard deviation of that sum is at most ``sqrt(2 (d - r) / (r (d + 2)))`` of it, reached by a J of rank one; for one
-    whose singular values are spread over ``e`` directions it is about ``sqrt(1 / e)`` of this. The length, its root, is
-    off by half as much. With ``count`` of ``width`` and more, the directions are all axes and nothing is left out.
+    standard deviation of that sum is at most ``sqrt(2 (d - r) / (r (d + 2)))`` of it, reached by a J of rank one. Of a
+    J whose singular values are spread over ``e`` directions it is about ``sqrt(1 / e)`` of this. The length, its root,
+    is off by half as much. With ``count`` of ``width`` and more, the directions are all axes and nothing is left out.
 
     Args:
         width: how many rows the matrix has.
