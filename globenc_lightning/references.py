@@ -16,11 +16,16 @@ from globenc_lightning.encoder.replacing import run_from
 from globenc_lightning.encoder.structure import Structure
 from globenc_lightning.encoder.undisturbed import undisturbed
 from globenc_lightning.functional import gradient_x_input, readout_place
-from globenc_lightning.functional.references import completeness_error, directions, gauss_legendre, mean_state
+from globenc_lightning.functional.references import completeness_error, directions, mean_state, midpoints
 
 INTEGRATED = "integrated gradients"
-POINTS = 16
-"""At so many points of the path, by the Gauss-Legendre rule, the gradient is taken."""
+POINTS = 64
+"""At so many points of the path, by the midpoint rule, the gradient is taken.
+
+Completeness errors of five sentences and an all-MiniLM-L6-v2 that was fine-tuned on such, mean (largest): 16 points
+11 % (19 %), 32 points 8 % (22 %), 64 points 1 % (3 %); with Gauss-Legendre 62 %, 20 % and 5 %. Small random encoders
+need fewer.
+"""
 DIRECTIONS = 16
 """Into so many random directions of the last hidden states the Jacobian of ``"HTA"`` is projected."""
 INCOMPLETE = 0.05
@@ -145,9 +150,14 @@ def integrated_gradients(
     apart: bool,
     connected: bool,
     written: set[str],
-    points: int = POINTS,
 ) -> list[Reference]:
     """Integrated gradients of Sundararajan et al., ICML 2017, at the first hidden states.
+
+    The baseline is the mean of a text's first hidden states, at each of its real tokens: no token differs from another
+    there. The zero vector, which is the usual one, is no input of a pre-LN encoder: its first norms divide by the
+    length of what they are given, so the score jumps at the very beginning of the path, and no number of points
+    catches that (of RoBERTa-PreLayerNorm, Llama, ViT and ModernBERT, 18 % to 113 % are missing at 8 to 32 points). The
+    states of [MASK], from which the way is smoother, exist for texts of token ids alone.
 
     The path is the straight line from the baseline to the first hidden states, for all calls of encoders at once: each
     point is a forward pass that goes on from other states, and a backward pass. What is attributed is the score of what
@@ -167,7 +177,6 @@ def integrated_gradients(
         apart: whether each score depends on its own row of the calls alone.
         connected: whether the autograd graph has to be kept connected.
         written: names of parameters that the forward writes into.
-        points: how many points.
 
     Returns:
         One per call, NaN for a call whose first hidden states are made of another call's; with the share of the
@@ -194,7 +203,8 @@ def integrated_gradients(
             return scores.detach(), found
 
     base, _ = run(0.0, backward=False)
-    for place, share in zip(*(one.tolist() for one in gauss_legendre(points)), strict=True):
+    places, share = midpoints(POINTS)
+    for place in places:
         _, found = run(place, backward=True)
         for number, gradient in enumerate(found):
             sum_ = total[number]

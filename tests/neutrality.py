@@ -393,7 +393,7 @@ def given_probe(**options: Any) -> GlobEncCallback:
 
 def compared(**options: Any) -> GlobEncCallback:
     """Compares with more than the saliency."""
-    return GlobEncCallback(heatmap_examples=1, num_examples=4, references=("integrated gradients", "HTA"), **options)
+    return GlobEncCallback(heatmap_examples=0, num_examples=2, references=("integrated gradients", "HTA"), **options)
 
 
 def head_of_hidden_states(module: Any, batch: Any) -> Tensor:
@@ -508,10 +508,8 @@ SETTINGS: dict[str, Setting] = {
 SETTINGS |= {
     f"references, {name}": Setting(make=make, ours=partial(compared, methods=["N-Enc"]), options=options)
     for name, make, options in (
-        ("a step that draws random numbers", Noisy, {}),
         ("a forward that keeps lists, tensors and a generator", Remembers, {}),
-        ("precision=bf16-mixed", Noisy, {"precision": "bf16-mixed"}),
-        ("torch.compile", Compiled, {}),
+        ("torch.compile, precision=bf16-mixed", Compiled, {"precision": "bf16-mixed"}),
         ("metrics, lists and a file behind the loss", Measures, {}),
         ("an encoder below the step's own no_grad", BelowNoGrad, {}),
     )

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -55,6 +54,11 @@ def parts_of(model: Any) -> tuple[Any, Callable[[Tensor], Tensor], Callable[[Ten
     return base.embeddings, lambda states: base.LayerNorm(base.encoder(states)[0]), model.classifier
 
 
+def rule_of(points: int) -> list[tuple[float, float]]:
+    """The midpoint rule: places between 0 and 1, and the weight of each."""
+    return [((2 * number + 1) / (2 * points), 1 / points) for number in range(points)]
+
+
 def singles(batch: dict[str, Tensor]) -> list[Tensor]:
     rows = zip(batch["input_ids"], batch["attention_mask"], strict=True)
     return [ids[mask.bool()].unsqueeze(0) for ids, mask in rows]
@@ -70,10 +74,10 @@ def naive_integrated(model: Any, ids: Tensor, points: int, chosen: int | None = 
         chosen = int(logits.argmax()) if chosen is None else chosen
         before = float(head(encoder(base))[0, chosen])
     total = torch.zeros_like(full)
-    for place, weight in zip(*np.polynomial.legendre.leggauss(points), strict=True):
-        states = (base + (place + 1) / 2 * (full - base)).requires_grad_()
+    for place, weight in rule_of(points):
+        states = (base + place * (full - base)).requires_grad_()
         (gradient,) = torch.autograd.grad(head(encoder(states))[0, chosen], states)
-        total += weight / 2 * gradient
+        total += weight * gradient
     return (total * (full - base))[0], float(logits[chosen]), before
 
 
@@ -191,9 +195,9 @@ def test_tokens_are_explained_by_the_class_that_they_have_on_the_text() -> None:
             return model.classifier(model.bert.encoder(states)[0])[0, token]
 
         chosen, total = int(score(full).argmax()), torch.zeros_like(full)
-        for place, weight in zip(*np.polynomial.legendre.leggauss(POINTS), strict=True):
-            states = (full + ((place + 1) / 2 - 1) * way).requires_grad_()
-            total += weight / 2 * torch.autograd.grad(score(states)[chosen], states)[0]
+        for place, weight in rule_of(POINTS):
+            states = (full + (place - 1) * way).requires_grad_()
+            total += weight * torch.autograd.grad(score(states)[chosen], states)[0]
         compare(found.references[INTEGRATED], example, (total * way)[0].norm(dim=-1))
         jacobian = torch.autograd.functional.jacobian(
             lambda states, token=token: model.bert.encoder(states)[0][0, token], full
@@ -430,9 +434,9 @@ def test_half_precision(dtype: torch.dtype) -> None:
 def along(full: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
     """(k,) lengths of the integrated gradients of a differentiable score of one example's states (1, k, d)."""
     way, total = full - full.mean(1, keepdim=True), torch.zeros_like(full)
-    for place, weight in zip(*np.polynomial.legendre.leggauss(POINTS), strict=True):
-        states = (full + ((place + 1) / 2 - 1) * way).requires_grad_()
-        total += weight / 2 * torch.autograd.grad(score(states), states)[0]
+    for place, weight in rule_of(POINTS):
+        states = (full + (place - 1) * way).requires_grad_()
+        total += weight * torch.autograd.grad(score(states), states)[0]
     return (total * way)[0].norm(dim=-1)
 
 
@@ -501,13 +505,13 @@ def test_of_two_texts_both_go_along_the_path() -> None:
         full = [model.bert.embeddings(ids).detach() for ids in (left, right)]
         base = [one.mean(1, keepdim=True).expand_as(one) for one in full]
         total = [torch.zeros_like(one) for one in full]
-        for place, weight in zip(*np.polynomial.legendre.leggauss(POINTS), strict=True):
-            share = (place + 1) / 2
+        for place, weight in rule_of(POINTS):
+            share = place
             states = [(b + share * (f - b)).requires_grad_() for f, b in zip(full, base, strict=True)]
             first, second = (model.bert.encoder(one)[0][:, 0] for one in states)
             logit = model.head(torch.cat([first, second * first], -1))[0, found.predicted[example]]
             for one, gradient in zip(total, torch.autograd.grad(logit, states), strict=True):
-                one += weight / 2 * gradient
+                one += weight * gradient
         for mine, gradient, f, b in zip((found, other), total, full, base, strict=True):
             compare(mine.references[INTEGRATED], example, (gradient * (f - b))[0].norm(dim=-1))
         assert float(found.reference_error[INTEGRATED][example]) < INCOMPLETE
