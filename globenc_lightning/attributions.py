@@ -57,8 +57,10 @@ class Attributions:
         references: reference -> (b, k), what the rows are compared with besides the saliency, where it was asked for;
             zero at padding.
         reference_correlation: reference -> method -> (b, l) float64, as ``correlation`` with that reference.
-        signed: (b, k) each token's signed contribution to the score; zero at padding. None where not asked for.
-        left_out: (b,) the score less the sum of these: what biases contribute.
+        signed: (b, k) each token's signed contribution to the score; zero at padding. None where not asked for, and
+            where the score is not linear once attention, norms and activations are held fixed.
+        left_out: (b,) the score less the sum of these: what biases contribute, and whatever else is none of these
+            tokens: another call of an encoder, padding that a head reads.
     """
 
     local: dict[str, Tensor]

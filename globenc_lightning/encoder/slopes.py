@@ -1,4 +1,4 @@
-"""Activations and norms made linear at what enters them: the value is that of the function, the gradient that of a line.
+"""Activations and norms made linear at what enters them: values are those of the function, gradients those of a line.
 
 An activation ``f`` becomes ``f(0) + slope * z`` with the slope ``(f(z) - f(0)) / z`` held fixed; a norm becomes a
 division by the standard deviation that it really had. No value changes by that, to the last bit.
@@ -19,7 +19,7 @@ class _Sloped(torch.autograd.Function):
     """``f(z)``, whose gradient is the slope of the line from f(0) to f(z)."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, function: Elementwise, zero: Tensor, steepness: Tensor) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, z: Tensor, function: Elementwise, zero: Tensor, steepness: Tensor) -> Tensor:
         value = function(z)
         # Close to 0, a quotient of differences has no digits left; where f(0) = 0, f(z) / z keeps them.
         close = torch.where(zero == 0, torch.finfo(z.dtype).tiny, torch.finfo(z.dtype).eps ** 0.5)
@@ -28,7 +28,7 @@ class _Sloped(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]  # noqa: D102
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (slope,) = ctx.saved_tensors
         return gradient * slope, None, None, None
 
@@ -61,7 +61,7 @@ class _Normed(torch.autograd.Function):
     """A norm over the last axes, whose gradient holds the statistics fixed."""
 
     @staticmethod
-    def forward(  # noqa: D102
+    def forward(
         ctx: Any, x: Tensor, function: Elementwise, axes: tuple[int, ...], weight: Tensor | None, eps: float, mean: bool
     ) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -71,7 +71,7 @@ class _Normed(torch.autograd.Function):
         return function(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: D102
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inverse, weight = ctx.saved_tensors
         scaled = (gradient if weight is None else gradient * weight) * inverse
         scaled = scaled - scaled.mean(ctx.axes, keepdim=True) if ctx.mean else scaled
@@ -100,11 +100,11 @@ class _Valued(torch.autograd.Function):
     """A value, with the gradient of another tensor."""
 
     @staticmethod
-    def forward(ctx: Any, linear: Tensor, value: Tensor) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, linear: Tensor, value: Tensor) -> Tensor:
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # noqa: D102
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
