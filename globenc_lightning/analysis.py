@@ -495,6 +495,7 @@ def find_decision(reader: Reader, chunk: Chunk) -> None:
             decision = replay.decided(ran, task.seen.rows, task.seen.tokens, batch.batch)
             prove_head(ran, task, decision, replay.step.name, trained)
     reader.structures, reader.attention, reader.reads = structures, attention_of(reader.model), None
+    reader.unsigned = ""
     reader.numbers = _numbers_of(reader)
     _refuse_a_teacher(reader, replay)
 
@@ -1957,6 +1958,7 @@ def _find(
             reader.way, reader.attention = name, attention_of(reader.model)
             reader.structures = tuple(one for one in structures if isinstance(one, Structure))
             reader.reads, reader.squashes, reader.numbers = None, squashes, _numbers_of(reader)
+            reader.unsigned = ""
             if not way.own and has_own_forward(reader.model):
                 tried = "; ".join(failures) or "it does not take the batch's entries by their names"
                 warn(

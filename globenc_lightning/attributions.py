@@ -60,8 +60,10 @@ class Attributions:
         reference_error: reference -> (b,) how far off it is, as a share: how much integrated gradients miss of the
             score's difference, relative to the sum of the contributions' sizes; the relative standard error of
             ``"HTA"`` by random directions, the mean over the tokens; 0 of ``"exact HTA"``.
-        signed: (b, k) each token's signed contribution to the score; zero at padding. None where not asked for.
-        left_out: (b,) the score less the sum of these: what biases contribute.
+        signed: (b, k) each token's signed contribution to the score; zero at padding. None where not asked for, and
+            where the score is not linear once attention, norms and activations are held fixed.
+        left_out: (b,) the score less the sum of these: what biases contribute, and whatever else is none of these
+            tokens: another call of an encoder, padding that a head reads.
         aggregation: ``"rollout"``; or ``"maxflow"``, where the rows are flows, and there is no rollout, no last map and
             no scale: a flow goes from one token alone.
     """

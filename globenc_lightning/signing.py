@@ -1,8 +1,8 @@
 """Signed contributions of the tokens to a score: one more forward and backward pass through the frozen network.
 
 DecompX (Modarressi et al., ACL 2023) without biases. ``encoder/frozen.py`` makes the network linear; here it is run,
-and what comes out is proven: the scores are those of the analysis, and the tokens' contributions and those of the biases
-add up to them.
+and what comes out is proven: the scores are those of the analysis, and the contributions of tokens and biases add up to
+them.
 
 Axes: ``b`` example, ``k`` token, ``d`` hidden.
 """

@@ -1,8 +1,8 @@
 """DecompX without biases as the paper states it: every vector of the network as a sum over the input tokens.
 
 Modarressi et al., ACL 2023, sections 3.1 to 3.4. A hidden state is kept as ``parts`` (q, k, d): what token k has
-contributed to the vector of token q. Each module of the layer is applied to the parts, with what it really computed held
-fixed: attention probabilities, the norms' standard deviations, f(z) / z of the activations. No gradient is taken.
+contributed to the vector of token q. Each module of the layer is applied to the parts, with what it really computed
+held fixed: attention probabilities, the norms' standard deviations, f(z) / z of the activations. No gradient is taken.
 
 Axes: ``q`` token that receives, ``k`` token that contributed, ``d`` hidden, ``h`` head, ``v`` head width.
 """
@@ -43,7 +43,7 @@ def added(left: Parts, right: Parts) -> Parts:
 
 def attention(module: Any, state: Parts, heads: int) -> Parts:
     """Self-attention up to the output projection, heads one after the other."""
-    real, parts = state
+    real, _ = state
     width = real.shape[-1] // heads
     query, key = module.query(real), module.key(real)
     value, values = dense(module.value, state)

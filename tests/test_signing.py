@@ -310,9 +310,7 @@ GATED: dict[str, Callable[[Head, Tensor, Tensor], Tensor]] = {
     "unit length written out": lambda self, h, real: h[:, 0] / real[:, 0].norm(dim=-1, keepdim=True),
     "norm written out": lambda self, h, real: F.layer_norm(h[:, 0], (32,)) * (31 / 32) ** 0.5,
     "norm by products": lambda self, h, real: F.rms_norm(h[:, 0], (32,), eps=1e-5),
-    "attention": lambda self, h, real: (
-        (self.scores(real).tanh().softmax(1) * h).sum(1)
-    ),
+    "attention": lambda self, h, real: (self.scores(real).tanh().softmax(1) * h).sum(1),
 }
 """What is held fixed in a head, written down: ``real`` is outside the graph."""
 

@@ -71,6 +71,7 @@ _MIXING = _functions(
 _NEW = _functions("conv1d", "conv2d", "conv3d", "layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm")
 _SUMS = _with_writing("add", "sub", "subtract", "__add__", "__radd__", "__iadd__", "__sub__", "__isub__")
 _FROM_CONSTANT = _functions("__rsub__", "rsub")
+_DIFFERENCES = _with_writing("sub", "subtract", "__sub__", "__isub__") | _FROM_CONSTANT
 _JOINS = _functions("cat", "concat", "concatenate", "stack", "hstack", "vstack")
 _NOTHING_ADDED = _functions(
     *("view", "reshape", "flatten", "unflatten", "transpose", "permute", "movedim", "swapaxes", "t", "contiguous"),
@@ -83,8 +84,13 @@ _NOTHING_ADDED = _functions(
     *("diagonal", "swapdims", "moveaxis", "ravel", "cpu", "cuda", "avg_pool1d", "max_pool1d", "unsafe_chunk"),
     *("as_strided", "moveaxis", "unsafe_split", "split_with_sizes", "tile", "backward", "cosine_similarity"),
 )
+_LAYER_NORMS = frozenset({F.layer_norm, torch.layer_norm})
+_NORMS = _LAYER_NORMS | _functions("rms_norm")
+_GROUP_NORMS = frozenset({F.group_norm, torch.group_norm, F.instance_norm})
 _NORMALISED = _functions("normalize")
 _HALVED = _functions("glu")
+_SECOND = ("other", "exponent", "mat2")
+"""What functions of two tensors, or of a tensor and a number, call the second."""
 
 
 class FrozenNetwork(TorchFunctionMode):
@@ -101,6 +107,7 @@ class FrozenNetwork(TorchFunctionMode):
         self._added: list[Tensor] = []
         self._odd: dict[str, None] = {}
         self._types: set[torch.dtype] = set()
+        self._precise: dict[torch.device, torch.dtype] = {}
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -156,9 +163,14 @@ class FrozenNetwork(TorchFunctionMode):
     def _run(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], live: Sequence[Tensor]) -> Any:
         if func is F.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
-        if func in (F.layer_norm, torch.layer_norm, *_functions("rms_norm")):
+        if not args and "input" in kwargs:
+            args, kwargs = (kwargs["input"],), {key: one for key, one in kwargs.items() if key != "input"}
+        if len(args) == 1 and not kwargs.keys().isdisjoint(_SECOND):
+            second = next(key for key in _SECOND if key in kwargs)
+            args, kwargs = (*args, kwargs[second]), {key: one for key, one in kwargs.items() if key != second}
+        if func in _NORMS:
             return self._norm(func, *args, **kwargs)
-        if func in (F.group_norm, torch.group_norm, F.instance_norm):
+        if func in _GROUP_NORMS:
             return self._group_norm(func, args, kwargs)
         if func in _HALVED:
             return self._halved(*args, **kwargs)
@@ -200,7 +212,7 @@ class FrozenNetwork(TorchFunctionMode):
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        centered = func in (F.layer_norm, torch.layer_norm)
+        centered = func in _LAYER_NORMS
         bias = kwargs.get("bias", args[0] if args and centered else None)
         place = 1 if centered else 0
         given = kwargs.get("eps", args[place] if len(args) > place else (1e-5 if centered else None))
@@ -347,16 +359,15 @@ class FrozenNetwork(TorchFunctionMode):
         if len(args) < 2:
             return None
         left, right = args[:2]
-        if func in _functions("__rsub__") or func is torch.rsub or func is getattr(torch.Tensor, "rsub", None):
+        if func in _FROM_CONSTANT:
             left, right = right, left
         alpha = kwargs.get("alpha", 1)
-        minus = func in _functions("sub", "subtract", "sub_", "subtract_", "__sub__", "__isub__", "__rsub__", "rsub")
         if not _is_live(left):
             return None if _is_zero(left) else left
         if _is_live(right) or _is_zero(right):
             return None
         right = right if alpha == 1 else right * alpha
-        return -right if minus else right
+        return -right if func in _DIFFERENCES else right
 
     def _note_generic(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, *, into: bool = False
@@ -388,10 +399,14 @@ class FrozenNetwork(TorchFunctionMode):
             return
         if isinstance(constant, Tensor):
             constant = constant.detach()
+        precise = self._precise.get(result.device)
+        if precise is None:
+            precise = torch.float64 if has_float64(result.device) else torch.float32
+            self._precise[result.device] = precise
 
         def count(gradient: Tensor) -> None:
             if self._counting:
-                self._added.append(_sum(gradient * constant))
+                self._added.append(_sum(gradient * constant, precise))
 
         result.register_hook(count)
 
@@ -523,6 +538,6 @@ def _copied(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, .
     return (first.clone(), *args[1:]), kwargs
 
 
-def _sum(products: Tensor) -> Tensor:
+def _sum(products: Tensor, precise: torch.dtype) -> Tensor:
     # Rows without a real token may hold NaN, and are nobody's; what is lost elsewhere is missing in the sum.
-    return products.to(torch.float64 if has_float64(products.device) else torch.float32).nansum()
+    return products.to(precise).nansum()

@@ -1,4 +1,4 @@
-"""Activations and norms made linear at what enters them: the value is that of the function, the gradient that of a line.
+"""Activations and norms made linear at what enters them: values are those of the function, gradients those of a line.
 
 An activation ``f`` becomes ``f(0) + slope * z`` with the slope ``(f(z) - f(0)) / z`` held fixed; a norm becomes a
 division by the standard deviation that it really had. No value changes by that, to the last bit.
@@ -28,7 +28,7 @@ class _Sloped(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (slope,) = ctx.saved_tensors
         return gradient * slope, None, None, None
 
@@ -71,7 +71,7 @@ class _Normed(torch.autograd.Function):
         return function(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inverse, weight = ctx.saved_tensors
         scaled = (gradient if weight is None else gradient * weight) * inverse
         scaled = scaled - scaled.mean(ctx.axes, keepdim=True) if ctx.mean else scaled
@@ -104,7 +104,7 @@ class _Valued(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
