@@ -59,7 +59,7 @@ def test_masked_copies_give_the_same_from_any_number_of_processes(tmp_path: Path
     ranks = run("masked", tmp_path / "2", 2, dtype="float64", examples=7)
     # Before the first step, at the first validation, and at every second one from there on.
     assert [one is not None for one in alone["faithfulness"]] == [True, True, False]
-    assert sum(gain == gain for gain in alone["faithfulness"][0]["gain"]["N-Enc"]) > 2
+    assert sum(gain == gain for gain in alone["faithfulness"][0]["gain"]["N-Enc"]) >= 2
     for rank in ranks:
         for found, expected in zip(rank["faithfulness"][:2], alone["faithfulness"][:2], strict=True):
             for method in ("N-Enc", "W"):
