@@ -174,10 +174,15 @@ def kept(options: argparse.Namespace) -> dict[str, Any]:
     return {**given(options), "record": options.folder / "record", "at_steps": [1]}
 
 
+def masked(options: argparse.Namespace) -> dict[str, Any]:
+    """As ``given``, with masked copies."""
+    return {**given(options), "faithfulness": ["N-Enc", "W"], "faithfulness_every_n": 2}
+
+
 CASES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     one.__name__: one
     for one in (
-        *(given, compared, collected, fails, fails_and_raises, recorded, kept),
+        *(given, compared, collected, fails, fails_and_raises, recorded, kept, masked),
         *(tuples, dataclasses, travels_not, gathers, gathers_by_torch, is_not_found),
     )
 }
@@ -198,7 +203,7 @@ def main() -> None:
     strategy = parts.pop("strategy")
     form = {"collate_fn": parts.pop("collate", None)}
     size = parts.pop("batch", 4)
-    if options.case in ("given", "compared", "collected", "tuples", "kept"):
+    if options.case in ("given", "compared", "collected", "tuples", "kept", "masked"):
         module.configure_optimizers = lambda: still(module.parameters())  # type: ignore[method-assign]
     callback, logger = GlobEncCallback(heatmap_examples=1, **parts), Album()
     board = TensorBoardLogger(str(options.folder), name=None, version="board")
@@ -233,6 +238,16 @@ def main() -> None:
             },
         }
         for entry in callback.history
+    ]
+    result["faithfulness"] = [
+        None
+        if one is None
+        else {
+            "gain": {method: gain.tolist() for method, gain in one.gain.items()},
+            "span": one.span.tolist(),
+            "masked": {method: [tokens.tolist() for tokens in texts] for method, texts in one.masked.items()},
+        }
+        for one in (entry.faithfulness for entry in callback.history)
     ]
     result["missing"] = callback.history.missing_steps
     seen = callback.probe is not None and callback.probe.is_seen

@@ -19,8 +19,11 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from globenc_lightning import METHODS, GlobEncCallback, attribute
+from globenc_lightning import METHODS, GlobEncCallback, ProbeSet, attribute
+from globenc_lightning.analysis import Reader
+from globenc_lightning.measurement import measure
 from globenc_lightning.packed import LEVELS
+from globenc_lightning.settings import Settings
 from tests.distributed_training import FailsInOne
 from tests.sharded_models import bits_of, inputs_of, layers_of, post_ln, pre_ln
 from tests.training import Album, Sentences, Steps, build_trainer, loader, said
@@ -124,7 +127,7 @@ def equal_trainings(options: argparse.Namespace) -> dict[str, Any]:
         if options.names and name not in options.names:
             continue
         at = [1] if more.pop("at", False) else None
-        like, callback, logger = make(), GlobEncCallback(probe, num_examples=5, at_steps=at), Album()
+        like, callback, logger = make(), callback_of(probe, at), Album()
         with said() as messages:
             module = Sharded(copy.deepcopy(like), precision)
             trainer, bits = trained(module, callback, logger=logger, **more)
@@ -134,10 +137,25 @@ def equal_trainings(options: argparse.Namespace) -> dict[str, Any]:
         one = {**told(callback), "equal": equal(bits, expected), "messages": messages}
         one["last"] = against(callback.history[-1], whole_figures(module, like, batch))
         one["first"] = against(callback.history[0], whole_figures_of(like, precision, batch))
+        one["masked"] = difference_of_gains(callback.history[0].faithfulness, like, precision, batch)
         one["classes"] = sorted({type(part).__name__ for part in module.model.modules() if hasattr(part, "reshard")})
         one["monitored"] = sorted(tag for tag in trainer.callback_metrics if tag.startswith("globenc"))
         result[name] = one
     return result
+
+
+def callback_of(probe: Any, at: Any) -> GlobEncCallback:
+    return GlobEncCallback(probe, num_examples=5, at_steps=at, faithfulness=["N-Enc"])
+
+
+def difference_of_gains(found: Any, like: Any, precision: torch.dtype | None, batch: Any) -> float:
+    """By how much the gains of a sharded model differ from those of a whole one, before the first step."""
+    whole = copy.deepcopy(like).train(False)
+    whole = whole if precision is None else whole.to(precision)
+    expected = measure(Reader(whole), ProbeSet.from_batch(batch), Settings(METHODS), masked=["N-Enc"]).faithfulness
+    if expected is None or not torch.equal(found.span.isnan(), expected.span.isnan()):
+        return float("inf")
+    return float((found.span - expected.span).abs().nan_to_num().max())
 
 
 def whole_figures_of(like: Any, precision: torch.dtype | None, batch: Any) -> Any:

@@ -54,6 +54,22 @@ def assert_same_rho(one: dict[str, Any], first: dict[str, Any]) -> None:
         assert one is first or entry["rows"] == {}
 
 
+def test_masked_copies_give_the_same_from_any_number_of_processes(tmp_path: Path) -> None:
+    (alone,) = run("masked", tmp_path / "1", 1, dtype="float64", examples=7)
+    ranks = run("masked", tmp_path / "2", 2, dtype="float64", examples=7)
+    # Before the first step, at the first validation, and at every second one from there on.
+    assert [one is not None for one in alone["faithfulness"]] == [True, True, False]
+    assert sum(gain == gain for gain in alone["faithfulness"][0]["gain"]["N-Enc"]) >= 2
+    for rank in ranks:
+        for found, expected in zip(rank["faithfulness"][:2], alone["faithfulness"][:2], strict=True):
+            for method in ("N-Enc", "W"):
+                assert_close(found["gain"][method], expected["gain"][method], 1e-6)
+            assert_close(found["span"], expected["span"], 1e-6)
+            # The first process alone keeps what was masked.
+            assert found["masked"] == (expected["masked"] if rank is ranks[0] else {})
+        assert rank["faithfulness"][2] is None
+
+
 @pytest.mark.parametrize(
     ("dtype", "tolerance", "examples", "numbers"), [("float64", 1e-12, 10, (2, 3)), ("float32", 1e-5, 2, (3,))]
 )
