@@ -1,7 +1,6 @@
 """Functions of the tab's scripts that say what is shown of what, called in a real browser."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -435,7 +435,7 @@ def test_a_step_in_movement_shows_what_a_page_that_is_opened_there_shows(tab: Ta
     tab.driver.execute_async_script(FRAMES)
     opened = tab.script(SNAPSHOT)
     assert [one[:5] for one in stepped] == [one[:5] for one in opened]
-    # What is drawn may differ at the edges; what is not is read and searched for as it is on a page that is opened there.
+    # What is drawn may differ at the edges; what is not is read and searched for as on a page that is opened there.
     both = [(one, other) for one, other in zip(stepped, opened, strict=True) if one[5] and other[5]]
     assert len(both) > 900
     assert all(one == other for one, other in both)
