@@ -192,9 +192,7 @@ def read_references(
     methods, _, layers = sizes
     return {
         encoding.text(name): Correlation(
-            encoding.array(arrays, f"{name} rho", "<f4", sizes),
-            *(encoding.array(arrays, f"{name} {one}", "<f4", (methods, layers)) for one in STATISTICS[:3]),
-            encoding.array(arrays, f"{name} n", "<i4", (methods, layers)),
+            rho=encoding.array(arrays, f"{name} rho", "<f4", sizes), **_statistics(arrays, name, (methods, layers))
         )
         for name in header.get("references", ())
     }
@@ -216,9 +214,8 @@ def read_masking(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], 
         methods=methods,
         measures={
             name: Measure(
-                encoding.array(arrays, f"{name} each", "<f4", (size, sentences)),
-                *(encoding.array(arrays, f"{name} {one}", "<f4", (size,)) for one in STATISTICS[:3]),
-                encoding.array(arrays, f"{name} n", "<i4", (size,)),
+                each=encoding.array(arrays, f"{name} each", "<f4", (size, sentences)),
+                **_statistics(arrays, name, (size,)),
             )
             for name in names
         },
@@ -265,3 +262,9 @@ def read_parts(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], le
         left_out = dict(zip(signed, rest.tolist(), strict=True))
     sentences = tuple(encoding.place(one, lengths) for one in found["sentences"])
     return Parts(sentences, references, masked, signed, left_out)
+
+
+def _statistics(arrays: Mapping[str, NDArray[Any]], name: str, shape: tuple[int, ...]) -> dict[str, NDArray[Any]]:
+    """The mean, the ends of its interval and the number of values of a figure."""
+    found = {one: encoding.array(arrays, f"{name} {one}", "<f4", shape) for one in STATISTICS[:3]}
+    return {**found, "n": encoding.array(arrays, f"{name} n", "<i4", shape)}

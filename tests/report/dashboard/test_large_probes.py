@@ -378,3 +378,85 @@ def test_what_is_said_can_be_read(tab: Tab, run: str, view: str, method: str, da
     wide = "const e = document.scrollingElement; return e.scrollWidth <= e.clientWidth"
     assert tab.script(wide)
     tab.shot(f"large-{run}-{view}-{'dark' if dark else 'light'}")
+
+
+# A step in Movement
+
+SNAPSHOT = """
+    return [...document.querySelectorAll(".moved .sentence")].map((row) => [
+      row.dataset.sentence, row.getAttribute("aria-posinset"), row.classList.contains("chosen"),
+      row.querySelector(".number").textContent, row.querySelector(".number").getAttribute("aria-label"),
+      row.classList.contains("undrawn") ? row.textContent : "",
+      row.classList.contains("undrawn") ? row.getAttribute("aria-label") : "",
+    ]);
+"""
+COUNT = """
+    window.rows = [...document.querySelectorAll(".moved .sentence")];
+    window.added = 0;
+    const size = (node) => {
+      let n = 1;
+      for (const all = document.createTreeWalker(node); all.nextNode(); ) n += 1;
+      return n;
+    };
+    window.watcher = new MutationObserver((all) => {
+      for (const one of all) for (const node of one.addedNodes) window.added += size(node);
+    });
+    window.watcher.observe(document.querySelector(".moved"), { subtree: true, childList: true });
+"""
+FRAMES = """
+    const done = arguments[0];
+    requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done)));
+"""
+
+
+def test_a_step_in_movement_changes_what_is_near_and_no_more(tab: Tab) -> None:
+    tab.open(run=MANY, view="movement")
+    everything = tab.script(NODES)
+    tab.script(COUNT)
+    tab.slide(1)
+    tab.driver.execute_async_script(FRAMES)
+    same = "const now = document.querySelectorAll('.moved .sentence'); return rows.every((row, i) => row === now[i]);"
+    assert tab.script(same), "rows were built anew"
+    # All 1,000 rows are more than 7,000 nodes; what is near the window is a few hundred chips.
+    assert 0 < tab.script("return added") < 0.3 * everything
+    drawn = tab.script("return rows.filter((row) => !row.classList.contains('undrawn')).length")
+    assert drawn < 40
+
+
+def test_a_step_in_movement_shows_what_a_page_that_is_opened_there_shows(tab: Tab) -> None:
+    tab.open(run=MANY, view="movement")
+    before = tab.script(SNAPSHOT)
+    tab.slide(1)
+    tab.driver.execute_async_script(FRAMES)
+    stepped, colours = tab.script(SNAPSHOT), tab.script(COLOURED)
+    heights = tab.script("return document.scrollingElement.scrollHeight")
+    assert [one[0] for one in stepped] != [one[0] for one in before], "the order is the same: the test shows nothing"
+    tab.open(run=MANY, view="movement", validation=1)
+    tab.driver.execute_async_script(FRAMES)
+    opened = tab.script(SNAPSHOT)
+    assert [one[:5] for one in stepped] == [one[:5] for one in opened]
+    # What is drawn may differ at the edges; what is not is read and searched for as on a page that is opened there.
+    both = [(one, other) for one, other in zip(stepped, opened, strict=True) if one[5] and other[5]]
+    assert len(both) > 900
+    assert all(one == other for one, other in both)
+    assert colours == tab.script(COLOURED)
+    assert abs(tab.script("return document.scrollingElement.scrollHeight") - heights) < 0.02 * heights
+
+
+COLOURED = """
+    const seen = [...document.querySelectorAll(".moved .sentence")].slice(0, 3);
+    return seen.map((row) => [row.querySelector(".facts").textContent, ...[...row.querySelectorAll(".chip")].map((e) =>
+        [e.textContent, e.className, getComputedStyle(e).backgroundColor])]);
+"""
+"""The first sentences' figures and tokens, as they are painted."""
+
+
+def test_a_step_in_movement_far_down_draws_what_is_in_the_window(tab: Tab) -> None:
+    tab.open(run=MANY, view="movement")
+    whole = tab.script("return document.scrollingElement.scrollHeight")
+    tab.script(SCROLL, 0.6 * whole)
+    wait_until(lambda: all(into_view(tab).values()), "tokens in the window")
+    place = tab.script("return document.scrollingElement.scrollTop")
+    tab.slide(1)
+    wait_until(lambda: all(into_view(tab).values()), "tokens in the window")
+    assert abs(tab.script("return document.scrollingElement.scrollTop") - place) < 0.03 * whole

@@ -292,7 +292,7 @@ export function createMovementView({ api, update, theme }) {
 }
 
 /** What is stored at two validations: a sentence counts where both have its rows. */
-function both(before, after, method, count) {
+export function both(before, after, method, count) {
   const instead = { ...before.instead, ...after.instead };
   const stored = Object.fromEntries(
     Object.keys(before.stored).map((one) => [one, Math.min(before.stored[one], after.stored[one] ?? 0)]),

@@ -464,7 +464,7 @@ function partsOf(tables) {
  * @param {import("./api.js").Table[]} tables
  * @param {import("./api.js").Dynamics[]} answers of the same runs
  */
-function lackingOf(methods, tables, answers) {
+export function lackingOf(methods, tables, answers) {
   const fewer = methods.flatMap((method) => {
     const of = answers.map(({ sentences }, place) => ({ count: sentences[method] ?? 0, shown: tables[place].shown }));
     const lacking = of.filter(({ count, shown }) => count < shown);
