@@ -58,15 +58,16 @@ def save_ladder(
     target = stills.checked_path(path, dpi)
     if by not in stills.KINDS:
         raise ValueError(f"by must be one of {', '.join(map(repr, stills.KINDS))}; got {by!r}.")
+    aggregate = "attention flow" if study.aggregation == "maxflow" else "rollout"
     if by == "layer":
         step = _shared_step(study)
         found = study.correlations(methods, reference=reference)
         table = study.summary(found[found["step"] == step], "rho", ["method", "layer"])
-        heading = f"Correlation of rollout and {reference} by layer, step {step}"
+        heading = f"Correlation of {aggregate} and {reference} by layer, step {step}"
     else:
         found = study.correlations(methods, study.layers, reference=reference)
         table = study.summary(found, "rho", ["method", "step"])
-        heading = f"Correlation of rollout and {reference} over training, layer {study.layers}"
+        heading = f"Correlation of {aggregate} and {reference} over training, layer {study.layers}"
     return _saved(study, target, dpi, title, _Figure(heading, table, "ρ", scales.correlation(reference), {}, []))
 
 

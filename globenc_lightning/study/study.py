@@ -70,6 +70,11 @@ class Study:
         return frames.masked_methods_of(self._runs)
 
     @property
+    def aggregation(self) -> str:
+        """How the layers' maps were put together: ``"rollout"`` or ``"maxflow"``; that of the first run."""
+        return str((self._runs[0].about.get("about") or {}).get("aggregation", "rollout"))
+
+    @property
     def masked_share(self) -> float:
         """Which share of the tokens was masked to measure faithfulness; NaN where none was."""
         told = (run.record.masking(run.name).get("share") for run in self._runs)

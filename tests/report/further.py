@@ -36,12 +36,8 @@ def history_of(measurements: Sequence[Measurement], steps: Sequence[int], missin
     """A history of measurements that are given."""
     entries: list[HistoryEntry] = [history_entry(one, step, 0) for one, step in zip(measurements, steps, strict=True)]
     newest = measurements[-1]
-    settings = Settings(
-        tuple(newest.correlation),
-        references=("saliency", *newest.reference_correlation),
-        signed=bool(newest.signed),
-    )
-    told = about(newest, of_probe(), settings, "texts that were given")
+    told = about(newest, of_probe(), Settings(tuple(newest.correlation), signed=bool(newest.signed)), "given texts")
+    told = replace(told, references=("saliency", *newest.reference_correlation))
     masked = next((tuple(one.faithfulness.gain) for one in measurements if one.faithfulness is not None), ())
     return History(entries, replace(told, faithfulness=masked), missing)
 

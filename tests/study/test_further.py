@@ -160,6 +160,9 @@ def test_runs_of_another_aggregation_are_not_of_the_same_thing(tmp_path: Path) -
     replace(other, about=replace(other.about, aggregation="maxflow")).write(RunRecord(tmp_path, "flow"))
     with pytest.warns(GlobEncWarning, match="differ in aggregation"):
         study.load(tmp_path)
+    for name, words in (("flow", "attention flow"), ("rollout", "rollout")):
+        path = study.load(tmp_path, runs=[name]).save_ladder(tmp_path / "a.svg")
+        assert f"Correlation of {words} and saliency by layer" in path.read_text("utf-8")
 
 
 def test_figures_and_tables_of_a_study(tmp_path: Path) -> None:
