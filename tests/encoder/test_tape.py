@@ -9,6 +9,7 @@ import transformers
 from torch import Tensor, nn
 
 from globenc_lightning import attribute
+from globenc_lightning.encoder.tape import Tape
 from globenc_lightning.errors import UnsupportedEncoderError
 from tests import models, zeroing
 from tests.families import SHARED, Classifier, Family, example_inputs, redraw
@@ -22,11 +23,11 @@ class Activation(nn.Module):
     def __init__(self, compute: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.compute = compute
-        self.calls = 0
+        self.calls: list[int] = []
         self.register_buffer("mean", torch.zeros(()))
 
     def forward(self, given: Tensor) -> Tensor:
-        self.calls += 1
+        self.calls.append(1)
         self.mean += given.detach().mean().to(self.mean)
         return self.compute(given)
 
@@ -49,6 +50,14 @@ def pieces(given: Tensor) -> Tensor:
     out[..., :half] = given[..., :half].relu()
     view = out[..., half:]
     view += given[..., half:].sigmoid()
+    return out
+
+
+def assigned(given: Tensor) -> Tensor:
+    """Nothing but assignments, which return nothing, tell that what was made depends on what was given."""
+    out = torch.zeros(given.shape, dtype=given.dtype)
+    out[..., ::2] = given[..., ::2].relu()
+    out[..., 1::2] = given[..., 1::2].sigmoid()
     return out
 
 
@@ -79,12 +88,26 @@ def zeroed(model: Any, inputs: Any) -> Tensor:
     return attribute(model, inputs, methods=("Value-Zeroing",)).local["Value-Zeroing"]
 
 
-@pytest.mark.parametrize("compute", [Cubed.apply, pieces, in_place, through_data, sorted_apart])
+@pytest.mark.parametrize("compute", [Cubed.apply, pieces, assigned, in_place, through_data, sorted_apart])
 def test_feed_forward_networks_written_in_any_way(compute: Callable[[Tensor], Tensor]) -> None:
     model, inputs = with_activation(compute), models.batch([6, 4])
     found = zeroed(model, inputs)
     naive = zeroing.scores(model, inputs, model.bert.encoder.layer, inputs["attention_mask"].bool())
     torch.testing.assert_close(found, naive, rtol=0, atol=1e-9)
+
+
+def test_where_gradients_are_switched_off_in_the_forward() -> None:
+    """There, the analysis itself replaces ``.data``, so that a tensor is known by its memory alone."""
+    model, inputs = with_activation(through_data), models.batch([6, 4])
+
+    def without_gradients(module: Any, batch: Any) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = module(**batch).logits
+        return logits
+
+    found = attribute(model, inputs, methods=("Value-Zeroing",), forward=without_gradients)
+    naive = zeroing.scores(model, inputs, model.bert.encoder.layer, inputs["attention_mask"].bool())
+    torch.testing.assert_close(found.local["Value-Zeroing"], naive, rtol=0, atol=1e-9)
 
 
 def test_no_module_is_called_again_and_nothing_is_written() -> None:
@@ -99,7 +122,7 @@ def test_no_module_is_called_again_and_nothing_is_written() -> None:
         counts.append(len(calls))
         after = model.state_dict()
         assert all(torch.equal(before[name], after[name]) for name in before)
-        assert all(layer.intermediate.intermediate_act_fn.calls == 0 for layer in model.bert.encoder.layer)
+        assert all(layer.intermediate.intermediate_act_fn.calls == [] for layer in model.bert.encoder.layer)
     assert counts[0] == counts[1] > 0
 
 
@@ -163,6 +186,41 @@ def test_models_in_half_precision_are_computed_again_in_float32(dtype: torch.dty
     assert found.local["Value-Zeroing"].dtype == torch.float32
     off = (found.local["Value-Zeroing"] - exact.local["Value-Zeroing"]).abs().max()
     assert off < (0.05 if dtype == torch.bfloat16 else 0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_change_that_half_precision_would_round_off_is_seen(dtype: torch.dtype) -> None:
+    source, weight = torch.full((1, 1, 2, 4), 1.5, dtype=dtype), torch.full((4,), 3.0, dtype=dtype)
+    tape = Tape(source)
+    tape.close(tape.run(torch.mul, (source, weight), {}), set())
+    found = tape.replay(torch.full((1, 1, 2, 4), 1.5 * (1 + 1e-5)), "a layer")
+    torch.testing.assert_close(found, torch.full((1, 1, 2, 4), 4.5 * (1 + 1e-5)), rtol=1e-6, atol=0)
+
+
+def test_what_the_forward_writes_into_is_as_it_was_at_every_replay() -> None:
+    """The residual stream itself, to which the output is added in place: it is no result of anything that was seen."""
+    source, stream = torch.ones(1, 1, 2, 4), torch.full((1, 1, 2, 4), 2.0)
+    tape = Tape(source)
+    out = tape.run(Tensor.add_, (stream, source), {})
+    tape.close(tape.run(torch.mul, (out, 10.0), {}), set())
+    for given in (1.0, 5.0, 5.0):
+        found = tape.replay(torch.full((1, 1, 2, 4), given), "a layer")
+        torch.testing.assert_close(found, torch.full((1, 1, 2, 4), 10 * (2 + given)))
+    assert (stream == 3).all()
+
+
+def test_what_no_function_made_is_refused() -> None:
+    """A kernel of one's own, say, of whose result the graph alone tells where it comes from."""
+    source = torch.ones(1, 1, 2, 4, requires_grad=True) * 1.0
+    unseen = source * 2.0
+    tape = Tape(source)
+    tape.close(tape.run(torch.add, (source, unseen), {}), set())
+    with pytest.raises(UnsupportedEncoderError, match="no torch function"):
+        tape.refuse("layer 1")
+    other = Tape(source)
+    other.close(unseen.sin(), set())
+    with pytest.raises(UnsupportedEncoderError, match="comes from something that is no torch function"):
+        other.refuse("layer 1")
 
 
 def test_a_single_token_is_all_that_its_own_output_depends_on() -> None:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from globenc_lightning.functional import flow
 from globenc_lightning.functional.flow import attention_flow
 
 Array = NDArray[np.float64]
@@ -50,7 +49,7 @@ def test_the_flow_is_what_the_narrowest_cut_lets_through(
     row, below = drawn(layers, width, seed, spread, empty)
     expected = [narrowest_cut(row, below, token) for token in range(width)]
     # Half a part for each edge of the cut.
-    off = (layers * width * width) * row.sum() / flow.RESOLUTION
+    off = (layers * width * width) * row.sum() / 2**30
     np.testing.assert_allclose(attention_flow(row, below), expected, rtol=0, atol=max(off, 1e-12 * row.sum()))
 
 
