@@ -26,7 +26,7 @@ from globenc_lightning.tokenizers import as_tokenizer
 LOADER = "loader"
 NUM_EXAMPLES = 16
 FAILED = 2
-GIVEN = ("methods", "target", "readout", "aggregation", "references", "signed")
+GIVEN = ("methods", "target", "readout", "aggregation", "references", "signed", "faithfulness")
 """What the command line may choose in place of what the callback in a checkpoint has chosen."""
 
 
@@ -124,7 +124,8 @@ def _replay_of(one: Saved, model: nn.Module, checkpoint: Mapping[str, Any], opti
     state = checkpoints.callback_state(checkpoint)
     given = {name: value for name in GIVEN if (value := getattr(options, name)) is not None}
     if state is None:
-        choices = Choices(Settings(**given), options.num_examples or NUM_EXAMPLES)
+        faithfulness = given.pop("faithfulness", False)
+        choices = Choices(Settings(**given), options.num_examples or NUM_EXAMPLES, faithfulness=faithfulness)
     else:
         choices = checkpoints.choices_of(state, options.num_examples, **given)
     tokenizer = options.tokenizer or (str(one.path) if options.model else None)
@@ -322,6 +323,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--references", nargs="+", choices=REFERENCES, metavar="NAME", help="what the methods are "
                      f"compared with: {', '.join(map(repr, REFERENCES))}")  # fmt: skip
     one.add_argument("--signed", action="store_true", default=None, help="signed contributions to the score, too")
+    one.add_argument("--faithfulness", action="store_true", default=None, help="the decisions on masked copies, too")
     one.add_argument("--dtype", default="float32", choices=("float32", "float16"))
     one.add_argument("--again", action="store_true", help="analyse steps that are recorded already, too")
     one.add_argument("--events", action="store_true", help="write event files for TensorBoard's GlobEnc tab, too")

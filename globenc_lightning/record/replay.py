@@ -128,7 +128,10 @@ class Replay:
             places,
             lambda probe: kept_maps(probe.lengths(), choices.settings, choices.heatmap_examples),
             _quietly(model),
+            masked=choices.masked_methods,
         )
+        if measurement.unmasked:
+            warn(f"faithfulness= gives no figures at step {step}: {measurement.unmasked}.")
         probe = collector.agreed()
         names = class_names(model, measurement.encoder, measurement.task)
         told = self._about(measurement, probe, names, measurer.call_in_words())
@@ -178,7 +181,8 @@ class Replay:
     def _about(self, measurement: Measurement, probe: ProbeSet, names: Sequence[str] | None, call: str) -> About:
         truths = [one.truth for one in verdicts(measurement, probe, names)]
         text = texts_of(measurement, probe).shown
-        return about(measurement, probe, self._choices.settings, self._collector.origin, call, truths, text)
+        settings, masked = self._choices.settings, self._choices.masked_methods
+        return about(measurement, probe, settings, self._collector.origin, call, truths, text, masked)
 
 
 def record_checkpoint(
@@ -204,6 +208,7 @@ def record_checkpoint(
     aggregation: str = "rollout",
     references: Sequence[str] = ("saliency",),
     signed: bool = False,
+    faithfulness: bool | Sequence[str] = False,
 ) -> HistoryEntry:
     """Measure one saved model on a probe and write what is found into a record, as the callback does in a training.
 
@@ -230,6 +235,7 @@ def record_checkpoint(
         aggregation: as for :class:`GlobEncCallback`.
         references: as for :class:`GlobEncCallback`.
         signed: as for :class:`GlobEncCallback`.
+        faithfulness: as for :class:`GlobEncCallback`.
 
     Returns:
         The figures.
@@ -243,7 +249,14 @@ def record_checkpoint(
         >>> record_checkpoint(model, texts, step=500, folder="record", tokenizer=tokenizer)  # doctest: +SKIP
     """
     settings = Settings(methods, target, readout, normalize, exclude_special_tokens, aggregation, references, signed)
-    choices = Choices(settings, num_examples, forward=forward, decision=decision, encoder_call=encoder_call)
+    choices = Choices(
+        settings,
+        num_examples,
+        forward=forward,
+        decision=decision,
+        encoder_call=encoder_call,
+        faithfulness=faithfulness,
+    )
     replay = Replay(folder, run, probe, tokenizer=tokenizer, choices=choices, options=options, extra=extra)
     return replay.measure(model, step, epoch)
 

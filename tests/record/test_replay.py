@@ -298,3 +298,21 @@ def test_a_checkpoint_is_recorded_with_another_aggregation(tmp_path: Path) -> No
     assert Record.open(tmp_path).about("maxflow")["about"]["aggregation"] == "maxflow"
     rows = [entry.rows["N-Enc"][0] for entry in found.values()]
     assert not torch.allclose(rows[0] / rows[0].max(), rows[1] / rows[1].max())
+
+
+def test_what_was_asked_for_besides_is_replayed(tmp_path: Path) -> None:
+    asked = {"references": ["saliency", "HTA"], "signed": True, "faithfulness": ["N-Enc"]}
+    callback = GlobEncCallback(num_examples=6, methods=["N-Enc", "N"], tokenizer=tokenizer(), **asked)
+    paths = saved_run(tmp_path, Classifier(), callback)
+    found = replayed(paths, Classifier, tmp_path / "record")
+    expected = [entry for entry in callback.history if entry.step > 0]
+    assert_equal(found, expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.faithfulness is not None
+        assert other.faithfulness is not None
+        assert [*one.faithfulness.gain] == ["N-Enc"]
+        torch.testing.assert_close(one.faithfulness.gain, other.faithfulness.gain, equal_nan=True, **CLOSE)
+        torch.testing.assert_close(one.reference_rho, other.reference_rho, equal_nan=True, **CLOSE)
+        torch.testing.assert_close(one.left_out, other.left_out, **CLOSE)
+    told = Record.open(tmp_path / "record").about(checkpoints.order_lightning(paths)[0].run)["about"]
+    assert (told["references"], told["faithfulness"]) == (["saliency", "HTA"], ["N-Enc"])
