@@ -1583,7 +1583,7 @@ def _along_a_path(reader: Reader, run: _Run, batch: Any, settings: Settings, fou
             found.calls,
             call,
             judged.again,
-            judged.scores,
+            (judged.scores, judged.total),
             judged.rows,
             apart=judged.home.kind not in ("similarity", "loss") and not callable(settings.target),
             connected=reader.connected,

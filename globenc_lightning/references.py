@@ -144,7 +144,7 @@ def integrated_gradients(
     calls: Sequence[EncoderCall],
     call: Callable[[], Any],
     scored: Callable[[Any, OwnContexts], Scored],
-    full: Tensor,
+    full: Scored,
     rows: Tensor | None,
     *,
     apart: bool,
@@ -172,7 +172,7 @@ def integrated_gradients(
         calls: the calls that were read.
         call: runs the model.
         scored: the scores in what it returned, of what was decided on the input itself.
-        full: (n,) the scores on the input itself.
+        full: the scores on the input itself, and what was differentiated.
         rows: (n,) the row of the encoder's call that each example is decided from; their own when None.
         apart: whether each score depends on its own row of the calls alone.
         connected: whether the autograd graph has to be kept connected.
@@ -187,7 +187,7 @@ def integrated_gradients(
     ways = [end - start for end, start in zip(ends, starts, strict=True)]
     total: list[Tensor | None] = [torch.zeros_like(way) for way in ways]
 
-    def run(place: float, backward: bool) -> tuple[Tensor, list[Tensor | None]]:
+    def run(place: float, backward: bool) -> tuple[Scored, list[Tensor | None]]:
         states = [start + place * way for start, way in zip(starts, ways, strict=True)]
         contexts = OwnContexts(model, connected=connected)
         # Each point is met by the model as it is, whatever a forward leaves behind.
@@ -200,7 +200,7 @@ def integrated_gradients(
                 gradients = torch.autograd.grad(whole, [leaf for _, leaf in moved], allow_unused=True)
                 for (number, leaf), gradient in zip(moved, gradients, strict=True):
                     found[number] = torch.zeros_like(leaf) if gradient is None else gradient
-            return scores.detach(), found
+            return (scores.detach(), whole.detach()), found
 
     base, _ = run(0.0, backward=False)
     places, share = midpoints(POINTS)
@@ -216,7 +216,8 @@ def integrated_gradients(
             continue
         lengths.append(gradient_x_input(mean, way, one.mask))
         signed.append((mean * way).sum(-1).masked_fill(~one.mask.bool(), 0.0))
-    error = _error(signed, working(full) - working(base), rows, apart)
+    each, whole = (working(one) - working(other) for one, other in zip(full, base, strict=True))
+    error = _error(signed, each, whole, rows, apart)
     return [Reference(one, error if len(error) == len(one) else error.max().expand(len(one))) for one in lengths]
 
 
@@ -236,11 +237,11 @@ def told_of(error: Tensor) -> str | None:
     )
 
 
-def _error(signed: Sequence[Tensor], difference: Tensor, rows: Tensor | None, apart: bool) -> Tensor:
+def _error(signed: Sequence[Tensor], difference: Tensor, whole: Tensor, rows: Tensor | None, apart: bool) -> Tensor:
     """The completeness error of each row of the first call, (b,), or of all together, (1,)."""
     size = len(signed[0]) if signed else 0
     if not apart or any(len(one) != size for one in signed) or (rows is None and len(difference) != size):
-        return completeness_error(torch.cat([one.flatten() for one in signed]), difference.sum()).reshape(1)
+        return completeness_error(torch.cat([one.flatten() for one in signed]), whole).reshape(1)
     every = torch.cat(list(signed), 1)
     if rows is None:
         return completeness_error(every, difference)

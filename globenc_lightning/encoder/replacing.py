@@ -67,7 +67,7 @@ def run_from(
         structure = waiting.pop()
         argument = structure.entry_argument
         given: Tensor = args[argument] if isinstance(argument, int) else kwargs[argument]
-        if given.requires_grad:
+        if given.grad_fn is not None:
             leaves.append(None)
             return None
         new = states[len(leaves)].to(given.dtype)
