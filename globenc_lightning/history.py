@@ -101,7 +101,7 @@ class HistoryEntry:
             validation=state.get("validation", True),
             # Earlier versions had none of these, and they are not written where nobody asked for them.
             reference_rho=dict(state.get("reference_rho", {})),
-            references=dict(state.get("references", {})),
+            references={name: _rows_of(rows, packed) for name, rows in state.get("references", {}).items()},
             signed=_rows_of(state.get("signed"), packed),
             left_out=state.get("left_out", torch.empty(0)),
             faithfulness=Faithfulness.from_state_dict(state["faithfulness"]) if "faithfulness" in state else None,
@@ -184,6 +184,7 @@ class HistoryEntry:
 
         Lists that entries share are written once.
         """
+        references = {name: _in_one(rows, self.packed) for name, rows in self.references.items()}
         return {
             "step": self.step,
             "epoch": self.epoch,
@@ -197,7 +198,8 @@ class HistoryEntry:
             "probability": self.probability,
             "texts": self.texts,
             "validation": self.validation,
-            **{name: getattr(self, name) for name in ("reference_rho", "references") if getattr(self, name)},
+            **({"reference_rho": self.reference_rho} if self.reference_rho else {}),
+            **({"references": references} if references else {}),
             **({"signed": _in_one(self.signed, self.packed)} if self.signed else {}),
             **({"left_out": self.left_out} if len(self.left_out) else {}),
             **({} if self.faithfulness is None else {"faithfulness": self.faithfulness.state_dict()}),

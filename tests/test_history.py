@@ -1,5 +1,6 @@
 import copy
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -181,3 +182,22 @@ def test_a_rho_that_is_undefined_or_negative_survives(change: float) -> None:
     entry = HistoryEntry.from_state_dict(stored(history_entry(found, 0, 0).state_dict())[1])
     assert float(entry.by_example["W"][2, 3]) == pytest.approx(change, nan_ok=True)
     assert int(entry.undefined["W"][3]) == (change != change)
+
+
+def test_rows_of_references_and_signed_scores_survive_in_one_tensor_each() -> None:
+    found = measured()
+    references = [{"HTA": torch.rand(len(one)), "exact HTA": torch.rand(len(one))} for one in found.saliency]
+    rho = {name: {"W": torch.rand(6, 12).double()} for name in references[0]}
+    signed = [torch.randn(len(one)) for one in found.saliency[:-1]] + [torch.empty(0)]
+    found = replace(found, references=references, reference_correlation=rho, signed=signed, left_out=torch.rand(6))
+    entry = history_entry(found, 1, 0)
+    state = entry.state_dict()
+    assert [one["values"].dim() for one in (*state["references"].values(), state["signed"])] == [1, 1, 1]
+    again = HistoryEntry.from_state_dict(state)
+    for name, rows in entry.references.items():
+        assert all(map(torch.equal, again.references[name], rows))
+        assert all(torch.equal(row, one[name]) for row, one in zip(rows, references, strict=True))
+    assert all(map(torch.equal, again.signed, signed))
+    assert set(state) - set(history_entry(measured(), 1, 0).state_dict()) == {
+        *("reference_rho", "references", "signed", "left_out")
+    }
