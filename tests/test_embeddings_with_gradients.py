@@ -78,7 +78,7 @@ def test_an_encoder_of_torch_s_own(name: str) -> None:
     found, expected = trained(True), trained(False)
     for mine, theirs in (
         (found.signed, expected.signed),
-        *zip(found.references.values(), expected.references.values()),
+        *zip(found.references.values(), expected.references.values(), strict=True),
     ):
         torch.testing.assert_close(list(mine), list(theirs), rtol=1e-3, atol=1e-5)
     assert all(len(one) for one in found.signed)
