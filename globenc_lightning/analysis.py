@@ -147,6 +147,7 @@ class Reader:
         within: where in the user's batches the mapping is that the model is called on, as code: ``"['first']"``.
         remembered: by name, what was taken from what is remembered of the model, beside what it was taken from.
         unsigned: why there are no signed scores, once they were refused; not asked for again.
+        incomplete: the largest completeness error of integrated gradients that was told of.
     """
 
     model: nn.Module
@@ -170,6 +171,7 @@ class Reader:
     within: str = ""
     remembered: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     unsigned: str = ""
+    incomplete: float = 0.0
 
     @property
     def structure(self) -> Structure | None:
@@ -1591,8 +1593,8 @@ def _along_a_path(reader: Reader, run: _Run, batch: Any, settings: Settings, fou
         )
     for references, one in zip(found.references, along, strict=True):
         references[INTEGRATED] = one
-    word = told_of(brought_home([along[0].error])[0])
-    if word is not None:
+    word, reader.incomplete = told_of(brought_home([along[0].error])[0], reader.incomplete)
+    if word:
         warn(word)
     return found
 

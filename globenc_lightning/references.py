@@ -216,32 +216,40 @@ def integrated_gradients(
             continue
         lengths.append(gradient_x_input(mean, way, one.mask))
         signed.append((mean * way).sum(-1).masked_fill(~one.mask.bool(), 0.0))
-    each, whole = (working(one) - working(other) for one, other in zip(full, base, strict=True))
-    error = _error(signed, each, whole, rows, apart)
+    difference, of_all = (working(end) - working(start) for end, start in zip(full, base, strict=True))
+    error = _error(signed, difference, of_all, rows, apart)
     return [Reference(one, error if len(error) == len(one) else error.max().expand(len(one))) for one in lengths]
 
 
-def told_of(error: Tensor) -> str | None:
-    """What somebody who reads integrated gradients has to know of how complete they are; None where nothing.
+def told_of(error: Tensor, before: float = 0.0) -> tuple[str, float]:
+    """What somebody who reads integrated gradients has to know of how complete they are.
 
     Args:
         error: (b,) their completeness errors, on the CPU.
+        before: the largest error that was told of so far: in a training, only twice as much is told of again.
+
+    Returns:
+        It in words, empty where nothing is to be told; and the largest error that was told of.
     """
     missed = error[torch.isfinite(error)]
     most = float(missed.max()) if len(missed) else 0.0
-    if most <= INCOMPLETE:
-        return None
-    return (
+    if most <= max(INCOMPLETE, 2 * before):
+        return "", before
+    word = (
         f"integrated gradients miss {most:.0%} of what they sum up in an example, {float(missed.mean()):.1%} on "
         f"average: {POINTS} points of the path are few for so uneven a score. Ranks suffer less than sums do."
     )
+    return word, most
 
 
-def _error(signed: Sequence[Tensor], difference: Tensor, whole: Tensor, rows: Tensor | None, apart: bool) -> Tensor:
-    """The completeness error of each row of the first call, (b,), or of all together, (1,)."""
+def _error(signed: Sequence[Tensor], difference: Tensor, of_all: Tensor, rows: Tensor | None, apart: bool) -> Tensor:
+    """The completeness error of each row of the first call, (b,), or of all together, (1,).
+
+    Of all together it is that of what was differentiated: a loss that all examples share counts once.
+    """
     size = len(signed[0]) if signed else 0
     if not apart or any(len(one) != size for one in signed) or (rows is None and len(difference) != size):
-        return completeness_error(torch.cat([one.flatten() for one in signed]), whole).reshape(1)
+        return completeness_error(torch.cat([one.flatten() for one in signed]), of_all).reshape(1)
     every = torch.cat(list(signed), 1)
     if rows is None:
         return completeness_error(every, difference)

@@ -115,7 +115,7 @@ def _proven(network: Network, texts: Any, scores: Tensor, kind: str) -> Signed:
         if not judged.total.requires_grad:
             return Signed(reason=_no_way(kind))
         sources = [call.hidden for call in result.calls]
-        with frozen.counting():
+        with frozen.counting(sources):
             gradients = torch.autograd.grad(judged.total, sources, allow_unused=True)
     given = [working(one.hidden) for one in result.calls]
     parts = [

@@ -81,7 +81,7 @@ def _few_points(monkeypatch: pytest.MonkeyPatch) -> None:
 
 KINDS = (
     *("sorted_by_length", "binary", "multi_label", "regression_mse", "tagging", "question_answering"),
-    *("llama_left", "in_batch_negatives", "probabilities", "linear_probe"),
+    *("llama_left", "in_batch_negatives", "probabilities", "linear_probe", "own_loss", "random_field"),
 )
 """Modules of the zoo: decisions of every kind that a step is run again for."""
 
@@ -105,11 +105,24 @@ def test_integrated_gradients_of_a_step_that_is_run_again_are_complete(name: str
 
 
 def test_what_is_missed_is_told_from_a_bound_on() -> None:
-    assert told_of(torch.tensor([0.99 * INCOMPLETE, 0.0, float("nan")])) is None
-    assert told_of(torch.tensor([float("nan")])) is None
-    word = told_of(torch.tensor([0.25, 0.05, float("nan")]))
-    assert word is not None
+    assert told_of(torch.tensor([0.99 * INCOMPLETE, 0.0, float("nan")])) == ("", 0.0)
+    assert told_of(torch.tensor([float("nan")])) == ("", 0.0)
+    word, most = told_of(torch.tensor([0.25, 0.05, float("nan")]))
     assert "miss 25% of what they sum up in an example, 15.0% on average" in word
+    assert most == 0.25
+    # A training hears of it once, until it is twice as much.
+    assert told_of(torch.tensor([0.49]), most) == ("", 0.25)
+    assert told_of(torch.tensor([0.51]), most)[0]
+
+
+def test_a_training_hears_once_of_what_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("globenc_lightning.references.POINTS", 1)
+    callback = GlobEncCallback(references=[INTEGRATED], num_examples=4)
+    with said() as messages:
+        fit(Steps(), callback, max_epochs=4)
+    assert len(callback.history) == 5
+    told = [text for text in messages if "integrated gradients miss" in text]
+    assert 1 <= len(told) <= 2
 
 
 @pytest.mark.slow

@@ -102,6 +102,7 @@ class FrozenNetwork(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._kinds: Any = WeakIdKeyDictionary()
+        self._notes: Any = WeakIdKeyDictionary()
         self._zeros: dict[Any, tuple[Tensor, Tensor]] = {}
         self._counting = False
         self._added: list[Tensor] = []
@@ -110,8 +111,16 @@ class FrozenNetwork(TorchFunctionMode):
         self._precise: dict[torch.device, torch.dtype] = {}
 
     @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Count, in the backward pass inside, what is added on the way to the score and does not depend on tokens."""
+    def counting(self, sources: Sequence[Tensor]) -> Iterator[None]:
+        """Count, in the backward pass inside, what is added on the way to the score and does not depend on tokens.
+
+        Args:
+            sources: the first hidden states. What was added to make them is no part of that way, though it was noted
+                where the embeddings require a gradient already.
+        """
+        for source in sources:
+            for handle in self._notes.pop(source, ()):
+                handle.remove()
         self._counting, self._added = True, []
         self._odd.clear()
         try:
@@ -408,7 +417,7 @@ class FrozenNetwork(TorchFunctionMode):
             if self._counting:
                 self._added.append(_sum(gradient * constant, precise))
 
-        result.register_hook(count)
+        self._notes.setdefault(result, []).append(result.register_hook(count))
 
     def _watch(self, result: Any, name: str) -> None:
         """Note that a function lies on the way to the score, if it does."""

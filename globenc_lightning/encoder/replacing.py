@@ -67,7 +67,7 @@ def run_from(
         structure = waiting.pop()
         argument = structure.entry_argument
         given: Tensor = args[argument] if isinstance(argument, int) else kwargs[argument]
-        if given.grad_fn is not None:
+        if _depends_on(given, leaves):
             leaves.append(None)
             return None
         new = states[len(leaves)].to(given.dtype)
@@ -111,6 +111,29 @@ def run_from(
     if len(leaves) != len(own):
         raise ModelCallError("from other hidden states, the forward pass calls fewer encoders than from its own.")
     return output, leaves
+
+
+def _depends_on(given: Tensor, leaves: Sequence[Tensor | None]) -> bool:
+    """Whether a tensor is made of one of others, by its autograd graph.
+
+    That it requires a gradient does not tell: for checkpointing, hooks let what embeddings give require one.
+    """
+    sources = [one for one in leaves if one is not None]
+    if not given.requires_grad or not sources:
+        return False
+    wanted = {one.grad_fn for one in sources} - {None}
+    seen: set[Any] = set()
+    stack = [given.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if node in wanted or any(variable is one for one in sources):
+            return True
+        stack += [following for following, _ in node.next_functions]
+    return any(given is one for one in sources)
 
 
 class _Restored:
