@@ -25,6 +25,7 @@ from globenc_lightning.reasons import Reasons
 from globenc_lightning.record.reading import Record
 from globenc_lightning.record.schema import run_name
 from globenc_lightning.record.writing import RecordOptions, RunRecord
+from globenc_lightning.remarks import without_faithfulness
 from globenc_lightning.report.dashboard.records import kept_maps
 from globenc_lightning.report.names import class_names
 from globenc_lightning.report.output import TAG, Destination, Output, by_layer, monitored
@@ -128,7 +129,10 @@ class Replay:
             places,
             lambda probe: kept_maps(probe.lengths(), choices.settings, choices.heatmap_examples),
             _quietly(model),
+            masked=choices.masked_methods,
         )
+        if measurement.unmasked:
+            warn(without_faithfulness(measurement))
         probe = collector.agreed()
         names = class_names(model, measurement.encoder, measurement.task)
         told = self._about(measurement, probe, names, measurer.call_in_words())
@@ -178,7 +182,10 @@ class Replay:
     def _about(self, measurement: Measurement, probe: ProbeSet, names: Sequence[str] | None, call: str) -> About:
         truths = [one.truth for one in verdicts(measurement, probe, names)]
         text = texts_of(measurement, probe).shown
-        return about(measurement, probe, self._choices.settings, self._collector.origin, call, truths, text)
+        chosen = self._choices
+        return about(
+            measurement, probe, chosen.settings, self._collector.origin, call, truths, text, chosen.masked_methods
+        )
 
 
 def record_checkpoint(
@@ -204,6 +211,7 @@ def record_checkpoint(
     aggregation: str = "rollout",
     references: Sequence[str] = ("saliency",),
     signed: bool = False,
+    faithfulness: bool | Sequence[str] = False,
 ) -> HistoryEntry:
     """Measure one saved model on a probe and write what is found into a record, as the callback does in a training.
 
@@ -230,6 +238,7 @@ def record_checkpoint(
         aggregation: as for :class:`GlobEncCallback`.
         references: as for :class:`GlobEncCallback`.
         signed: as for :class:`GlobEncCallback`.
+        faithfulness: as for :class:`GlobEncCallback`.
 
     Returns:
         The figures.
@@ -243,7 +252,14 @@ def record_checkpoint(
         >>> record_checkpoint(model, texts, step=500, folder="record", tokenizer=tokenizer)  # doctest: +SKIP
     """
     settings = Settings(methods, target, readout, normalize, exclude_special_tokens, aggregation, references, signed)
-    choices = Choices(settings, num_examples, forward=forward, decision=decision, encoder_call=encoder_call)
+    choices = Choices(
+        settings,
+        num_examples,
+        forward=forward,
+        decision=decision,
+        encoder_call=encoder_call,
+        faithfulness=faithfulness,
+    )
     replay = Replay(folder, run, probe, tokenizer=tokenizer, choices=choices, options=options, extra=extra)
     return replay.measure(model, step, epoch)
 
