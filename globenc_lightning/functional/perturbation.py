@@ -20,8 +20,8 @@ SHARE = 0.2
 LEAST_SPAN = 0.05
 """Examples whose score falls by less than this when everything is masked are left out: a gain is a share of that fall.
 
-A probability's fall is compared with it as it is: one that rises is left out, too, since a share of its rise would count
-a method's first tokens as chance or worse just where the decision depends on them. A value may move either way, and its
+A probability's fall is compared with it as it is: one that rises is left out, too, since as a share of that rise, what
+the decision loses without a method's first tokens would count against the method. A value may move either way, and its
 move is compared with this as a share of the larger of both values."""
 LEAST_PROBABILITY = 1e-6
 """Probabilities are kept so far away from 0 and 1 before their log-odds are taken."""

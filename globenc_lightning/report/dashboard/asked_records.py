@@ -21,7 +21,7 @@ def bytes_besides(measurement: Measurement) -> Callable[[int], int]:
     """Returns a function of a sentence's length: how many bytes it takes for what was asked for besides."""
     methods, layers = len(measurement.correlation), next(iter(measurement.correlation.values())).shape[1]
     found = measurement.faithfulness
-    counts = {
+    counts: dict[str, Any] = {
         "references": len(measurement.reference_correlation),
         "masked": 0 if found is None else len(found.gain),
         "signed": bool(measurement.signed),

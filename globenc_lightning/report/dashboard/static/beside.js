@@ -64,7 +64,7 @@ function maskedOf(masked, method, length, i) {
   if (!methods.length) said = "No masked copies were made at this validation.";
   else if (!methods.includes(method)) {
     said = `No tokens were masked in the order of ${method}; they were in that of ${methods.join(", ")}.`;
-  } else if (!tokens) said = "The masked copy of this sentence is not stored.";
+  } else if (!tokens) said = "No masked copy is stored of this sentence, or it has fewer than two tokens to mask.";
   /** @type {[string, string][]} */
   const facts = [];
   if (tokens) {
