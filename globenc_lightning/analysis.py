@@ -147,6 +147,7 @@ class Reader:
         within: where in the user's batches the mapping is that the model is called on, as code: ``"['first']"``.
         remembered: by name, what was taken from what is remembered of the model, beside what it was taken from.
         unsigned: why there are no signed scores, once they were refused; not asked for again.
+        told_incomplete: whether it was told that integrated gradients are incomplete; the share moves with the weights.
     """
 
     model: nn.Module
@@ -170,6 +171,7 @@ class Reader:
     within: str = ""
     remembered: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     unsigned: str = ""
+    told_incomplete: bool = False
 
     @property
     def structure(self) -> Structure | None:
@@ -1592,7 +1594,8 @@ def _along_a_path(reader: Reader, run: _Run, batch: Any, settings: Settings, fou
     for references, one in zip(found.references, along, strict=True):
         references[INTEGRATED] = one
     word = told_of(brought_home([along[0].error])[0])
-    if word is not None:
+    if word is not None and not reader.told_incomplete:
+        reader.told_incomplete = True
         warn(word)
     return found
 
