@@ -159,7 +159,8 @@ class GlobEncCallback(Callback):
             Checkpoints then hold a pointer to it in place of the history.
         aggregation: how the layers' maps are put together: ``"rollout"``, as in the paper, or ``"maxflow"`` (attention
             flow, Abnar & Zuidema, ACL 2020), which takes much longer.
-        references: what the rows are compared with besides the ``"saliency"``: ``"integrated gradients"``, ``"HTA"``.
+        references: what the rows are compared with besides the ``"saliency"``: ``"integrated gradients"``, ``"HTA"``,
+            ``"exact HTA"``.
         signed: compute signed contributions to the explained score, too (DecompX, Modarressi et al., ACL 2023, without
             biases).
         faithfulness: whether, or for which methods, it is measured how much the decision depends on the tokens that

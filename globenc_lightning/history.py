@@ -160,7 +160,7 @@ class HistoryEntry:
 
     @property
     def reference_correlation(self) -> dict[str, dict[str, CorrelationSummary]]:
-        """Reference -> method -> mean, spread and counts over the probe set, one number per layer each."""
+        """Returns reference -> method -> mean, spread and counts over the probe set, one number per layer each."""
         return {
             reference: {method: summarize(rho.double()) for method, rho in by_method.items()}
             for reference, by_method in self.reference_rho.items()
@@ -454,7 +454,8 @@ class History(list[HistoryEntry]):
         Args:
             path: where to, ending in ``.svg`` (lines and text stay lines and text) or ``.png``.
             figure: ``"gain"``, what masking a method's first tokens costs beside random ones;
-                ``"sufficiency_gain"``, what they alone keep; or ``"log_odds"``, see :class:`Faithfulness`.
+                ``"sufficiency_gain"``, what they alone keep; or ``"log_odds"``, see
+                :class:`~globenc_lightning.faithfulness.Faithfulness`.
             methods: some of the methods whose first tokens were masked; all of them when None.
             title: what stands above; ``""`` leaves the whole head out, for a figure with a caption of its own.
             dpi: dots per inch of a PNG.

@@ -592,7 +592,7 @@ def about(
         aggregation=settings.aggregation,
         references=tuple(settings.references),
         faithfulness=tuple(masked),
-        signed=settings.signed,
+        signed=settings.signed and len(measurement.left_out) > 0,
     )
 
 

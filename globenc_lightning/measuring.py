@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -109,8 +110,15 @@ class Measurer:
             # The others have to hear of it before anything else happens here.
             failure = error
         measurement = _of_all(found, failure, size, share)
+        if len(measurement.left_out) and bool(measurement.left_out.isnan().all()):
+            # They were refused: nothing is shown or recorded as if there were some.
+            measurement = replace(measurement, signed=[], left_out=measurement.left_out[:0])
         collector.saw(measurement)
         return measurement
+
+    def why_unsigned(self) -> str:
+        """Returns why there are no signed scores, once they were refused; else nothing."""
+        return "" if self.reader is None else self.reader.unsigned
 
     def _measured_here(
         self,

@@ -24,7 +24,7 @@ from globenc_lightning.progress import Cost, Progress
 from globenc_lightning.progress_bars import display_of, say
 from globenc_lightning.reasons import Reasons, shortened
 from globenc_lightning.record.keeping import RecordKeeper, recorded
-from globenc_lightning.remarks import remarks
+from globenc_lightning.remarks import remarks, without_faithfulness
 from globenc_lightning.report.dashboard.records import kept_maps
 from globenc_lightning.report.names import class_names
 from globenc_lightning.report.output import TAG, Destination, Output, by_layer, monitored
@@ -446,9 +446,13 @@ class Monitor:
             masked = self._choices.masked_methods
             self.history.about = about(measurement, probe, settings, origin, call, truths, text, masked)
         if measurement.unmasked:
-            text = f"GlobEncCallback: faithfulness= gives no figures: {measurement.unmasked}."
+            text = f"GlobEncCallback: {without_faithfulness(measurement)}"
             self._reasons.say(text)
             self._reasons.note(self.history, step, text)
+        unsigned = self._measurer.why_unsigned()
+        if unsigned and not len(measurement.left_out):
+            # The analysis has warned of it.
+            self._reasons.note(self.history, step, f"GlobEncCallback: signed=True gives no scores: {unsigned}.")
         for message, kind in remarks(measurement, settings, self._choices.encoder_call):
             self._reasons.say(message, kind)
         failure: Exception | None = None

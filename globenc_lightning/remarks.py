@@ -64,3 +64,9 @@ def remarks(measurement: Measurement, settings: Settings, encoder_call: int = 0)
             f"GlobEncCallback(encoder_call={(encoder_call + 1) % measurement.calls}).",
             None,
         )
+
+
+def without_faithfulness(measurement: Measurement) -> str:
+    """Returns why figures of faithfulness are missing that were asked for, and whether all are or those of some."""
+    none = measurement.faithfulness is None
+    return f"faithfulness= gives no figures{'' if none else ' of some examples'}: {measurement.unmasked}."

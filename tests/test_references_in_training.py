@@ -1,5 +1,6 @@
 """Integrated gradients and hidden token attribution over a whole training, resumed, and in several processes."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,17 @@ def assert_holds(entry: HistoryEntry, references: dict[str, list[Tensor]], rho: 
             torch.testing.assert_close(
                 entry.reference_rho[name][method], values.float(), rtol=0.0, atol=1e-5, equal_nan=True
             )
+
+
+def test_a_training_is_told_once_that_integrated_gradients_are_incomplete(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whatever they miss is too much here, and it is another share at each validation.
+    monkeypatch.setattr(references, "INCOMPLETE", -1.0)
+    callback = GlobEncCallback(num_examples=4, **ASKED)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(Steps(), callback, max_epochs=3)
+    assert len(callback.history) >= 3
+    assert len([one for one in caught if "integrated gradients miss" in str(one.message)]) == 1
 
 
 def test_every_validation_has_the_figures_of_its_weights() -> None:

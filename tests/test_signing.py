@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,10 +22,12 @@ from transformers import (
     RobertaPreLayerNormForSequenceClassification,
 )
 
-from globenc_lightning import Attributions, GlobEncCallback, attribute, signing
+from globenc_lightning import Attributions, GlobEncCallback, attribute, signing, study
 from globenc_lightning.encoder import frozen
-from globenc_lightning.errors import GlobEncWarning
+from globenc_lightning.errors import GlobEncWarning, RecordError
 from globenc_lightning.history import HistoryEntry
+from globenc_lightning.record.reading import Record
+from globenc_lightning.record.writing import RecordOptions
 from tests import families, naive_signed
 from tests.models import _SIZES, batch, redraw
 from tests.task.torch_zoo import TORCH_CASES
@@ -551,8 +554,8 @@ def test_other_figures_stay_to_the_last_bit(signed: bool) -> None:
 # ---- in a training
 
 
-def trained(module: Steps, **options: Any) -> tuple[GlobEncCallback, list[str]]:
-    callback = GlobEncCallback(signed=True, heatmap_examples=0)
+def trained(module: Steps, record: Any = None, **options: Any) -> tuple[GlobEncCallback, list[str]]:
+    callback = GlobEncCallback(signed=True, heatmap_examples=0, record=record)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         fit(module, callback, val=loader(Sentences(8)), **options)
@@ -597,8 +600,23 @@ def test_a_training_is_told_once_and_has_its_other_figures() -> None:
     assert len(callback.history) >= 3
     for entry in callback.history:
         assert bool(torch.isfinite(entry.correlation["N-Enc"]).all())
-        assert not any(len(one) for one in entry.signed)
-        assert bool(torch.isnan(entry.left_out).all())
+        assert not entry.signed
+        assert not len(entry.left_out)
+    # Where warnings are switched off, the reason is still told, and nothing says that there were such scores.
+    assert callback.history.about is not None
+    assert not callback.history.about.signed
+    [(_, reason)] = callback.history.reasons
+    assert reason.startswith("GlobEncCallback: signed=True gives no scores: ")
+    assert "mul of two vectors of hidden states" in reason
+
+
+def test_a_record_of_refused_scores_has_none(tmp_path: Path) -> None:
+    trained(Squared(), record=RecordOptions(tmp_path, run="a"))
+    record = Record.open(tmp_path)
+    assert "signed" not in record.columns("a", "tokens")
+    assert "left_out" not in record.columns("a", "examples")
+    with pytest.raises(RecordError, match="no signed scores"):
+        study.load(tmp_path).signed()
 
 
 def without_biases(case: Any) -> Any:

@@ -20,7 +20,9 @@ SHARE = 0.2
 LEAST_SPAN = 0.05
 """Examples whose score falls by less than this when everything is masked are left out: a gain is a share of that fall.
 
-A probability's fall is compared with it as it is, a value's as a share of the larger of both values."""
+A probability's fall is compared with it as it is: one that rises is left out, too, since as a share of that rise, what
+the decision loses without a method's first tokens would count against the method. A value may move either way, and its
+move is compared with this as a share of the larger of both values."""
 LEAST_PROBABILITY = 1e-6
 """Probabilities are kept so far away from 0 and 1 before their log-odds are taken."""
 
@@ -85,16 +87,19 @@ def random_row(ids: Sequence[int]) -> list[float]:
 def span_of(full: Tensor, nothing: Tensor, is_value: bool) -> tuple[Tensor, Tensor]:
     """Returns what the scores lose when every token is masked, (b,), and whether that is enough to share in, (b,).
 
+    A probability that rises has lost nothing; a value may move either way.
+
     Args:
         full: (b,) scores of the whole texts.
         nothing: (b,) scores of the copies with every token masked.
         is_value: whether the scores are values, which have a scale of their own, and no probabilities.
     """
     span = full - nothing
-    least = torch.full_like(span, LEAST_SPAN)
     if is_value:
-        least = LEAST_SPAN * torch.maximum(full.abs(), nothing.abs())
-    return span, (span.abs() >= least) & (span != 0) & span.isfinite()
+        enough = (span.abs() >= LEAST_SPAN * torch.maximum(full.abs(), nothing.abs())) & (span != 0)
+    else:
+        enough = span >= LEAST_SPAN
+    return span, enough & span.isfinite()
 
 
 def gains(

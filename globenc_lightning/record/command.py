@@ -124,10 +124,11 @@ def _replay_of(one: Saved, model: nn.Module, checkpoint: Mapping[str, Any], opti
     state = checkpoints.callback_state(checkpoint)
     given = {name: value for name in GIVEN if (value := getattr(options, name)) is not None}
     if state is None:
-        faithfulness = given.pop("faithfulness", False)
-        choices = Choices(Settings(**given), options.num_examples or NUM_EXAMPLES, faithfulness=faithfulness)
+        number = options.num_examples or NUM_EXAMPLES
+        choices = Choices(Settings(**given), number, faithfulness=_masked(options) or False)
     else:
-        choices = checkpoints.choices_of(state, options.num_examples, **given)
+        masked = {} if options.faithfulness is None else {"faithfulness": _masked(options)}
+        choices = checkpoints.choices_of(state, options.num_examples, **given, **masked)
     tokenizer = options.tokenizer or (str(one.path) if options.model else None)
     tokenizer = _tokenizer(tokenizer, required=options.tokenizer is not None)
     extra = {"seed": None, "hyperparameters": _plain(checkpoint.get("hyper_parameters") or {}), "replayed": True}
@@ -149,6 +150,12 @@ def _replay_of(one: Saved, model: nn.Module, checkpoint: Mapping[str, Any], opti
             )
         made.restore(state)
     return made
+
+
+def _masked(options: argparse.Namespace) -> bool | list[str]:
+    """The methods whose first tokens are masked: those that are named, or all where the option names none."""
+    named: list[str] | None = options.faithfulness
+    return named is not None and (named or True)
 
 
 def _tokenizer(name: str | None, required: bool) -> Any | None:
@@ -323,7 +330,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--references", nargs="+", choices=REFERENCES, metavar="NAME", help="what the methods are "
                      f"compared with: {', '.join(map(repr, REFERENCES))}")  # fmt: skip
     one.add_argument("--signed", action="store_true", default=None, help="signed contributions to the score, too")
-    one.add_argument("--faithfulness", action="store_true", default=None, help="the decisions on masked copies, too")
+    one.add_argument("--faithfulness", nargs="*", choices=(*METHODS, *FURTHER_METHODS), metavar="METHOD",
+                     help="how much the decisions depend on the tokens that these methods rank first; all if none is "
+                     "named")  # fmt: skip
     one.add_argument("--dtype", default="float32", choices=("float32", "float16"))
     one.add_argument("--again", action="store_true", help="analyse steps that are recorded already, too")
     one.add_argument("--events", action="store_true", help="write event files for TensorBoard's GlobEnc tab, too")

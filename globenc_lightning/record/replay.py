@@ -25,6 +25,7 @@ from globenc_lightning.reasons import Reasons
 from globenc_lightning.record.reading import Record
 from globenc_lightning.record.schema import run_name
 from globenc_lightning.record.writing import RecordOptions, RunRecord
+from globenc_lightning.remarks import without_faithfulness
 from globenc_lightning.report.dashboard.records import kept_maps
 from globenc_lightning.report.names import class_names
 from globenc_lightning.report.output import TAG, Destination, Output, by_layer, monitored
@@ -131,7 +132,7 @@ class Replay:
             masked=choices.masked_methods,
         )
         if measurement.unmasked:
-            warn(f"faithfulness= gives no figures at step {step}: {measurement.unmasked}.")
+            warn(without_faithfulness(measurement))
         probe = collector.agreed()
         names = class_names(model, measurement.encoder, measurement.task)
         told = self._about(measurement, probe, names, measurer.call_in_words())
@@ -181,8 +182,10 @@ class Replay:
     def _about(self, measurement: Measurement, probe: ProbeSet, names: Sequence[str] | None, call: str) -> About:
         truths = [one.truth for one in verdicts(measurement, probe, names)]
         text = texts_of(measurement, probe).shown
-        settings, masked = self._choices.settings, self._choices.masked_methods
-        return about(measurement, probe, settings, self._collector.origin, call, truths, text, masked)
+        chosen = self._choices
+        return about(
+            measurement, probe, chosen.settings, self._collector.origin, call, truths, text, chosen.masked_methods
+        )
 
 
 def record_checkpoint(

@@ -41,7 +41,8 @@ def print_study(
         gains = study.summary(study.faithfulness(masked), "gain", ["step", "method"])
         share = f"{study.masked_share * 100:.0f} %"
         title = f"Faithfulness: gain of masking a method's top {share} over random tokens, 0 no better than random"
-        _print(console, title + _told(gains), _by_step(gains, masked))
+        why = "; left out: examples of whose score masking every token costs too little"
+        _print(console, title + _told(gains) + why, _by_step(gains, masked))
     try:
         drift = study.drift(methods=chosen, layers=last)
     except RecordError as error:
@@ -146,9 +147,14 @@ def _told(frame: Any) -> str:
     """What the intervals of a table speak of."""
     if not len(frame):
         return ""
-    newest = frame.iloc[-1]
-    runs = "1 run" if newest["runs"] == 1 else f"{newest['runs']} runs"
-    return f"; mean over {newest['examples']} examples and {runs}, ± 95 % interval over {newest['over']}"
+    if not frame["examples"].max():
+        return "; no example has such a figure"
+    # An example may have a figure at some steps alone, and of some methods.
+    fullest = frame.loc[frame["examples"].idxmax()]
+    fewest, most = frame["examples"].min(), fullest["examples"]
+    examples = f"{most}" if fewest == most else f"{fewest} to {most}"
+    runs = "1 run" if fullest["runs"] == 1 else f"{fullest['runs']} runs"
+    return f"; mean over {examples} examples and {runs}, ± 95 % interval over {fullest['over']}"
 
 
 def _stabilization(study: Study, methods: Sequence[str], layer: int, threshold: float) -> Any:

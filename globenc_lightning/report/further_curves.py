@@ -131,7 +131,7 @@ def _caption(figure: str, n: NDArray[np.int64], left_out: NDArray[np.int64], cut
     fewest, most = int(left_out.min()), int(left_out.max())
     if most:
         count = f"{fewest}" if fewest == most else f"{fewest}–{most}"
-        why = "masking every token hardly moves their score" if figure != "log_odds" else "they have none"
+        why = "masking every token costs too little of their score" if figure != "log_odds" else "they have none"
         said.append(f"Left out: {count} of {int((n + left_out).max())} examples, since {why}.")
     else:
         said.append("No example is left out.")

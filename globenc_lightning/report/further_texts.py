@@ -60,5 +60,5 @@ def _faithfulness(about: About, as_code: Callable[[str], str], found: Faithfulne
         "are masked than when as many random tokens are, as a share of how much it falls when all are "
         "(comprehensiveness, DeYoung et al. 2020, over random). 0 is no better than random, 1 is all that there is to "
         "lose. Special tokens are never masked; an example’s random tokens are the same at every step; examples are "
-        f"left out whose score hardly falls when all tokens are masked.{cost}"
+        f"left out whose score hardly falls, or rises, when all tokens are masked.{cost}"
     )

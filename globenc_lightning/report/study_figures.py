@@ -112,7 +112,7 @@ def save_faithfulness(
     if figure != "log_odds" and each.isna().any():
         notes = [
             f"Left out: {int(each.isna().sum())} of {len(each)} analyses of an example, since masking every token "
-            "hardly moves its score."
+            "costs too little of its score."
         ]
     drawn = _Figure(further_curves.HEADINGS[figure], table, further_curves.UNITS[figure], scale, random, notes)
     return _saved(study, target, dpi, title, drawn)

@@ -61,22 +61,22 @@ class Study:
 
     @property
     def references(self) -> list[str]:
-        """What all runs have correlations with: the saliency, and what ``references=`` named."""
+        """Returns what all runs have correlations with, the saliency and what ``references=`` named."""
         return frames.references_of(self._runs)
 
     @property
     def masked_methods(self) -> list[str]:
-        """The methods whose faithfulness was measured in all runs."""
+        """Returns the methods whose faithfulness was measured in all runs."""
         return frames.masked_methods_of(self._runs)
 
     @property
     def aggregation(self) -> str:
-        """How the layers' maps were put together: ``"rollout"`` or ``"maxflow"``; that of the first run."""
+        """Returns how the first run put the layers' maps together, ``"rollout"`` or ``"maxflow"``."""
         return str((self._runs[0].about.get("about") or {}).get("aggregation", "rollout"))
 
     @property
     def masked_share(self) -> float:
-        """Which share of the tokens was masked to measure faithfulness; NaN where none was."""
+        """Returns which share of the tokens was masked to measure faithfulness; NaN where none was."""
         told = (run.record.masking(run.name).get("share") for run in self._runs)
         return next((float(one) for one in told if one is not None), float("nan"))
 
@@ -105,8 +105,8 @@ class Study:
             methods: one or several; all whose first tokens were masked when None.
 
         Returns:
-            Columns: run, seed, step, epoch, example, method, ``gain``, ``sufficiency_gain``, ``log_odds`` and
-            ``span`` of :class:`~globenc_lightning.faithfulness.Faithfulness`.
+            A table with the columns run, seed, step, epoch, example, method, ``gain``, ``sufficiency_gain``,
+            ``log_odds`` and ``span`` of :class:`~globenc_lightning.faithfulness.Faithfulness`.
 
         Raises:
             RecordError: faithfulness was not measured in every run, or not of such a method.

@@ -100,13 +100,22 @@ def test_gains_by_hand() -> None:
 
 
 def test_examples_whose_score_hardly_falls_are_left_out() -> None:
-    full, nothing = tensor(0.5, 0.5, 0.5, NAN), tensor(0.451, 0.449, 0.56, 0.1)
+    full, nothing = tensor(0.5, 0.5, 0.5, NAN), tensor(0.451, 0.449, 0.2, 0.1)
     assert LEAST_SPAN == 0.05
     found = gains(full, nothing, (nothing, full), (full, nothing))
     assert found.comprehensiveness.isnan().tolist() == [True, False, False, True]
     assert found.sufficiency.isnan().tolist() == [True, False, False, True]
     assert found.log_odds.isnan().tolist() == [False, False, False, True]
     torch.testing.assert_close(found.comprehensiveness[1:3], tensor(1, 1))
+
+
+def test_a_probability_that_rises_when_everything_is_masked_is_left_out() -> None:
+    # The first tokens bear the decision, and random ones do not. A share of the rise would be far below chance.
+    full, nothing, without_first, without_random = tensor(0.6), tensor(0.7), tensor(0.2), tensor(0.62)
+    found = gains(full, nothing, (without_first, without_random), (full, nothing))
+    assert found.comprehensiveness.isnan().all()
+    assert found.sufficiency.isnan().all()
+    assert found.log_odds.isfinite().all()
 
 
 def test_the_scale_of_a_value_does_not_count() -> None:

@@ -186,6 +186,19 @@ def test_the_validation_loader_is_the_probe(options: list[str], seed: int, run: 
     assert Data().seed == 7
 
 
+@pytest.mark.parametrize(
+    ("given", "masked"), [([], ["N-Enc", "W"]), (["W"], ["W"])], ids=["every method", "a named method"]
+)
+def test_masked_copies_are_made_where_they_are_asked_for(
+    given: list[str], masked: list[str], run: Run, tmp_path: Path
+) -> None:
+    command = ["--module", CLASSIFIER, str(run.folder / "step=2.ckpt"), "--record", tmp_path, "--methods", "N-Enc", "W"]
+    assert replay(*command, "--faithfulness", *given) == 0
+    (entry,) = RunRecord(tmp_path, "a-run").entries()
+    assert entry.faithfulness is not None
+    assert [*entry.faithfulness.gain] == masked
+
+
 def test_arguments_that_a_checkpoint_lacks_are_asked_for_and_taken(tmp_path: Path, capsys: Any) -> None:
     trained = Run(tmp_path / "more", NeedsMore(size=3), num_examples=3)
     command = ["--module", f"{NAME}:NeedsMore", trained.pattern, "--record", tmp_path / "record"]

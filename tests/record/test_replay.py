@@ -286,6 +286,37 @@ def test_the_choices_of_a_callback_come_back_for_a_replay() -> None:
     assert (plain.settings.references, plain.settings.signed, plain.masked_methods) == (("saliency",), False, ())
 
 
+@pytest.mark.parametrize("given", [["W"], True, False], ids=["one method", "all", "none"])
+def test_checkpoints_are_masked_as_in_the_training(given: Any, tmp_path: Path) -> None:
+    callback = GlobEncCallback(num_examples=4, methods=["N-Enc", "W"], faithfulness=given, tokenizer=tokenizer())
+    paths = saved_run(tmp_path, Classifier(), callback)
+    found = replayed(paths, Classifier, tmp_path / "record")
+    assert len(found) == 3
+    expected = callback.history[-3:]
+    assert [one.step for one in found] == [one.step for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert (one.faithfulness is None) == (other.faithfulness is None) == (given is False)
+        if one.faithfulness is None or other.faithfulness is None:
+            continue
+        assert [*one.faithfulness.gain] == (["W"] if given == ["W"] else ["N-Enc", "W"])
+        torch.testing.assert_close(one.faithfulness.span, other.faithfulness.span, **CLOSE)
+        for figure in ("gain", "log_odds"):
+            torch.testing.assert_close(
+                getattr(one.faithfulness, figure), getattr(other.faithfulness, figure), equal_nan=True, **CLOSE
+            )
+    [run] = (tmp_path / "record" / "about").glob("*.json")
+    assert ("faithfulness" in json.loads(run.read_text("utf-8"))["recorded"]) == (given is not False)
+
+
+def test_a_checkpoint_is_recorded_with_faithfulness(tmp_path: Path) -> None:
+    probe, model = Sentences().first(3), classifier(num_hidden_layers=2)
+    methods = ["N-Enc", "W"]
+    entry = record_checkpoint(model, probe, step=1, folder=tmp_path, methods=methods, faithfulness=["W"])
+    assert entry.faithfulness is not None
+    assert [*entry.faithfulness.gain] == ["W"]
+    assert "gain/W" in Record.open(tmp_path).columns("replay", "examples")
+
+
 def test_a_checkpoint_is_recorded_with_another_aggregation(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = classifier()

@@ -193,3 +193,25 @@ def test_figures_and_tables_of_a_study(tmp_path: Path) -> None:
     gain = loaded.summary(loaded.faithfulness(), "gain").set_index(["method", "step"])["mean"]["N-Enc", 3]
     assert "Faithfulness: gain of masking a method's top 20 % over random tokens" in printed.getvalue()
     assert f"{gain:.3f}" in printed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("left_out", "words"),
+    [
+        ([(), (0, 1)], f"mean over {len(LENGTHS) - 2} to {len(LENGTHS)} examples and 1 run"),
+        ([(1,), (1,)], f"mean over {len(LENGTHS) - 1} examples and 1 run"),
+        ([range(len(LENGTHS))] * 2, "no example has such a figure"),
+    ],
+    ids=["other at each step", "the same", "every one"],
+)
+def test_of_how_many_examples_a_table_of_faithfulness_speaks(
+    left_out: list[tuple[int, ...]], words: str, tmp_path: Path
+) -> None:
+    run = RunRecord(tmp_path, "run")
+    for step, examples in enumerate(left_out, 1):
+        further(step, left_out=examples).write(run)
+    printed = StringIO()
+    print_study(study.load(tmp_path), console=Console(file=printed, width=300))
+    [said] = [line for line in printed.getvalue().splitlines() if line.startswith("Faithfulness")]
+    assert words in said
+    assert "left out: examples of whose score masking every token costs too little" in said

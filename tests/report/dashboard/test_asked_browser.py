@@ -249,7 +249,7 @@ def test_the_masked_copy_s_probability_and_gain_are_said(tab: Tab, measured: dic
         gain = float(newest.faithfulness.gain["N-Enc"][sentence])
         assert f"gain over random{'+' if gain > 0 else ''}{decimals(gain)}" in said
         assert f"3 of {len(newest.names[sentence])} tokens" in said
-    assert "left out: masking everything changes too little" in told(tab, 1)
+    assert "left out: masking everything costs too little" in told(tab, 1)
 
 
 def test_odd_tokens_stay_text_in_every_mode(tab: Tab, measured: dict[str, list[Measurement]]) -> None:

@@ -11,8 +11,9 @@ const MOST_TOLD = 6;
 const TITLES = { masked: "Masked sentence", signed: "Signed scores" };
 const REFERENCES = {
   "saliency": "gradient × input at the first hidden states",
-  "integrated gradients": "gradient × input, averaged on the way from nothing to the first hidden states",
+  "integrated gradients": "gradient × input, averaged on the way from the mean of the sentence’s first hidden states to these",
   "HTA": "how much the read row changes with the first hidden states",
+  "exact HTA": "how much the read row changes with the first hidden states",
 };
 /** What the figures of the masked copies are called. */
 export const MEASURES = {
@@ -63,7 +64,7 @@ function maskedOf(masked, method, length, i) {
   if (!methods.length) said = "No masked copies were made at this validation.";
   else if (!methods.includes(method)) {
     said = `No tokens were masked in the order of ${method}; they were in that of ${methods.join(", ")}.`;
-  } else if (!tokens) said = "The masked copy of this sentence is not stored.";
+  } else if (!tokens) said = "No masked copy is stored of this sentence, or it has fewer than two tokens to mask.";
   /** @type {[string, string][]} */
   const facts = [];
   if (tokens) {
@@ -71,7 +72,7 @@ function maskedOf(masked, method, length, i) {
     const both = masked.probability?.[i];
     if (both) facts.push(["probability", `${percent(both[0])} → ${percent(both[1])}`]);
     const gain = masked.gain?.[i] ?? null;
-    facts.push(["gain over random", gain === null ? "left out: masking everything changes too little" : withSign(gain, 2)]);
+    facts.push(["gain over random", gain === null ? "left out: masking everything costs too little" : withSign(gain, 2)]);
     for (const name of ["sufficiency_gain", "log_odds"]) {
       const value = masked[name]?.[i] ?? null;
       if (value !== null) facts.push([MEASURES[name].toLowerCase(), withSign(value, 2)]);

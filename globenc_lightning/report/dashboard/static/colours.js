@@ -10,7 +10,7 @@ const SCALES = {
   dark: { lightness: [0.34, 0.94], chroma: [0.008, 0.18, 0.04], hue: [270, 258, 215] },
 };
 const STEPS = 256;
-// Both ends are as light as each other: the hue tells the sign, and never alone, see signed.js.
+// Both ends are as light as each other: the hue tells the sign, and never alone, see beside.js.
 const TWO_SIDED = {
   light: { lightness: [0.975, 0.5], chroma: 0.15, hues: [262, 48] },
   dark: { lightness: [0.34, 0.8], chroma: 0.14, hues: [255, 62] },

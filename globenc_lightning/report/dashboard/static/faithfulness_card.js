@@ -139,7 +139,7 @@ function countsOf(masking, measure, method, position, validation, drawn) {
   const said = value === null ? "no mean" : `${decimal(value)}${interval}`;
   return (
     `${method} at step ${validation.step}: ${said}, mean over ${counted(n)} of ${counted(examples)} sentences` +
-    `${left ? `; ${counted(left)} left out, where masking everything changes too little` : "; none is left out"}.` +
+    `${left ? `; ${counted(left)} left out, where masking everything costs too little` : "; none is left out"}.` +
     `${by ? ` Copies are compared by: ${visible(by)}.` : ""}${without}`
   );
 }
