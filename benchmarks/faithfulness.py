@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ["model", "b", "s", "masked", "passes", "bare", "ours", "ratio", "pairs"],
         rows,
     )
-    finish(options, found, results)
+    finish(options, found, {"time": results})
 
 
 if __name__ == "__main__":
