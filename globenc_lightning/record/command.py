@@ -26,7 +26,7 @@ from globenc_lightning.tokenizers import as_tokenizer
 LOADER = "loader"
 NUM_EXAMPLES = 16
 FAILED = 2
-GIVEN = ("methods", "target", "readout", "aggregation", "references", "signed", "faithfulness")
+GIVEN = ("methods", "target", "readout", "aggregation", "references", "signed")
 """What the command line may choose in place of what the callback in a checkpoint has chosen."""
 
 

@@ -21,12 +21,9 @@ def bytes_besides(measurement: Measurement) -> Callable[[int], int]:
     """Returns a function of a sentence's length: how many bytes it takes for what was asked for besides."""
     methods, layers = len(measurement.correlation), next(iter(measurement.correlation.values())).shape[1]
     found = measurement.faithfulness
-    counts: dict[str, Any] = {
-        "references": len(measurement.reference_correlation),
-        "masked": 0 if found is None else len(found.gain),
-        "signed": bool(measurement.signed),
-    }
-    return lambda length: asked.size_of(length, layers, methods, **counts)
+    references, masked = len(measurement.reference_correlation), 0 if found is None else len(found.gain)
+    signed = bool(measurement.signed)
+    return lambda length: asked.size_of(length, layers, methods, references=references, masked=masked, signed=signed)
 
 
 def correlations(measurement: Measurement, shown: int) -> dict[str, asked.Correlation]:
