@@ -1,5 +1,6 @@
 """Integrated gradients and hidden token attribution over a whole training, resumed, and in several processes."""
 
+import itertools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,11 @@ def assert_holds(entry: HistoryEntry, references: dict[str, list[Tensor]], rho: 
 
 
 def test_a_training_is_told_once_that_integrated_gradients_are_incomplete(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Whatever they miss is too much here, and it is another share at each validation.
-    monkeypatch.setattr(references, "INCOMPLETE", -1.0)
+    # They miss too much, and another share at each validation.
+    shares, error = itertools.count(50), references.completeness_error
+    monkeypatch.setattr(
+        references, "completeness_error", lambda *args: torch.full_like(error(*args), next(shares) / 100)
+    )
     callback = GlobEncCallback(num_examples=4, **ASKED)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -174,6 +174,8 @@ def assert_equal_trainings(trainings: dict[str, Any], names: tuple[str, ...]) ->
             assert found[place]["rho"] == 0.0, name
             assert found[place]["rows"] < 1e-6, name
         assert "globenc/spearman/N-Enc" in found["monitored"]
+        # Half precision rounds the whole model's matrices as it does those of shards.
+        assert found["masked"] < (1e-5 if name != "bfloat16" else 1e-2), name
 
 
 def assert_resumed(found: dict[str, Any]) -> None:

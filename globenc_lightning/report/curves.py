@@ -133,6 +133,7 @@ class Style(NamedTuple):
     marker: str
     weights: bool
     prominent: bool = False
+    palette: str = _PALETTE
 
 
 STYLES: dict[str, Style] = {
@@ -145,7 +146,8 @@ STYLES: dict[str, Style] = {
     "N-ResLN": Style(4, "v", False),
     "N-Enc": Style(2, "D", False, prominent=True),
     "ALTI": Style(5, "P", False),
-    "Value-Zeroing": Style(9, "X", False),
+    # What the palette has left is too light for a line on white.
+    "Value-Zeroing": Style(0, "X", False, palette="Dark2"),
 }
 
 
@@ -161,7 +163,8 @@ def method_colour(method: str) -> tuple[int, int, int]:
     import matplotlib
     from matplotlib.colors import to_rgb
 
-    red, green, blue = to_rgb(matplotlib.color_sequences[_PALETTE][_style(method).entry])
+    style = _style(method)
+    red, green, blue = to_rgb(matplotlib.color_sequences[style.palette][style.entry])
     return round(red * 255), round(green * 255), round(blue * 255)
 
 

@@ -31,7 +31,7 @@ from globenc_lightning import METHODS, GlobEncCallback
 from globenc_lightning.report import publish
 from globenc_lightning.report.dashboard import records as dashboard_records
 from globenc_lightning.report.dashboard import store
-from globenc_lightning.settings import Settings
+from globenc_lightning.settings import FURTHER_METHODS, Settings
 from tests.report.dashboard.browser import (
     ARTIFACTS,
     Tab,
@@ -803,8 +803,9 @@ def test_the_tokens_are_not_built_anew_at_every_step(tab: Tab) -> None:
 def test_all_methods_differ_by_more_than_colour() -> None:
     text = (Path(store.__file__).parent / "static" / "colours.js").read_text(encoding="utf-8")
     styles = re.findall(r'"([\w-]+)": \{ light: .*?marker: "(\w+)", dash: "([^"]*)", hollow: (\w+)', text)
-    assert {name for name, *_ in styles} == set(METHODS)
-    assert len({tuple(style) for _, *style in styles}) == len(METHODS)
+    methods = (*METHODS, *FURTHER_METHODS)
+    assert {name for name, *_ in styles} == set(methods)
+    assert len({tuple(style) for _, *style in styles}) == len(methods)
 
 
 def test_an_earlier_version_s_data_are_shown_as_before(tab: Tab, logdir: Path) -> None:
@@ -852,7 +853,7 @@ def test_every_kind_is_shown_as_what_it_is(tab: Tab, logdir: Path, kind: str) ->
         assert chips == [len(one) for one in shown]
     keys = [one for one in tab.all(".tokens-view .mark-key") if one.is_displayed()]
     assert [one.text for one in keys] == ([found[-1].words["marked"]] if found[-1].words["marked"] else [])
-    assert found[-1].words["score"] in tab.text(".tokens-view .token-heads > div:last-of-type .hint")
+    assert found[-1].words["score"] in tab.text(".tokens-view .token-heads > div:last-of-type .hint:not(.masked-key)")
     others = [text for one in found[-1].decided for _, text in one.others]
     assert len(tab.all(".tokens-view .other-text")) == len(others)
     tab.shot(f"kind-{kind.replace(' ', '-')}")

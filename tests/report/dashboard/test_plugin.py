@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -894,6 +895,8 @@ def test_dynamics_of_a_training_that_goes_on_are_read_once(tmp_path: Path, monke
     monkeypatch.setattr(store, "detail_from_bytes", counted)
     ask(client, "dynamics", **where, **{**CHOICES, "layer": 0})
     assert read == []
+    # TensorBoard reads event files in the order of their names, which begin with the second.
+    time.sleep(1.1)
     write_run(tmp_path, [3])
     multiplexer.Reload()
     ask(client, "table", **where)

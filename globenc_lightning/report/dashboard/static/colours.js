@@ -133,7 +133,7 @@ const METHOD_STYLES = {
   "N-ResLN": { light: "#832db6", dark: "#c58aec", marker: "down", dash: "", hollow: false },
   "N-Enc": { light: "#bd1f01", dark: "#ff7a66", marker: "diamond", dash: "", hollow: false },
   "ALTI": { light: "#8c5546", dark: "#d3a293", marker: "plus", dash: "", hollow: false },
-  "Value-Zeroing": { light: "#26828e", dark: "#92dadd", marker: "cross", dash: "", hollow: false },
+  "Value-Zeroing": { light: "#1b9e77", dark: "#66c2a5", marker: "cross", dash: "", hollow: false },
 };
 const OTHER_METHOD = { light: "#50545c", dark: "#c4c8d0", marker: "circle", dash: "1 3", hollow: true };
 
