@@ -21,9 +21,9 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from finetune_sentiment import (
-    PACKAGED_DATA,
-    PACKAGED_MODEL,
     SentimentClassifier,
+    add_training_arguments,
+    check_sizes,
     find_model,
     make_loaders,
     make_trainer,
@@ -78,16 +78,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--model", default=PACKAGED_MODEL, help="folder of an encoder, or a package that carries one")
-    parser.add_argument("--data", type=Path, default=PACKAGED_DATA, help="TSV with the columns label and text")
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--train-size", type=int, default=6400, help="training sentences, at most")
-    parser.add_argument("--val-size", type=int, default=500, help="held-out sentences, at most a fifth of the data")
+    add_training_arguments(parser)
     parser.add_argument("--num-examples", type=int, default=96, help="held-out sentences that are compared on")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=5e-5)
-    parser.add_argument("--max-length", type=int, default=64, help="tokens kept of a sentence")
-    parser.add_argument("--threads", type=int, help="CPU threads; torch's own choice if not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help=f"a very short run, as if with {QUICK}")
     parser.add_argument(
@@ -96,10 +88,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if parser.parse_known_args(arguments)[0].quick:
         parser.set_defaults(**QUICK)
     options = parser.parse_args(arguments)
-    for name in ("epochs", "train_size", "val_size", "num_examples", "batch_size", "max_length", "threads"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} has to be at least 1, not {value}")
+    check_sizes(parser, options, "num_examples")
     options.validations = 1
     return options
 

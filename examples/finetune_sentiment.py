@@ -209,31 +209,49 @@ def find_model(name: str) -> str:
     )
 
 
+def add_training_arguments(parser: argparse.ArgumentParser, train_size: int = 6400, val_size: int = 500) -> None:
+    """Add the options of a fine-tuning.
+
+    Args:
+        parser: Takes them.
+        train_size: The default number of training sentences.
+        val_size: The default number of held-out sentences.
+    """
+    parser.add_argument("--model", default=PACKAGED_MODEL, help="folder of an encoder, or a package that carries one")
+    parser.add_argument("--data", type=Path, default=PACKAGED_DATA, help="TSV with the columns label and text")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--train-size", type=int, default=train_size, help="training sentences, at most")
+    parser.add_argument(
+        "--val-size", type=int, default=val_size, help="held-out sentences, at most a fifth of the data"
+    )
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=5e-5)
+    parser.add_argument("--max-length", type=int, default=64, help="tokens kept of a sentence")
+    parser.add_argument("--threads", type=int, help="CPU threads; torch's own choice if not given")
+
+
+def check_sizes(parser: argparse.ArgumentParser, options: argparse.Namespace, *others: str) -> None:
+    """End with an error where a size of the fine-tuning, or another one of those options, is below 1."""
+    for name in ("epochs", "train_size", "val_size", "batch_size", "max_length", "threads", *others):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} has to be at least 1, not {value}")
+
+
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--model", default=PACKAGED_MODEL, help="folder of an encoder, or a package that carries one")
-    parser.add_argument("--data", type=Path, default=PACKAGED_DATA, help="TSV with the columns label and text")
-    parser.add_argument("--epochs", type=int, default=1)
+    add_training_arguments(parser)
     parser.add_argument("--validations", type=int, default=8, help="validations in the whole run, each with GlobEnc")
-    parser.add_argument("--train-size", type=int, default=6400, help="training sentences, at most")
-    parser.add_argument("--val-size", type=int, default=500, help="held-out sentences, at most a fifth of the data")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=5e-5)
-    parser.add_argument("--max-length", type=int, default=64, help="tokens kept of a sentence")
-    parser.add_argument("--threads", type=int, help="CPU threads; torch's own choice if not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help=f"a very short run, as if with {QUICK}")
     parser.add_argument("--output", type=Path, default=Path("runs"), help="folder for TensorBoard")
     if parser.parse_known_args(arguments)[0].quick:
         parser.set_defaults(**QUICK)
     options = parser.parse_args(arguments)
-    for name in ("epochs", "validations", "train_size", "val_size", "batch_size", "max_length", "threads"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} has to be at least 1, not {value}")
+    check_sizes(parser, options, "validations")
     return options
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from finetune_sentiment import (
-    PACKAGED_DATA,
-    PACKAGED_MODEL,
     RhoTable,
     SentimentClassifier,
+    add_training_arguments,
+    check_sizes,
     find_model,
     make_loaders,
     make_trainer,
@@ -44,18 +44,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--model", default=PACKAGED_MODEL, help="folder of an encoder, or a package that carries one")
-    parser.add_argument("--data", type=Path, default=PACKAGED_DATA, help="TSV with the columns label and text")
+    add_training_arguments(parser, train_size=1600, val_size=250)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run for each")
-    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--validations", type=int, default=5, help="validations of each run, each with GlobEnc")
-    parser.add_argument("--train-size", type=int, default=1600, help="training sentences, at most")
-    parser.add_argument("--val-size", type=int, default=250, help="held-out sentences, at most a fifth of the data")
     parser.add_argument("--num-examples", type=int, default=32, help="held-out sentences that are analysed")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=5e-5)
-    parser.add_argument("--max-length", type=int, default=64, help="tokens kept of a sentence")
-    parser.add_argument("--threads", type=int, help="CPU threads; torch's own choice if not given")
     parser.add_argument("--quick", action="store_true", help=f"very short runs, as if with {QUICK}")
     parser.add_argument(
         "--output", type=Path, default=Path("study"), help="folder of the record, the figures and TensorBoard's runs"
@@ -63,11 +55,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if parser.parse_known_args(arguments)[0].quick:
         parser.set_defaults(**QUICK)
     options = parser.parse_args(arguments)
-    sizes = ("epochs", "validations", "train_size", "val_size", "num_examples", "batch_size", "max_length", "threads")
-    for name in sizes:
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} has to be at least 1, not {value}")
+    check_sizes(parser, options, "validations", "num_examples")
     if len(set(options.seeds)) < len(options.seeds) or min(options.seeds) < 0:
         parser.error("--seeds have to be different numbers from 0")
     if (options.output / "record").exists():

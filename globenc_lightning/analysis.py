@@ -311,7 +311,8 @@ def attribute(
         forward: how to call the model when its own forward gives no logits: ``forward(model, inputs)`` returns them.
         aggregation: how the layers' maps are put together: ``"rollout"``, as in the paper, or ``"maxflow"`` (attention
             flow, Abnar & Zuidema, ACL 2020), which takes much longer.
-        references: what the rows are compared with besides the ``"saliency"``: ``"integrated gradients"``, ``"HTA"``.
+        references: what the rows are compared with besides the ``"saliency"``: ``"integrated gradients"``, ``"HTA"``,
+            ``"exact HTA"``.
         signed: compute signed contributions to the score, too.
 
     Returns:
@@ -993,7 +994,7 @@ def _forward_and_backward(
     calls = tuple(replace(one, hidden=torch.empty(0), last=torch.empty(0)) for one in found.calls)
 
     def again(within: Within) -> Decision:
-        return _decided_again(reader, same_way, batch, told, settings.target, calls, units, within)
+        return _decided_again(reader, same_way, batch, told, settings, calls, units, within)
 
     return found._replace(again=again)
 
@@ -1023,7 +1024,7 @@ def _decided_again(
     way: Way,
     batch: Mapping[str, Any],
     told: Mapping[str, Any],
-    target: Target,
+    settings: Settings,
     calls: tuple[EncoderCall, ...],
     units: Tensor,
     within: Within,
@@ -1035,7 +1036,7 @@ def _decided_again(
         way: how it is called.
         batch: the batch.
         told: the same with ids, masks and labels on the CPU.
-        target: which score is explained.
+        settings: what is computed.
         calls: the calls of encoders in the analysis.
         units: (n,) the unit of each example.
         within: makes a context that the forward pass runs in.
@@ -1046,9 +1047,8 @@ def _decided_again(
         with _told(way.name), OwnContexts(reader.model, connected=False):
             output = (_watched(way.call, watch) if reader.squashes else way.call)(_copied(batch))
         outcome, squashed = _before_squashing(output, watch)
-        ends = ends_of(outcome, batch, calls[0].mask.shape[1])
-        logits = logits_of(outcome if ends is None else ends[0], size_of_batch(batch), _width(reader, reader.read))
-        return detached(_decision_of(reader, logits, ends, squashed, told, target, calls).of(units))
+        decision, _ = _decided_by(reader, outcome, squashed, batch, told, settings, calls)
+        return detached(decision.of(units))
 
 
 def _decided_by(

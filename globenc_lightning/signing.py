@@ -23,7 +23,7 @@ from globenc_lightning.encoder.precision import LOW, FullPrecision, exact_produc
 from globenc_lightning.encoder.reading import EncoderCall, Skipped, read
 from globenc_lightning.encoder.structure import Structure
 from globenc_lightning.encoder.undisturbed import undisturbed
-from globenc_lightning.errors import GlobEncError
+from globenc_lightning.errors import GlobEncError, is_out_of_memory
 
 ALLOWED = {torch.float64: 1e-9, torch.float32: 1e-4}
 """How much of all contributions may be missing in their sum, for rounding."""
@@ -89,8 +89,13 @@ def signed_scores(network: Network, texts: Any, scores: Tensor, kind: str, *, ow
     """
     try:
         return _proven(network, texts, scores, "target" if own_target else kind)
-    except GlobEncError as error:
-        return Signed(reason=f"the network with attention, norms and activations held fixed cannot be run: {error}")
+    except Exception as error:
+        if is_out_of_memory(error):
+            # Smaller batches may fit: the caller's to decide.
+            raise
+        # Whatever fails here, the figures of the analysis itself are not lost with it.
+        told = str(error) if isinstance(error, GlobEncError) else f"{type(error).__name__}: {error}"
+        return Signed(reason=f"the network with attention, norms and activations held fixed cannot be run: {told}")
 
 
 def _proven(network: Network, texts: Any, scores: Tensor, kind: str) -> Signed:

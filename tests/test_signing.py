@@ -24,7 +24,7 @@ from transformers import (
 
 from globenc_lightning import Attributions, GlobEncCallback, attribute, signing, study
 from globenc_lightning.encoder import frozen
-from globenc_lightning.errors import GlobEncWarning, RecordError
+from globenc_lightning.errors import GlobEncWarning, OutOfMemoryError, RecordError
 from globenc_lightning.history import HistoryEntry
 from globenc_lightning.record.reading import Record
 from globenc_lightning.record.writing import RecordOptions
@@ -658,3 +658,20 @@ def test_steps_whose_scores_have_no_parts(name: str, words: str) -> None:
     with pytest.warns(GlobEncWarning, match=words):
         build_trainer([callback]).fit(case.module(), case.loader(TRAINING), case.loader(VALIDATION))
     assert len(callback.history)
+
+
+def test_whatever_fails_there_the_other_figures_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = drawn(of_kind(BertForTokenClassification), torch.float32)
+    inputs = with_labels(labels=torch.where(batch(LENGTHS)["attention_mask"] == 1, 1, -100))
+
+    def fails(error: Exception) -> Callable[..., Any]:
+        def proven(*_: Any) -> Any:
+            raise error
+
+        return proven
+
+    monkeypatch.setattr(signing, "_proven", fails(ArithmeticError("not here")))
+    refused(model, inputs, "ArithmeticError: not here")
+    monkeypatch.setattr(signing, "_proven", fails(torch.OutOfMemoryError("full")))
+    with pytest.raises(OutOfMemoryError):
+        attribute(model, inputs, signed=True)
